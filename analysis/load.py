@@ -1,0 +1,305 @@
+"""Run folders -> tidy tables.
+
+Runs.trials       one row per trial:
+    run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
+    value, step, seconds, images_seen, reason, started, ended, resumed, split,
+    config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
+    status is `running` where no ending was written. `label` names the run in tables: its method,
+    or the run's name where several runs have the same method.
+Runs.history      one row per report: run, label, condition, phase, trial, seed, stage, step,
+                  seconds, and each metric
+Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
+Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
+                  ties, half_width, config (a dict)
+Runs.notes        sentences on what is incomplete or odd, for the reader of the report
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tune_ssl import records
+from tune_ssl.errors import Problem, UserError
+
+RUNNING = "running"
+STATUSES = (*records.ENDINGS, RUNNING)
+TEST_METRIC = "test/mean_class_accuracy"
+
+TRIAL_COLUMNS = (
+    "run label method dataset condition labels phase trial number status seed digest value step "
+    "seconds images_seen reason started ended resumed split"
+).split()
+HISTORY_COLUMNS = "run label condition phase trial seed stage step seconds".split()
+CONDITION_COLUMNS = "run label method condition labels validation".split()
+LOCK_COLUMNS = "run label condition trial time digest value rule ties half_width config".split()
+NUMBERS = "labels number seed value step seconds images_seen started ended resumed".split()
+REQUIRED = ("name", "method", "dataset", "metric", "mode", "conditions")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run folder's study.yaml. `run` and `label` are unique among the runs loaded together."""
+
+    run: str
+    label: str
+    path: Path
+    raw: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        return str(self.raw["method"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.raw["metric"])
+
+    @property
+    def mode(self) -> str:
+        return str(self.raw["mode"])
+
+    @property
+    def dataset(self) -> Mapping[str, Any]:
+        return dict(self.raw["dataset"])
+
+    @property
+    def searched(self) -> list[str]:
+        """The config keys that differ between trials by design."""
+        study = self.raw.get("study") or {}
+        return [*(study.get("search") or {}), *(study.get("ablate") or {})]
+
+    @property
+    def planned_seeds(self) -> int | None:
+        """How many confirm seeds the study asks for, if it says so."""
+        seeds = ((self.raw.get("study") or {}).get("study") or {}).get("seeds")
+        if isinstance(seeds, int):
+            return seeds
+        return len(seeds) if isinstance(seeds, (list, tuple)) else None
+
+
+@dataclass
+class Runs:
+    """Everything that was read. See the module's docstring for the columns."""
+
+    studies: list[Study]
+    trials: pd.DataFrame
+    history: pd.DataFrame
+    conditions: pd.DataFrame
+    locks: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    def study(self, run: str) -> Study:
+        return next(study for study in self.studies if study.run == run)
+
+    @property
+    def labels(self) -> list[str]:
+        return [study.label for study in self.studies]
+
+
+def load_runs(paths: Iterable[str | Path]) -> Runs:
+    """Read run folders into one set of tables.
+
+    Raises:
+        UserError: no folder, not a run folder, an unknown schema, or runs on different datasets.
+    """
+    folders = [Path(path) for path in paths]
+    if not folders:
+        raise UserError("no run folder was given")
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    studies = _labelled([(folder, _read_study(folder)) for folder in folders])
+    _same_dataset(studies)
+    notes: list[str] = []
+    trials: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    conditions: list[dict[str, Any]] = []
+    locks: list[dict[str, Any]] = []
+    for study in studies:
+        events = _read(study, records.TRIALS, ("event", "trial", "condition", "phase"), notes)
+        reports = _read(study, records.HISTORY, ("trial", "stage", "step", "metrics"), notes)
+        splits = _read(study, records.SPLITS, ("condition", "seed", "digest"), notes)
+        rows = _trial_rows(study, events, splits, notes)
+        trials += rows
+        history += _history_rows(rows, reports)
+        conditions += _condition_rows(study)
+        locks += _lock_rows(study, events)
+    table = _frame(trials, TRIAL_COLUMNS)
+    for column in NUMBERS:
+        try:
+            table[column] = pd.to_numeric(table[column])
+        except (TypeError, ValueError):
+            raise UserError(f"{records.TRIALS}: `{column}` of a trial is not a number") from None
+    return Runs(
+        studies,
+        table,
+        _frame(history, HISTORY_COLUMNS),
+        _frame(conditions, CONDITION_COLUMNS),
+        _frame(locks, LOCK_COLUMNS),
+        notes,
+    )
+
+
+def _read_study(folder: Path) -> dict[str, Any]:
+    path = folder / records.STUDY
+    if not folder.is_dir():
+        raise UserError(Problem("is not a folder", where=str(folder)))
+    if not path.is_file():
+        raise UserError(
+            Problem(f"is not a run folder: it has no {records.STUDY}", where=str(folder))
+        )
+    try:
+        raw = YAML(typ="safe", pure=True).load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(Problem(f"is not readable YAML: {line}", where=str(path))) from None
+    if not isinstance(raw, dict):
+        raise UserError(Problem("is empty or not a mapping", where=str(path)))
+    _check_schema(raw.get("schema"), path)
+    missing = [key for key in REQUIRED if key not in raw]
+    if missing:
+        raise UserError([Problem("is missing", key, str(path)) for key in missing])
+    if raw["mode"] not in ("min", "max"):
+        raise UserError(Problem(f"is {raw['mode']!r}, but must be min or max", "mode", str(path)))
+    if not isinstance(raw["dataset"], dict) or not isinstance(raw["conditions"], list):
+        raise UserError(Problem("has a malformed `dataset` or `conditions`", where=str(path)))
+    return raw
+
+
+def _check_schema(schema: object, path: Path) -> None:
+    if schema != records.SCHEMA:
+        text = f"is {schema!r}, but this version of tune-ssl reads only {records.SCHEMA}"
+        raise UserError(Problem(text, "schema", str(path)))
+
+
+def _labelled(found: Sequence[tuple[Path, dict[str, Any]]]) -> list[Study]:
+    """Give each run a name of its own: by method where possible, else by name, else by path."""
+    names = Counter(str(raw["name"]) for _, raw in found)
+    methods = Counter(str(raw["method"]) for _, raw in found)
+    studies = []
+    for folder, raw in found:
+        name, method = str(raw["name"]), str(raw["method"])
+        run = name if names[name] == 1 else str(folder)
+        label = method if methods[method] == 1 else run
+        studies.append(Study(run, label, folder, raw))
+    labels = Counter(study.label for study in studies)
+    return [
+        study if labels[study.label] == 1 else replace(study, label=str(study.path))
+        for study in studies
+    ]
+
+
+def _same_dataset(studies: Sequence[Study]) -> None:
+    first = studies[0]
+    for study in studies[1:]:
+        if study.dataset.get("digest") != first.dataset.get("digest"):
+            raise UserError(
+                f"{study.path} is on dataset {study.dataset.get('name')} "
+                f"({study.dataset.get('digest')}), but {first.path} on "
+                f"{first.dataset.get('name')} ({first.dataset.get('digest')}): "
+                "runs on different data are not compared"
+            )
+
+
+def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> list[records.Record]:
+    path = study.path / name
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = records.read(path)
+    notes += [f"{study.run}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught]
+    for record in found:
+        _check_schema(record.get("schema"), path)
+        missing = [key for key in keys if key not in record]
+        if missing:
+            raise UserError(Problem(f"has a record without {missing[0]!r}", where=str(path)))
+    return found
+
+
+def _trial_rows(
+    study: Study,
+    events: Sequence[records.Record],
+    splits: Sequence[records.Record],
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    ended = records.endings(events)
+    split = {(record["condition"], record["seed"]): record["digest"] for record in splits}
+    labels = {c["id"]: c.get("labels") for c in study.raw["conditions"]}
+    resumed = Counter(event["trial"] for event in events if event["event"] == records.RESUMED)
+    rows: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] not in (records.STARTED, *records.ENDINGS):
+            continue
+        row = rows.setdefault(event["trial"], {"number": len(rows)})
+        if event["event"] == records.STARTED:
+            row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
+            row.update({key: event[key] for key in ("number", "seed", "digest") if key in event})
+            row.setdefault("started", event.get("time"))
+        row.update({key: event[key] for key in ("phase", "trial", "condition")})
+    for trial, row in rows.items():
+        end = ended.get(trial, {})
+        row.update(end.get("metrics") or {})
+        row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
+        row.update(status=end.get("event", RUNNING), ended=end.get("time"))
+        row.update(run=study.run, label=study.label, method=study.method)
+        row.update(dataset=study.dataset.get("name"), resumed=resumed[trial])
+        row.update(labels=labels.get(row["condition"]))
+        row.update(split=split.get((row["condition"], row.get("seed"))))
+    strange = sorted({row["condition"] for row in rows.values()} - set(labels))
+    if strange:
+        notes.append(f"{study.run}: {', '.join(strange)} is not a condition of {records.STUDY}.")
+    return list(rows.values())
+
+
+def _history_rows(
+    trials: Sequence[Mapping[str, Any]], reports: Sequence[records.Record]
+) -> list[dict[str, Any]]:
+    known = {row["trial"]: row for row in trials}
+    rows = []
+    for report in records.latest_reports(reports):
+        trial = known.get(report["trial"])
+        if trial is not None:
+            shared = {k: trial.get(k) for k in ("run", "label", "condition", "phase", "seed")}
+            own = {key: report.get(key) for key in ("trial", "stage", "step", "seconds")}
+            rows.append({**(report["metrics"] or {}), **shared, **own})
+    return rows
+
+
+def _condition_rows(study: Study) -> list[dict[str, Any]]:
+    own = {"run": study.run, "label": study.label, "method": study.method}
+    return [
+        {**own, "condition": c["id"], "labels": c.get("labels"), "validation": c.get("validation")}
+        for c in study.raw["conditions"]
+    ]
+
+
+def _lock_rows(study: Study, events: Sequence[records.Record]) -> list[dict[str, Any]]:
+    keys = ("condition", "trial", "time", "digest", "value", "rule", "ties", "half_width", "config")
+    own = {"run": study.run, "label": study.label}
+    return [
+        {**own, **{key: event.get(key) for key in keys}}
+        for event in events
+        if event["event"] == records.LOCKED
+    ]
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table with `columns` first, present even without rows, and null metrics as nan."""
+    table = pd.DataFrame(list(rows))
+    extra = sorted(set(table.columns) - set(columns))
+    table = table.reindex(columns=[*columns, *extra])
+    for column in extra:
+        if not column.startswith("config.") and "confusion" not in column:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
+
+
+def finite(value: object) -> bool:
+    """Whether `value` is a number that can be shown."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

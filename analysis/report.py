@@ -1,0 +1,260 @@
+"""Run folders -> one self-contained HTML page and the tables as files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis import plots, style, tables
+from analysis.display import FORMATS, NONE, columns_of, is_bold, shown, text
+from analysis.load import Runs, Study, load_runs
+from analysis.select import DEFAULT_RULE
+from analysis.stats import expanded_tail
+from analysis.summary import NOT_A_RESULT, caveats, interval_note, summary
+from tune_ssl import records
+from tune_ssl.errors import UserError, unknown
+
+PROTOCOL = (
+    "Mean over fresh seeds with 95 % expanded percentile bootstrap intervals, in percent. "
+    "Hyperparameters were chosen on validation data; test data was opened once, for the locked "
+    "configuration. Every mean inside the best one's interval is in bold."
+)
+CAPTIONS = {
+    "results": PROTOCOL,
+    "differences": "Mean paired difference in mean per-class accuracy on test, in points, by "
+    "shared seed, with 95 % intervals that are not corrected for multiple comparisons.",
+    "budget": "Search budget and compute per condition and method.",
+    "chosen": "The chosen configuration of each condition. Values are the study's metric.",
+    "stability": "How trials ended, search and confirmation together.",
+    "trials": "Every trial. Validation values of tuning trials are not results.",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the page holds it: plotly's JSON, made safe to stand inside a script element."""
+
+    title: str
+    spec: Markup
+    caption: str = ""
+
+
+def write_report(
+    run_paths: Sequence[str | Path], out: Path, formats: Sequence[str] = FORMATS
+) -> Path:
+    """Write `out`/index.html and `out`/tables/*; returns the page's path.
+
+    Raises:
+        UserError: a folder that is not a run, an unknown format, or an `out` that is a file.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError("a table format " + unknown("format", name, FORMATS))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, but the report needs a folder")
+    runs = load_runs(run_paths)
+    found = all_tables(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    for stem, table in found.items():
+        tables.write_table(table, stem, out / "tables", formats, CAPTIONS[stem])
+    page = out / "index.html"
+    page.write_text(render(runs, found, formats), encoding="utf-8")
+    return page
+
+
+def all_tables(runs: Runs) -> dict[str, pd.DataFrame]:
+    """The report's tables by file stem."""
+    return {
+        "results": tables.results_table(runs),
+        "differences": tables.difference_table(runs),
+        "chosen": tables.chosen_table(runs),
+        "stability": tables.stability_table(runs),
+        "budget": tables.budget_table(runs),
+        "trials": tables.trial_table(runs),
+    }
+
+
+def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = ()) -> str:
+    """The page as text."""
+    results, chosen = found["results"], found["chosen"]
+    colours = style.colours(runs.labels)
+    curves = plots.training_curves(runs)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    measured = not results.empty and bool(results["mean"].notna().any())
+    return environment.get_template("report.html.j2").render(
+        title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
+        made=_moment(datetime.now(UTC).timestamp()),
+        summary=summary(runs, results, chosen),
+        caveats=caveats(runs, results, found["budget"]),
+        interval_note=interval_note(results),
+        tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
+        tables={stem: _table(table, stem) for stem, table in found.items()},
+        captions=CAPTIONS,
+        suffixes=list(formats),
+        measured=measured,
+        not_a_result=NOT_A_RESULT,
+        efficiency=_figure("", plots.label_efficiency_figure(results, colours))
+        if measured
+        else None,
+        training=_training(curves, colours, diagnostics=False),
+        diagnostics=_training(curves, colours, diagnostics=True),
+        from_search=bool((curves["source"] == records.SEARCH).any()),
+        search=_search(runs, colours),
+        rule=DEFAULT_RULE,
+        used_rules=_used_rules(chosen),
+        provenance=[_provenance(runs, study, chosen) for study in runs.studies],
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - the library's own text, no input of ours
+        config=_json(style.CONFIG),
+        page=style.PAGE,
+        font=Markup(style.FONT),  # noqa: S704 - a constant
+    )
+
+
+def reproduce(study: Study, config: dict[str, Any], seed: object) -> str:
+    """The command that trains this configuration again."""
+    pairs = [f"{key}={_plain(value)}" for key, value in config.items() if key != "seed"]
+    pairs += [f"seed={seed}"] if seed is not None else []
+    source = str(study.raw.get("source") or "SPEC.yaml")
+    return shlex.join(["tune-ssl", "train", source, *pairs])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _table(table: pd.DataFrame, stem: str) -> dict[str, Any]:
+    columns = columns_of(table, stem)
+    cells = shown(table, stem).to_numpy().tolist()
+    bold = is_bold(table)
+    status = list(table["status"]) if "status" in table else [""] * len(table)
+    return {
+        "columns": columns,
+        "rows": [
+            {"cells": row, "bold": marked, "status": state}
+            for row, marked, state in zip(cells, bold, status, strict=True)
+        ],
+    }
+
+
+def _training(
+    curves: pd.DataFrame, colours: dict[str, str], diagnostics: bool
+) -> list[tuple[str, list[Figure]]]:
+    groups = []
+    for condition, rows in curves.groupby("condition", sort=False):
+        panels = plots.panels_of(rows, diagnostics)
+        figures = [_figure(p, plots.curves_figure(rows, p, colours)) for p in panels]
+        if figures:
+            groups.append((str(condition), figures))
+    return groups
+
+
+def _search(runs: Runs, colours: dict[str, str]) -> list[Figure]:
+    figures = []
+    for condition, rows in plots.search_progress(runs).groupby("condition", sort=False):
+        without = plots.unplaced(rows)
+        caption = f"{without} trial(s) without a value are not drawn." if without else ""
+        figures.append(_figure(str(condition), plots.search_figure(rows, colours), caption))
+    return figures
+
+
+def _figure(title: str, figure: go.Figure, caption: str = "") -> Figure:
+    return Figure(title, _json(json.loads(figure.to_json())), caption)
+
+
+def _json(value: Any) -> Markup:
+    """JSON that can stand inside a script element."""
+    found = json.dumps(value)
+    for character in "<>&":
+        found = found.replace(character, f"\\u{ord(character):04x}")
+    return Markup(found)  # noqa: S704 - escaped above
+
+
+def _used_rules(chosen: pd.DataFrame) -> list[tuple[str, str]]:
+    """The rule the run itself wrote down at each lock, where it is not word for word ours."""
+    locked = chosen[chosen["locked"].astype(bool)] if len(chosen) else chosen
+    rules = [
+        (f"{row['method']}, {row['condition']}", text(row["rule"]))
+        for row in locked.to_dict("records")
+        if row["rule"] != DEFAULT_RULE.sentence or not row["rule_agrees"]
+    ]
+    return rules
+
+
+def _provenance(runs: Runs, study: Study, chosen: pd.DataFrame) -> dict[str, Any]:
+    raw, dataset = study.raw, study.dataset
+    trials = runs.trials[runs.trials["run"] == study.run]
+    git = raw.get("git") or {}
+    changed = " with uncommitted changes" if git.get("dirty") else ""
+    seeds = {
+        phase: sorted({int(s) for s in trials.loc[trials["phase"] == phase, "seed"].dropna()})
+        for phase in (records.SEARCH, records.CONFIRM)
+    }
+    facts = {
+        "Run": study.run,
+        "Folder": study.path,
+        "Method": study.method,
+        "Loss terms": _listed(raw.get("loss_terms")),
+        "Created": raw.get("created"),
+        "Command": raw.get("command"),
+        "Spec": raw.get("source"),
+        "Dataset": f"{text(dataset.get('name'))}, digest {text(dataset.get('digest'))}",
+        "Classes": _listed(dataset.get("classes")),
+        "Images": _listed(dataset.get("counts")),
+        "Code": f"{text(git.get('revision'))}{changed}",
+        "Versions": _listed(raw.get("versions")),
+        "Machine": _listed(raw.get("machine")),
+        "Seeds of the search": _listed(seeds[records.SEARCH]),
+        "Fresh seeds": _listed(seeds[records.CONFIRM]),
+    }
+    mine = chosen[chosen["run"] == study.run].to_dict("records")
+    opened = runs.locks[runs.locks["run"] == study.run].to_dict("records")
+    return {
+        "name": study.label,
+        "facts": {key: text(value) for key, value in facts.items()},
+        "opened": [
+            f"{row['condition']}: {_moment(row['time'])}, for {row['trial']}, "
+            f"digest {text(row['digest'])}"
+            for row in opened
+        ],
+        "commands": [(row["condition"], _command(study, row, trials)) for row in mine],
+    }
+
+
+def _command(study: Study, row: dict[Any, Any], trials: pd.DataFrame) -> str:
+    wanted = records.CONFIRM if row["locked"] else records.SEARCH
+    own = trials[(trials["condition"] == row["condition"]) & (trials["phase"] == wanted)]
+    if not row["locked"]:
+        own = own[own["trial"] == row["trial"]]
+    seeds = own["seed"].dropna()
+    values = next(c.get("values") for c in study.raw["conditions"] if c["id"] == row["condition"])
+    config = {**(values or {}), **row["full_config"]}
+    return reproduce(study, config, int(seeds.iloc[0]) if len(seeds) else None)
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else text(value)
+
+
+def _moment(time: Any) -> str:
+    if not isinstance(time, (int, float)) or pd.isna(time):
+        return NONE
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,272 @@
+"""The report's tables, as plain numbers. Nothing here formats; `display` does that.
+
+Shares are fractions (0.873), not percentages. A cell without a number is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.display import write_table as write_table
+from analysis.load import RUNNING, STATUSES, TEST_METRIC, Runs, Study
+from analysis.select import DEFAULT_RULE, half_width
+from analysis.stats import mean_interval, paired_difference
+from tune_ssl import records
+
+ACCURACY = "test/accuracy"
+BASELINE = "supervised"
+UNEQUAL = 0.10  # steps of two methods may differ by this share of the larger before it is said
+
+
+def confirm_trials(runs: Runs) -> pd.DataFrame:
+    """The confirm trials that count, one per (run, condition, seed), whatever their status.
+
+    Where a condition was locked more than once, only the first lock's trials count: the later
+    choice was made with test results in sight.
+    """
+    trials = runs.trials[runs.trials["phase"] == records.CONFIRM]
+    keep = pd.Series(True, index=trials.index)
+    for (run, condition), locks in runs.locks.groupby(["run", "condition"]):
+        if locks["digest"].nunique() > 1:
+            own = (trials["run"] == run) & (trials["condition"] == condition)
+            keep &= ~own | (trials["digest"] == locks["digest"].iloc[0])
+    return trials[keep].drop_duplicates(["run", "condition", "seed"])
+
+
+def results_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: test accuracy over the confirm seeds, with 95 % intervals.
+
+    `n` seeds are in the mean, `missing` ended without a test value or still run. `best` marks each
+    method whose mean lies inside the interval of the condition's highest mean.
+    """
+    rows = []
+    confirmed = confirm_trials(runs)
+    for study, condition, trials in _cells(runs, confirmed):
+        if trials.empty:
+            continue
+        main = mean_interval(_values(trials, TEST_METRIC))
+        plain = mean_interval(_values(trials, ACCURACY))
+        rows.append(
+            {
+                **_own(study, condition),
+                "mean": main.mean,
+                "low": main.low,
+                "high": main.high,
+                "std": main.std,
+                "accuracy": plain.mean,
+                "accuracy_low": plain.low,
+                "accuracy_high": plain.high,
+                "n": main.n,
+                "missing": len(trials) - main.n,
+            }
+        )
+    columns = "method condition labels mean low high std accuracy accuracy_low accuracy_high"
+    table = pd.DataFrame(rows, columns=[*columns.split(), "n", "missing"])
+    table["best"] = False
+    for _, group in table.groupby("condition", sort=False):
+        if group["mean"].notna().any():
+            top = group.sort_values("mean", ascending=False).iloc[0]
+            table.loc[group.index, "best"] = group["mean"].between(top["low"], top["high"])
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def budget_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: trials by status, and what they cost. `flag` names what is unequal.
+
+    Steps, images and seconds are of trials that ended; the cost of running trials is not known.
+    """
+    rows = []
+    for study, condition, trials in _cells(runs, runs.trials):
+        search = trials[trials["phase"] == records.SEARCH]
+        rows.append(
+            {
+                **_own(study, condition),
+                "trials": len(search),
+                **_counts(search),
+                "steps": _total(search, "step"),
+                "images_seen": _total(search, "images_seen"),
+                "seconds": _total(search, "seconds"),
+                "confirm_trials": len(trials) - len(search),
+                "confirm_seconds": _total(trials[trials["phase"] == records.CONFIRM], "seconds"),
+            }
+        )
+    columns = ["trials", *STATUSES, "steps", "images_seen", "seconds"]
+    columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["flag"] = ""
+    for _, group in table.groupby("condition", sort=False):
+        for index in group.index:
+            table.loc[index, "flag"] = _unequal(group, index)
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def trial_table(runs: Runs) -> pd.DataFrame:
+    """Every trial, in start order. `config` shows the searched keys; config.* columns hold all."""
+    table = runs.trials.copy()
+    table["config"] = [
+        config_text(_config(row), runs.study(row["run"]).searched or _varying(runs, row["run"]))
+        for _, row in table.iterrows()
+    ]
+    table["metric"] = table["run"].map({study.run: study.metric for study in runs.studies})
+    table["method"] = table["label"]
+    first = "method condition labels phase trial number status value metric step seconds".split()
+    first += ["seed", "config", "reason", "digest"]
+    configs = [column for column in table.columns if column.startswith("config.")]
+    return table[[*first, *configs]].reset_index(drop=True)
+
+
+def chosen_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: the chosen configuration, its tuning value and its confirmed value.
+
+    `tuned` is the value that won the search (optimistic, being the best of many), `confirmed` the
+    same metric's mean over the confirm seeds. `locked` says whether test data was opened for it;
+    where not, the row is what the rule would choose now.
+    """
+    rows: list[dict[str, Any]] = []
+    confirmed = confirm_trials(runs)
+    for study, condition, trials in _cells(runs, runs.trials):
+        locks = runs.locks[(runs.locks["run"] == study.run)]
+        locks = locks[locks["condition"] == condition["condition"]]
+        best = DEFAULT_RULE.choose(trials, study.mode)
+        common = {**_own(study, condition), "metric": study.metric, "run": study.run}
+        if not locks.empty:
+            lock = locks.iloc[0]
+            mine = (confirmed["run"] == study.run) & (
+                confirmed["condition"] == condition["condition"]
+            )
+            fresh = confirmed[mine & (confirmed["status"] == records.FINISHED)]
+            value = mean_interval(fresh["value"])
+            config = lock["config"] if isinstance(lock["config"], dict) else {}
+            taken = {key: lock[key] for key in ("trial", "digest", "ties", "half_width", "rule")}
+            extra = {"tuned": lock["value"], "confirmed": value.mean, "confirmed_n": value.n}
+            extra |= {"locked": True, "opened": lock["time"], "full_config": config}
+            extra["rule_agrees"] = best is not None and best["trial"] == lock["trial"]
+            rows.append({**common, **taken, **extra})
+        elif best is not None:
+            validation = condition["validation"]
+            taken = {"trial": best["trial"], "digest": best["digest"], "tuned": best["value"]}
+            taken["ties"] = DEFAULT_RULE.ties(trials, study.mode, validation)
+            taken |= {"half_width": half_width(validation), "rule": DEFAULT_RULE.sentence}
+            extra = {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
+            extra |= {"full_config": _config(best), "rule_agrees": True}
+            rows.append({**common, **taken, **extra})
+    for row in rows:
+        keys = runs.study(row["run"]).searched or _varying(runs, row["run"])
+        row["config"] = config_text(row["full_config"], keys)
+    columns = "method condition labels trial config metric tuned confirmed confirmed_n ties"
+    columns += " half_width locked opened digest rule rule_agrees full_config run"
+    table = pd.DataFrame(rows, columns=columns.split())
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def stability_table(runs: Runs) -> pd.DataFrame:
+    """Per method, search and confirm together: trials by status, and why trials diverged."""
+    rows = []
+    for study in runs.studies:
+        trials = runs.trials[runs.trials["run"] == study.run]
+        bad = trials[trials["status"].isin([records.DIVERGED, records.FAILED])]
+        reasons = Counter(str(r) if isinstance(r, str) else "no reason" for r in bad["reason"])
+        text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        counts = {"trials": len(trials), **_counts(trials)}
+        rows.append({"method": study.label, **counts, "reasons": text})
+    return pd.DataFrame(rows, columns=["method", "trials", *STATUSES, "reasons"])
+
+
+def difference_table(runs: Runs) -> pd.DataFrame:
+    """Each method minus the reference, paired by seed: supervised if present, else the first run.
+
+    A pair whose two trials are known to have had different labeled images is left out and counted
+    in `unpaired`.
+    """
+    columns = "method reference condition labels mean low high n unpaired".split()
+    if len(runs.studies) < 2:
+        return pd.DataFrame(columns=columns)
+    reference = next((s for s in runs.studies if s.method == BASELINE), runs.studies[0])
+    cells = {
+        (study.run, condition["condition"]): (study, condition, trials)
+        for study, condition, trials in _cells(runs, confirm_trials(runs))
+        if not trials.empty
+    }
+    rows = []
+    for (run, name), (study, condition, trials) in cells.items():
+        if run == reference.run or (reference.run, name) not in cells:
+            continue
+        ours, theirs = trials, cells[reference.run, name][2]
+        pairs = ours.merge(theirs, on="seed", suffixes=("", "_reference"))
+        other = pairs["split"] != pairs["split_reference"]
+        other &= pairs["split"].notna() & pairs["split_reference"].notna()
+        same = pairs[~other]
+        a = dict(zip(same["seed"], _values(same, TEST_METRIC), strict=True))
+        b = dict(zip(same["seed"], _values(same, f"{TEST_METRIC}_reference"), strict=True))
+        found = paired_difference(a, b)
+        own = {**_own(study, condition), "reference": reference.label}
+        numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+        rows.append({**own, **numbers, "unpaired": int(other.sum())})
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def config_text(config: dict[str, Any], keys: list[str]) -> str:
+    """`key=value` of `keys`, numbers with four significant digits."""
+    return " ".join(f"{key}={_short(config[key])}" for key in keys if key in config)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cells(
+    runs: Runs, trials: pd.DataFrame
+) -> Iterator[tuple[Study, dict[str, Any], pd.DataFrame]]:
+    """Each (run, condition) with its trials; conditions in the order of study.yaml."""
+    for row in runs.conditions.to_dict("records"):
+        own = (trials["run"] == row["run"]) & (trials["condition"] == row["condition"])
+        condition = {str(key): value for key, value in row.items()}
+        yield runs.study(condition["run"]), condition, trials[own]
+
+
+def _own(study: Study, condition: dict[str, Any]) -> dict[str, Any]:
+    shared = {"condition": condition["condition"], "labels": condition["labels"]}
+    return {"method": study.label, **shared}
+
+
+def _values(trials: pd.DataFrame, column: str) -> pd.Series:
+    """A metric of trials, nan wherever the trial did not finish."""
+    if column not in trials:
+        return pd.Series(math.nan, index=trials.index)
+    status = "status_reference" if column.endswith("_reference") else "status"
+    return trials[column].where(trials[status] == records.FINISHED)
+
+
+def _counts(trials: pd.DataFrame) -> dict[str, int]:
+    return {status: int((trials["status"] == status).sum()) for status in STATUSES}
+
+
+def _total(trials: pd.DataFrame, column: str) -> float:
+    return float(trials.loc[trials["status"] != RUNNING, column].sum())
+
+
+def _unequal(group: pd.DataFrame, index: Any) -> str:
+    """What this method had less of than another one under the same condition."""
+    flags = []
+    for column, slack, word in (("trials", 0.0, "trials"), ("steps", UNEQUAL, "steps")):
+        mine, most = group.loc[index, column], group[column].max()
+        if mine < most * (1 - slack):
+            flags.append(f"{word} {mine:,.0f} against {most:,.0f}")
+    return "; ".join(flags)
+
+
+def _config(row: pd.Series) -> dict[str, Any]:
+    found = {str(k)[7:]: v for k, v in row.items() if str(k).startswith("config.")}
+    return {k: v for k, v in found.items() if not (isinstance(v, float) and math.isnan(v))}
+
+
+def _varying(runs: Runs, run: str) -> list[str]:
+    trials = runs.trials[runs.trials["run"] == run]
+    columns = [column for column in trials.columns if column.startswith("config.")]
+    return [c[7:] for c in columns if trials[c].dropna().astype(str).nunique() > 1]

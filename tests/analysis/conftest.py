@@ -1,0 +1,169 @@
+"""A factory of synthetic run folders, written through the same `records` as real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tune_ssl import records
+
+METRIC = "val/mean_class_accuracy"
+CONFIRMED = {0: 0.80, 1: 0.84, 2: 0.82, 3: 0.86, 4: 0.83}
+# (ending, value at the end, reason); None is a trial that still runs.
+SEARCH: tuple[tuple[str | None, float | None, str | None], ...] = (
+    (records.FINISHED, 0.70, None),
+    (records.FINISHED, 0.81, None),
+    (records.STOPPED, 0.95, "asha"),
+    (records.DIVERGED, None, "loss/total is nan at step 40"),
+    (records.FAILED, None, "out of memory"),
+    (records.FINISHED, 0.79, None),
+)
+
+
+def write_run(
+    path: Path,
+    name: str | None = None,
+    method: str = "soft_kmeans",
+    labels: tuple[int, ...] = (50, 200),
+    search: Any = SEARCH,
+    confirm: dict[int, float | None] | None = None,
+    shift: float = 0.0,
+    digest: str = "d1",
+    classes: tuple[str, ...] = ("cat", "dog"),
+    metric: str = METRIC,
+    conditions: list[str] | None = None,
+    split: str = "same",
+    diag: bool = True,
+    steps: int = 100,
+) -> Path:
+    """Write a run folder. `confirm` maps seed -> test value; {} leaves the run unconfirmed."""
+    confirm = CONFIRMED if confirm is None else confirm
+    path.mkdir(parents=True)
+    ids = conditions or [f"data.labels={count}" for count in labels]
+    study = {
+        "schema": 1,
+        "name": name or path.name,
+        "created": "2026-01-02T03:04:05",
+        "command": f"tune-ssl search {method}.yaml",
+        "source": f"{method}.yaml",
+        "method": method,
+        "dataset": {
+            "name": "digits",
+            "digest": digest,
+            "classes": list(classes),
+            "counts": {"train": 1000, "val": 200, "test": 300, "unlabeled": 800},
+            "image_shape": [8, 8, 1],
+        },
+        "metric": metric,
+        "mode": "max",
+        "loss_terms": ["supervised", "cluster"],
+        "versions": {"tune_ssl": "0.1", "python": "3.11"},
+        "git": {"revision": "abc123", "dirty": True},
+        "machine": {"platform": "linux", "cpus": 2, "gpus": []},
+        "conditions": [
+            {"id": i, "values": {"data.labels": c}, "labels": c, "validation": 200}
+            for i, c in zip(ids, labels, strict=True)
+        ],
+        "study": {
+            "search": {"optim.lr": {"log_uniform": [0.001, 1.0]}},
+            "ablate": {},
+            "study": {"num_trials": len(search), "seeds": 5, "tuning_seed": 100},
+        },
+    }
+    with open(path / records.STUDY, "w") as file:
+        YAML(typ="safe", pure=True).dump(study, file)
+    for index, (condition, count) in enumerate(zip(ids, labels, strict=True)):
+        _write_search(path, condition, index, search, metric, steps)
+        if confirm:
+            _write_confirm(path, condition, index, count, confirm, shift + 0.03 * index, split)
+    (path / records.TRIALS).touch()
+    if diag:
+        _write_history(path)
+    return path
+
+
+def event(path: Path, kind: str, trial: str, condition: str, **more: Any) -> None:
+    """Append one event to trials.jsonl."""
+    own = {"event": kind, "phase": records.SEARCH, "trial": trial, "condition": condition}
+    records.append(path / records.TRIALS, {**own, **more})
+
+
+def _write_search(
+    path: Path, condition: str, index: int, search: Any, metric: str, steps: int
+) -> None:
+    for number, (status, value, reason) in enumerate(search):
+        trial = f"c{index}-t{number:04d}"
+        config = {"optim.lr": 0.01 * (number + 1), "method.temperature": 0.5}
+        start = {"number": number, "config": config, "seed": 100, "digest": f"g{number}"}
+        event(path, records.STARTED, trial, condition, **start)
+        if status:
+            ending = {"step": steps, "value": value, "metrics": {metric: value}, "reason": reason}
+            event(path, status, trial, condition, **ending, seconds=10.0, images_seen=640)
+
+
+def _write_confirm(
+    path: Path,
+    condition: str,
+    index: int,
+    count: int,
+    confirm: dict[int, float | None],
+    shift: float,
+    split: str,
+) -> None:
+    config = {"optim.lr": 0.02, "method.temperature": 0.5, "data.labels": count}
+    lock = {"digest": "g1", "config": config, "value": 0.81, "rule": "best finished", "ties": 1}
+    more = {**lock, "half_width": 0.096, "time": 1_760_000_000.0 + index}
+    event(path, records.LOCKED, f"c{index}-t0001", condition, **{**more, "phase": "confirm"})
+    for seed, value in confirm.items():
+        trial = f"c{index}-confirm-s{seed}"
+        start = {"number": seed, "config": config, "seed": seed, "digest": "g1"}
+        event(path, records.STARTED, trial, condition, **start, phase=records.CONFIRM)
+        test = None if value is None else value + shift
+        metrics = {
+            "test/mean_class_accuracy": test,
+            "test/accuracy": test,
+            "test/count": 100,
+            "test/confusion": None
+            if test is None
+            else [[100 * test, 100 - 100 * test], [100 - 100 * test, 100 * test]],
+            METRIC: 0.78,
+        }
+        ending = {"step": 100, "value": 0.78, "metrics": metrics, "reason": None}
+        kind = records.FINISHED
+        own = {"seconds": 12.0, "images_seen": 640, "phase": records.CONFIRM}
+        event(path, kind, trial, condition, **ending, **own)
+        digest = {"condition": condition, "seed": seed, "digest": f"{split}-{seed}"}
+        records.append(path / records.SPLITS, digest)
+
+
+def _write_history(path: Path) -> None:
+    for line in (path / records.TRIALS).read_text().splitlines():
+        start = json.loads(line)
+        if start["event"] != records.STARTED:
+            continue
+        for stage, steps in (("pretrain", (0, 10)), ("train", (0, 20, 40))):
+            for step in steps:
+                metrics = {
+                    "loss/supervised": 1 / (1 + step),
+                    "loss/cluster": 2.0,
+                    "loss/total": None if step == 40 else 1.5,
+                    "weight/cluster": step / 40,
+                    "diag/mask_rate": 0.5,
+                    METRIC: 0.5 + step / 100,
+                }
+                own = {"trial": start["trial"], "stage": stage, "step": step, "seconds": step}
+                records.append(path / records.HISTORY, {**own, "metrics": metrics})
+
+
+@pytest.fixture(name="write_run")
+def _write_run() -> Any:
+    return write_run
+
+
+@pytest.fixture(name="event")
+def _event() -> Any:
+    return event

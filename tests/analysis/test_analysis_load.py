@@ -1,0 +1,113 @@
+import pytest
+
+from analysis.load import load_runs
+from tune_ssl import records
+from tune_ssl.errors import UserError
+
+
+def message(*paths):
+    with pytest.raises(UserError) as caught:
+        load_runs(paths)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_columns(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a")])
+    trials = runs.trials.set_index("trial")
+    assert trials.loc["c0-t0001", ["status", "value", "labels", "seed", "split"]].to_list()[:4] == [
+        "finished",
+        0.81,
+        50,
+        100,
+    ]
+    assert trials.loc["c1-confirm-s2", "config.optim.lr"] == 0.02
+    assert trials.loc["c1-confirm-s2", "test/mean_class_accuracy"] == pytest.approx(0.85)
+    assert trials.loc["c1-confirm-s2", "split"] == "same-2"
+    assert len(trials) == 2 * (6 + 5)
+    assert len(runs.history) == len(trials) * 5
+    assert runs.history["loss/total"].isna().sum() == len(trials)
+    assert list(runs.locks["condition"]) == ["data.labels=50", "data.labels=200"]
+    assert runs.notes == []
+
+
+def test_not_a_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert message() == "no run folder was given"
+    assert message(tmp_path / "none") == f"{tmp_path / 'none'}: is not a folder"
+    expected = f"{tmp_path / 'empty'}: is not a run folder: it has no study.yaml"
+    assert message(tmp_path / "empty") == expected
+
+
+def test_bad_study(tmp_path, write_run):
+    path = write_run(tmp_path / "a")
+    study = path / records.STUDY
+    text = study.read_text()
+    study.write_text(text.replace("schema: 1", "schema: 9"))
+    assert message(path).endswith("schema is 9, but this version of tune-ssl reads only 1")
+    study.write_text("a: [")
+    assert "study.yaml: is not readable YAML:" in message(path)
+    study.write_text("")
+    assert message(path).endswith("is empty or not a mapping")
+    study.write_text(text.replace("mode: max", "mode: best"))
+    assert "mode is 'best', but must be min or max" in message(path)
+    study.write_text(text.replace("metric:", "metrik:"))
+    assert message(path).endswith("metric is missing")
+
+
+def test_bad_records(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a")
+    event(path, records.STARTED, "x", "data.labels=50", schema=2)
+    assert message(path).endswith("schema is 2, but this version of tune-ssl reads only 1")
+    path = write_run(tmp_path / "b")
+    records.append(path / records.TRIALS, {"event": "started", "trial": "x"})
+    assert message(path).endswith("trials.jsonl: has a record without 'condition'")
+    path = write_run(tmp_path / "c")
+    event(path, records.FINISHED, "x", "data.labels=50", value="high")
+    assert message(path) == "trials.jsonl: `value` of a trial is not a number"
+
+
+def test_torn_line_becomes_a_note(tmp_path, write_run, recwarn):
+    path = write_run(tmp_path / "a")
+    with open(path / records.TRIALS, "a") as file:
+        file.write('{"schema": 1, "event": "fin')
+    assert load_runs([path]).notes == ["a: trials.jsonl: 1 torn line(s) dropped."]
+    assert not recwarn.list
+
+
+def test_running_resumed_and_repeated(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a", labels=(50,), search=((None, None, None),), confirm={})
+    event(path, records.RESUMED, "c0-t0000", "data.labels=50")
+    repeated = {"trial": "c0-t0000", "stage": "train", "step": 40, "metrics": {"loss/total": 9.0}}
+    records.append(path / records.HISTORY, repeated)
+    runs = load_runs([path])
+    assert runs.trials[["status", "resumed"]].to_numpy().tolist() == [["running", 1]]
+    assert len(runs.history) == 5
+    assert runs.history["loss/total"].iloc[-1] == 9.0
+
+
+def test_labels_keep_runs_apart(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch")
+    b = write_run(tmp_path / "b", method="fixmatch")
+    c = write_run(tmp_path / "c", method="supervised")
+    assert load_runs([a, b, c]).labels == ["a", "b", "supervised"]
+    assert load_runs([a, c]).labels == ["fixmatch", "supervised"]
+    again = write_run(tmp_path / "other" / "a", method="fixmatch")
+    assert load_runs([a, again]).labels == [str(a), str(again)]
+    named = write_run(tmp_path / "d", name="supervised", method="fixmatch")
+    assert len(set(load_runs([a, named, c]).labels)) == 3
+    assert len(load_runs([a, a]).studies) == 1
+
+
+def test_other_data_is_refused(tmp_path, write_run):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", digest="d2")
+    assert message(a, b) == (
+        f"{b} is on dataset digits (d2), but {a} on digits (d1): "
+        "runs on different data are not compared"
+    )
+
+
+def test_unknown_condition_is_said(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a")
+    event(path, records.STARTED, "x", "data.labels=7", config={})
+    assert load_runs([path]).notes == ["a: data.labels=7 is not a condition of study.yaml."]

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from analysis import plots, style, tables
+from analysis.load import load_runs
+
+
+def test_label_efficiency(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50, 1000))])
+    results = tables.results_table(runs)
+    figure = plots.label_efficiency_figure(results, style.colours(runs.labels))
+    band, line = figure.data
+    assert list(line.x) == [50, 1000] and list(line.y) == pytest.approx([83, 86])
+    assert line.line.color == style.OKABE_ITO[0]
+    assert max(band.y) == pytest.approx(100 * results["high"].max())
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_conditions_with_one_label_count_are_points(tmp_path, write_run):
+    path = write_run(tmp_path / "a", labels=(50, 50), conditions=["x=1", "x=2"])
+    runs = load_runs([path])
+    results = tables.results_table(runs)
+    (points,) = plots.label_efficiency_figure(results, style.colours(runs.labels)).data
+    assert points.mode == "markers" and points.error_y.array is not None
+
+
+def test_training_curves(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,))])
+    curves = plots.training_curves(runs)
+    assert set(curves["source"]) == {"confirm"}
+    assert plots.panels_of(curves, False) == [
+        "val/mean_class_accuracy",
+        "loss/total",
+        "loss/cluster",
+        "loss/supervised",
+    ]
+    assert plots.panels_of(curves, True) == ["diag/mask_rate"]
+    term = curves[curves["panel"] == "loss/cluster"]
+    raw, weighted = term[~term["weighted"]], term[term["weighted"]]
+    # Stage two starts at step 0 again, and is put behind stage one, which ended at 10.
+    assert raw["step"].to_list() == [0, 10, 30, 50]
+    assert raw["n"].to_list() == [5, 10, 5, 5]
+    assert weighted["mean"].to_list() == pytest.approx([0, 0.25, 1, 2], abs=0.3)
+    assert 50 not in curves.loc[curves["panel"] == "loss/total", "step"].to_list()
+    figure = plots.curves_figure(curves, "loss/cluster", style.colours(runs.labels))
+    assert [trace.line.dash for trace in figure.data if trace.name] == ["solid", "dash"]
+
+
+def test_curves_of_the_search_before_confirm(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,), confirm={})])
+    curves = plots.training_curves(runs)
+    assert set(curves["source"]) == {"search"} and curves["n"].max() <= 2
+    none = load_runs([write_run(tmp_path / "b", confirm={}, diag=False)])
+    assert plots.training_curves(none).empty
+
+
+def test_search_progress(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,))])
+    progress = plots.search_progress(runs)
+    assert progress["order"].to_list() == [1, 2, 3, 4, 5, 6]
+    # The stopped trial's 0.95 never counts as the best so far.
+    assert progress["best"].to_list() == pytest.approx([0.70, 0.81, 0.81, 0.81, 0.81, 0.81])
+    assert plots.unplaced(progress) == 2
+    figure = plots.search_figure(progress, style.colours(runs.labels))
+    symbols = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
+    assert symbols == ["circle", "triangle-down-open", "x", "cross"]
+    assert np.nanmax(figure.data[1].y) == pytest.approx(95)
+
+
+def test_text_is_legible_on_both_pages():
+    figure = style.figure("x", "y")
+    assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
+    for page in style.PAGE.values():
+        assert style.contrast(figure.layout.font.color, page) >= 4
+        for colour in style.OKABE_ITO:
+            assert style.contrast(colour, page) > 2
+    assert style.contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_names_are_not_markup():
+    assert style.figure("<b>x", "y").layout.xaxis.title.text == "&lt;b&gt;x"

@@ -1,0 +1,39 @@
+import math
+
+import pandas as pd
+import pytest
+
+from analysis.select import DEFAULT_RULE, half_width
+
+
+def trials(*rows):
+    columns = ["trial", "number", "phase", "status", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_only_finished_search_trials_are_candidates():
+    table = trials(
+        ("a", 0, "search", "finished", 0.70),
+        ("b", 1, "search", "stopped_early", 0.99),
+        ("c", 2, "confirm", "finished", 0.98),
+        ("d", 3, "search", "finished", None),
+        ("e", 4, "search", "finished", 0.80),
+        ("f", 5, "search", "finished", 0.80),
+        ("g", 6, "search", "running", 0.97),
+    )
+    assert DEFAULT_RULE.choose(table)["trial"] == "e"
+    assert DEFAULT_RULE.choose(table, "min")["trial"] == "a"
+    assert DEFAULT_RULE.ties(table, "max", 200) == 1  # f; a is 0.10 away, the width is 0.096
+    assert DEFAULT_RULE.ties(table, "max", 100) == 2
+    assert DEFAULT_RULE.choose(table.iloc[1:4]) is None
+    assert DEFAULT_RULE.ties(table.iloc[1:4], "max", 100) == 0
+
+
+def test_half_width():
+    assert half_width(200) == pytest.approx(math.sqrt(math.log(40) / 400))
+    assert math.isnan(half_width(0)) and math.isnan(half_width(math.nan))
+
+
+def test_says_what_it_does():
+    assert DEFAULT_RULE.name == "best final value"
+    assert "stopped early" in DEFAULT_RULE.sentence and "ties" in DEFAULT_RULE.sentence

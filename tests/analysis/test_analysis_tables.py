@@ -1,0 +1,176 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import tables
+from analysis.display import latex, markdown, shown, write_table
+from analysis.load import load_runs
+from analysis.stats import mean_interval
+from tune_ssl import records
+
+
+@pytest.fixture
+def pair(tmp_path, write_run):
+    """fixmatch, which is 10 points better, and supervised, with fewer trials."""
+    better = write_run(tmp_path / "a", method="fixmatch", shift=0.1)
+    base = write_run(tmp_path / "b", method="supervised", search=(("finished", 0.6, None),))
+    return load_runs([better, base])
+
+
+def test_results(pair):
+    table = tables.results_table(pair)
+    assert table[["condition", "method"]].to_numpy().tolist() == [
+        ["data.labels=50", "fixmatch"],
+        ["data.labels=50", "supervised"],
+        ["data.labels=200", "fixmatch"],
+        ["data.labels=200", "supervised"],
+    ]
+    values = np.array([0.80, 0.84, 0.82, 0.86, 0.83])
+    assert table["mean"].to_list() == pytest.approx([0.93, 0.83, 0.96, 0.86])
+    assert table["std"].to_list() == pytest.approx([values.std(ddof=1)] * 4)
+    expected = mean_interval(values)
+    assert table.loc[1, ["low", "high"]].to_list() == pytest.approx([expected.low, expected.high])
+    assert table["best"].to_list() == [True, False, True, False]
+    assert (table["n"] == 5).all() and (table["missing"] == 0).all()
+
+
+def test_results_against_plain_pandas(pair):
+    trials = pair.trials[pair.trials["phase"] == "confirm"]
+    plain = trials.groupby(["condition", "label"])["test/mean_class_accuracy"].mean()
+    found = tables.results_table(pair).set_index(["condition", "method"])["mean"]
+    pd.testing.assert_series_equal(found.sort_index(), plain, check_names=False)
+
+
+def test_everything_inside_the_best_interval_is_best(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch", labels=(50,), shift=0.005)
+    b = write_run(tmp_path / "b", method="uda", labels=(50,))
+    assert tables.results_table(load_runs([a, b]))["best"].to_list() == [True, True]
+
+
+def test_null_and_unfinished_confirm_trials_are_missing(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a", labels=(50,), confirm={0: 0.8, 1: None, 2: 0.9})
+    own = {"phase": records.CONFIRM}
+    for trial, seed in (("c0-confirm-s3", 3), ("c0-confirm-s4", 4)):
+        event(path, records.STARTED, trial, "data.labels=50", seed=seed, digest="g1", **own)
+    metrics = {"test/mean_class_accuracy": 0.1}
+    event(path, records.DIVERGED, "c0-confirm-s4", "data.labels=50", metrics=metrics, **own)
+    row = tables.results_table(load_runs([path])).iloc[0]
+    assert (row["n"], row["missing"]) == (2, 3)
+    assert row["mean"] == pytest.approx(0.85)
+
+
+def test_one_seed_has_no_interval_and_no_best(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="uda", labels=(50,), confirm={0: 0.8})
+    b = write_run(tmp_path / "b", method="fixmatch", labels=(50,))
+    table = tables.results_table(load_runs([a, b])).set_index("method")
+    assert np.isnan(table.loc["uda", "low"])
+    assert table["best"].to_dict() == {"uda": False, "fixmatch": True}
+    assert "80.0 (no interval)" in markdown(table.reset_index(), "results")
+
+
+def test_a_second_lock_does_not_count(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a", labels=(50,))
+    more = {"phase": records.CONFIRM}
+    event(path, records.LOCKED, "c0-t0005", "data.labels=50", digest="g5", **more)
+    event(path, records.STARTED, "late", "data.labels=50", seed=9, digest="g5", **more)
+    metrics = {"test/mean_class_accuracy": 1.0}
+    event(path, records.FINISHED, "late", "data.labels=50", metrics=metrics, **more)
+    runs = load_runs([path])
+    assert tables.results_table(runs)["mean"].to_list() == pytest.approx([0.83])
+    assert tables.chosen_table(runs)["trial"].to_list() == ["c0-t0001"]
+
+
+def test_budget(pair):
+    table = tables.budget_table(pair).set_index(["condition", "method"])
+    row = table.loc[("data.labels=50", "fixmatch")]
+    assert row[["trials", "finished", "stopped_early", "diverged", "failed"]].to_list() == [
+        6,
+        3,
+        1,
+        1,
+        1,
+    ]
+    assert row[["steps", "images_seen", "seconds", "running"]].to_list() == [600, 3840, 60, 0]
+    assert row[["confirm_trials", "confirm_seconds"]].to_list() == [5, 60]
+    assert row["flag"] == ""
+    flag = table.loc[("data.labels=50", "supervised"), "flag"]
+    assert flag == "trials 1 against 6; steps 100 against 600"
+
+
+def test_steps_within_ten_percent_are_equal(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="uda", labels=(50,), steps=100)
+    b = write_run(tmp_path / "b", method="fixmatch", labels=(50,), steps=91)
+    assert tables.budget_table(load_runs([a, b]))["flag"].to_list() == ["", ""]
+
+
+def test_trials(pair):
+    table = tables.trial_table(pair)
+    assert len(table) == len(pair.trials)
+    row = table[(table["method"] == "fixmatch") & (table["trial"] == "c0-t0003")].iloc[0]
+    assert row["config"] == "optim.lr=0.04"
+    assert row["config.method.temperature"] == 0.5
+    text = shown(table, "trials").iloc[3]
+    assert (text["Status"], text["Validation value"]) == ("diverged", "–")
+    assert text["Reason"] == "loss/total is nan at step 40"
+
+
+def test_chosen(tmp_path, write_run):
+    row = tables.chosen_table(load_runs([write_run(tmp_path / "a")])).iloc[0]
+    assert (row["trial"], row["tuned"], row["ties"], row["digest"]) == ("c0-t0001", 0.81, 1, "g1")
+    assert row["confirmed"] == pytest.approx(0.78) and row["confirmed_n"] == 5
+    assert row["locked"] and row["rule_agrees"] and row["opened"] == 1_760_000_000
+    row = tables.chosen_table(load_runs([write_run(tmp_path / "b", confirm={})])).iloc[0]
+    assert not row["locked"] and np.isnan(row["confirmed"])
+    assert (row["trial"], row["ties"], row["config"]) == ("c0-t0001", 1, "optim.lr=0.02")
+
+
+def test_stability(tmp_path, write_run):
+    row = tables.stability_table(load_runs([write_run(tmp_path / "a")])).iloc[0]
+    assert row[["trials", "finished", "diverged", "failed"]].to_list() == [22, 16, 2, 2]
+    assert row["reasons"] == "2 x loss/total is nan at step 40; 2 x out of memory"
+
+
+def test_differences(pair):
+    table = tables.difference_table(pair)
+    assert table["method"].to_list() == ["fixmatch"] * 2
+    assert table["reference"].to_list() == ["supervised"] * 2
+    assert table["mean"].to_list() == pytest.approx([0.1, 0.1])
+    assert table["n"].to_list() == [5, 5]
+    assert shown(table, "differences")["Points"].iloc[0] == "+10.0 [+10.0, +10.0]"
+
+
+def test_differences_only_between_the_same_labeled_images(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="uda", labels=(50,), confirm={0: 0.8, 1: 0.9, 7: 0.1})
+    b = write_run(tmp_path / "b", method="fixmatch", labels=(50,), split="other")
+    row = tables.difference_table(load_runs([a, b])).iloc[0]
+    assert (row["reference"], row["n"], row["unpaired"]) == ("uda", 0, 2)
+    assert tables.difference_table(load_runs([a])).empty
+
+
+def test_empty_run(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", search=(), confirm={})])
+    assert tables.results_table(runs).empty and tables.chosen_table(runs).empty
+    assert tables.trial_table(runs).empty
+    assert tables.budget_table(runs)["trials"].to_list() == [0, 0]
+
+
+def test_writers(pair, tmp_path):
+    table = tables.results_table(pair)
+    paths = write_table(table, "results", tmp_path / "out", caption="Means in %.")
+    assert [path.name for path in paths] == ["results.csv", "results.md", "results.tex"]
+    again = pd.read_csv(paths[0])
+    pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    assert "| **93.0 [90.4, 95.6]** |" in paths[1].read_text()
+    tex = paths[2].read_text()
+    assert r"\caption{Means in \%.}" in tex and r"\toprule" in tex
+    assert r"data.labels=50 & 50 & fixmatch & \textbf{93.0 [90.4, 95.6]} &" in tex
+    assert r"supervised & 83.0 [80.4, 85.6] &" in tex
+
+
+def test_latex_and_markdown_escape():
+    table = pd.DataFrame({"a_b": ["50% & #1\n{x}~^\\", None]})
+    tex = latex(table, "other")
+    assert r"a\_b" in tex
+    assert r"50\% \& \#1 \{x\}\textasciitilde{}\textasciicircum{}\textbackslash{} \\" in tex
+    assert r"a\_b" in markdown(table, "other") and "| – |" in markdown(table, "other")
+    assert r"x\|y" in markdown(pd.DataFrame({"a": ["x|y"]}), "other")

@@ -1,0 +1,163 @@
+"""A split is reproducible, stratified as asked, nested, and refuses budgets that cannot work."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tune_ssl.data.splits import Split, half_width, hold_out, make_split
+from tune_ssl.errors import UserError
+from tune_ssl.spec import DataSpec
+
+NAMES = ["ant", "bee", "cat"]
+LABELS = np.repeat([0, 1, 2], [100, 60, 40])  # 200 images
+
+
+def split(labels=LABELS, names=NAMES, *, seed=0, has_val=False, **data) -> Split:
+    return make_split(labels, names, DataSpec(**data), seed=seed, has_val=has_val)
+
+
+def counts(rows, labels=LABELS):
+    return np.bincount(labels[rows], minlength=3).tolist()
+
+
+def message(**options) -> str:
+    with pytest.raises(UserError) as caught:
+        split(**options)
+    return str(caught.value)
+
+
+def test_validation_is_a_stratified_share_of_exact_size_and_all_the_rest_is_the_pool():
+    made = split(val_ratio=0.2)
+    assert counts(made.validation) == [20, 12, 8]
+    assert counts(made.labeled) == counts(made.unlabeled) == [80, 48, 32]
+    both = np.concatenate([made.unlabeled, made.validation])
+    assert sorted(both.tolist()) == list(range(200))
+    assert len(split(val_ratio=0.13).validation) == 26
+
+
+def test_labeled_ratio_is_proportional_and_num_labels_is_balanced():
+    assert counts(split(labeled_ratio=0.25).labeled) == [20, 12, 8]
+    assert counts(split(num_labels=12).labeled) == [4, 4, 4]
+    uneven = counts(split(num_labels=14).labeled)
+    assert sorted(uneven) == [4, 5, 5]
+    assert {tuple(counts(split(num_labels=14, seed=s).labeled)) for s in range(20)} == {
+        (4, 5, 5),
+        (5, 4, 5),
+        (5, 5, 4),
+    }
+
+
+def test_a_proportional_budget_gives_even_a_rare_class_one_label():
+    labels = np.repeat([0, 1, 2], [500, 490, 10])
+    assert counts(split(labels, labeled_ratio=0.005).labeled, labels) == [2, 1, 1]
+
+
+@pytest.mark.parametrize("validation", ["split", "within_budget"])
+@pytest.mark.parametrize("how", ["stratified", "random"])
+@pytest.mark.parametrize("key", ["num_labels", "labeled_ratio"])
+def test_with_one_seed_a_smaller_budget_is_a_subset_of_a_larger_one(key, how, validation):
+    labels = np.random.default_rng(3).choice(3, 300, p=[0.5, 0.3, 0.2])
+    last = Split(*(np.empty(0, np.int64),) * 3, "train", 300)
+    for step in range(3, 13):
+        budget = 8 * step if key == "num_labels" else step / 30
+        made = split(labels, split=how, validation=validation, seed=7, **{key: budget})
+        assert set(last.labeled.tolist()) < set(made.labeled.tolist())
+        assert set(last.validation.tolist()) <= set(made.validation.tolist())
+        last = made
+
+
+def test_the_same_seed_gives_the_same_split_on_every_machine():
+    # Worked out once; a change here would change every published split.
+    labels = np.arange(40) % 2
+    made = make_split(
+        labels, ["a", "b"], DataSpec(num_labels=6, val_ratio=0.1), seed=5, has_val=False
+    )
+    assert made.validation.tolist() == [4, 8, 29, 31]
+    assert made.labeled.tolist() == [5, 6, 20, 22, 27, 37]
+    assert made.digest == "0d0c14f6ce2b"
+    assert split(seed=1).digest == split(seed=1).digest != split(seed=2).digest
+
+
+def test_the_stores_own_validation_part_is_used_and_then_nothing_is_held_out():
+    made = split(has_val=True, num_labels=9)
+    assert made.validation_part == "val" and len(made.validation) == 0
+    assert len(made.unlabeled) == 200
+
+
+def test_within_budget_takes_validation_out_of_the_labels_and_leaves_the_rest_in_the_pool():
+    made = split(validation="within_budget", num_labels=30, val_ratio=0.2, has_val=True)
+    assert counts(made.validation) == [2, 2, 2] and counts(made.labeled) == [8, 8, 8]
+    assert made.validation_part == "train"
+    assert len(made.unlabeled) == 194
+    assert not set(made.validation.tolist()) & set(made.unlabeled.tolist())
+    small = split(validation="within_budget", num_labels=6, val_ratio=0.01)
+    assert counts(small.validation) == counts(small.labeled) == [1, 1, 1]
+
+
+def test_a_random_split_is_a_plain_permutation():
+    made = split(split="random", num_labels=60)
+    assert len(made.labeled) == 60 and len(made.validation) == 40
+    assert counts(made.labeled) != [20, 20, 20]
+
+
+def test_budgets_that_cannot_work_are_refused_in_one_line():
+    assert message(num_labels=2) == (
+        "data.num_labels is 2, but must be at least 3 (one label for each of 3 classes)"
+    )
+    assert message(labeled_ratio=0.01) == (
+        "data.labeled_ratio is 0.01, but must be at least 0.0188 (one label for each of 3 classes)"
+    )
+    assert message(num_labels=5, validation="within_budget") == (
+        "data.num_labels is 5, but must be at least 6 "
+        "(one label and one validation image for each of 3 classes)"
+    )
+    assert message(num_labels=500) == (
+        "data.num_labels is 500, but the training pool has only 160 images"
+    )
+    assert message(num_labels=120) == (
+        "data.num_labels is 120, which takes up to 40 images per class, but in the training pool "
+        "cat has 32; at most 96 can be balanced"
+    )
+
+
+def test_a_random_split_that_leaves_classes_without_a_label_names_them():
+    labels = np.repeat([0, 1, 2], [500, 498, 2])
+    text = message(labels=labels, split="random", num_labels=10, has_val=True)
+    assert text == (
+        "data.num_labels is 10, but leaves cat without a label; it takes more labels, "
+        "or data.split: stratified"
+    )
+    text = message(labels=labels, val_ratio=0.999)
+    assert text.startswith("data.val_ratio is 0.999, but leaves no training image of ")
+
+
+def test_the_least_ratio_a_message_names_is_accepted():
+    assert counts(split(labeled_ratio=0.0188).labeled) == [1, 1, 1]
+
+
+def test_a_saved_split_comes_back_the_same_and_a_changed_one_is_noticed():
+    made = split(num_labels=30)
+    record = json.loads(json.dumps(made.to_record()))
+    again = Split.from_record(record)
+    assert again.digest == made.digest
+    for name in ("labeled", "unlabeled", "validation"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
+        assert getattr(again, name).dtype == np.int64
+    record["labeled"][0] += 1
+    with pytest.raises(UserError, match=f"the saved split has digest {made.digest}, but its rows"):
+        Split.from_record(record)
+
+
+def test_the_fixed_test_part_is_stratified_and_never_takes_a_classs_only_image():
+    labels = np.repeat([0, 1, 2], [50, 49, 1])
+    train, test = hold_out(labels)
+    assert np.bincount(labels[test], minlength=3).tolist() == [10, 10, 0]
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
+
+
+def test_half_width_is_hoeffdings():
+    assert half_width(200) == pytest.approx(0.09603, abs=1e-5)
+    assert 2 * np.exp(-2 * 5000 * half_width(5000) ** 2) == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="n is 0, but must be at least 1"):
+        half_width(0)

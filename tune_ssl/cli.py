@@ -1,0 +1,220 @@
+"""The command line. Heavy libraries load inside the commands: `tune-ssl --help` needs neither torch nor ray."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tune_ssl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, UserError
+
+app = typer.Typer(
+    name="tune-ssl",
+    help="Search, compare and report semi-supervised image classification, fairly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Prepare datasets and look at them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
+]
+Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def search(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    runs: Runs = Path("runs"),
+    confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tune a study's method in each of its conditions, confirm the winners, write the report."""
+    from datetime import datetime
+
+    from tune_ssl.study import check_name, load_study
+
+    console = Console()
+    if (study is None) == (resume is None):
+        raise UserError("give either a study's YAML file or --resume RUN")
+    if resume is not None:
+        if overrides or name:
+            raise UserError("a resumed run keeps its name and its study: no --name, no key=value")
+        from tune_ssl.tuning import resume_study
+
+        run = resume_study(resume, runs=runs, confirm=confirm, verbose=verbose, console=console)
+    else:
+        assert study is not None
+        loaded = load_study(study, overrides or ())
+        chosen = name or loaded.settings.name
+        if chosen is None:
+            chosen = f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        check_name(chosen)
+        from tune_ssl.tuning import run_study
+
+        run = run_study(
+            loaded, name=chosen, runs=runs, confirm=confirm, verbose=verbose, console=console
+        )
+    if report:
+        from analysis.report import write_report
+
+        page = write_report([run], run / "report")
+        console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    run: Annotated[list[str], typer.Argument(help="Run folders, or names under --runs.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Tables as: csv,md,latex.")] = (
+        "csv,md,latex"
+    ),
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page (and the tables) from the stored results of one run or of several."""
+    from analysis.report import write_report
+
+    paths = [Path(name) if Path(name).exists() else runs / name for name in run]
+    wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    if out is None:
+        if len(paths) > 1:
+            raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
+        out = paths[0] / "report"
+    Console().print(f"report: {write_report(paths, out, wanted)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def train(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train one spec here and now, without Ray; prints every evaluation."""
+    from tune_ssl.study import load_trial
+
+    spec = load_trial(study, overrides or ())
+    from tune_ssl.spec import digest
+    from tune_ssl.training import Diverged
+    from tune_ssl.training import train as run_training
+
+    console = Console(highlight=False)
+    console.print(f"spec {digest(spec)}: {spec.method.name} on {spec.data.dataset}, seed {spec.seed}")
+    try:
+        for item in run_training(spec):
+            shown = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
+            values = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+            console.print(f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}")
+    except Diverged as error:
+        console.print(f"diverged: {error}")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def check(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema for editors instead.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a study, both ends of every search domain, its data and its splits; trains nothing."""
+    if schema:
+        import json
+
+        from tune_ssl.schema import study_schema
+
+        print(json.dumps(study_schema(), indent=2))
+        return
+    if study is None:
+        raise UserError("give a study's YAML file, or --schema")
+    from tune_ssl.runfolder import check_data
+    from tune_ssl.study import load_study
+
+    loaded = load_study(study, overrides or ())
+    stores = check_data(loaded)
+    settings, first = loaded.settings, stores[loaded.conditions[0].id]
+    Console(highlight=False).print(
+        f"{study}: sound. {loaded.fixed.method.name} on {loaded.fixed.data.dataset} "
+        f"(digest {first.digest}); {len(loaded.conditions)} conditions x {settings.num_trials} "
+        f"trials over {len(loaded.search)} searched keys, confirmed on {len(settings.seeds)} seeds",
+        soft_wrap=True,
+    )
+
+
+@data_app.command()
+def prepare(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
+    _show_store(study, overrides)
+
+
+@data_app.command()
+def info(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Show what a dataset's store holds; builds it if it is not there yet."""
+    _show_store(study, overrides)
+
+
+def _show_store(study: Path | None, overrides: list[str] | None) -> None:
+    from tune_ssl.data.store import prepare as prepare_store
+    from tune_ssl.study import load_study, parse_overrides
+    from tune_ssl.trial import build_trial, set_dotted
+
+    texts = [*(overrides or ())]
+    if study is not None and "=" in str(study):
+        texts, study = [str(study), *texts], None
+    if study is not None:
+        spec = load_study(study, texts).fixed.data
+    else:
+        spec = build_trial(
+            set_dotted({"method": {"name": "supervised"}}, parse_overrides(texts))
+        ).data
+    console = Console(highlight=False, soft_wrap=True)
+    for key, value in prepare_store(spec).info().items():
+        console.print(f"{key}: {value}", markup=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted("interrupted")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line each on stderr and exit code 2, never a traceback."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data: domains, splits, batches and views."""

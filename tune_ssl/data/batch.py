@@ -1,0 +1,28 @@
+"""What a method sees of the data in one step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Task(NamedTuple):
+    """The shape of the problem: K classes of (channels, side, side) images."""
+
+    num_classes: int
+    channels: int
+    image_size: int
+
+
+class Batch(NamedTuple):
+    """N labeled and U unlabeled images; a tuple holds one normalised float tensor for each view.
+
+    `hidden_labels_U` are for diagnostics only: no loss may read them; -1 where nobody knows.
+    """
+
+    labeled: tuple[Tensor, ...]
+    labels_N: Tensor
+    unlabeled: tuple[Tensor, ...] = ()
+    hidden_labels_U: Tensor | None = None

@@ -1,0 +1,277 @@
+"""Which training images are labeled, which are held out for validation: pure numpy, the same on every machine.
+
+Every choice is a prefix of one seeded order of the images, so with the same seed the labels of a
+smaller budget are a subset of those of a larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune_ssl.errors import Problem, UserError
+from tune_ssl.spec import DataSpec
+
+Ints = NDArray[np.int64]
+
+HOLD_OUT_RATIO = 0.2
+HOLD_OUT_SEED = 20_240_601  # never to change: it says which images are test images
+LISTED = 5  # names in one message
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted int64 rows of the train part.
+
+    `labeled` keep their label. `unlabeled` are all images of the training pool, the labeled ones
+    included (as in FixMatch). `validation` are held out; it is empty where `validation_part` is
+    `val`, the dataset's own part. `train_size` is the number of images the split was made for.
+    """
+
+    labeled: Ints
+    unlabeled: Ints
+    validation: Ints
+    validation_part: Literal["train", "val"]
+    train_size: int
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of the SHA-256 of all that the split says."""
+        hasher = hashlib.sha256(f"{self.validation_part} {self.train_size}".encode())
+        for rows in (self.labeled, self.unlabeled, self.validation):
+            hasher.update(f" {len(rows)} ".encode() + rows.astype("<i8").tobytes())
+        return hasher.hexdigest()[:12]
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-able; the unlabeled rows are left out, being all but the validation rows."""
+        return {
+            "train_size": self.train_size,
+            "validation_part": self.validation_part,
+            "labeled": self.labeled.tolist(),
+            "validation": self.validation.tolist(),
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Split:
+        """The split that `to_record` wrote; UserError if the record was changed since."""
+        labeled, validation = (
+            np.array(record[name], dtype=np.int64) for name in ("labeled", "validation")
+        )
+        size, part = record["train_size"], record["validation_part"]
+        split = cls(labeled, _others(size, validation), validation, part, size)
+        if split.digest != record["digest"]:
+            raise UserError(
+                f"the saved split has digest {record['digest']}, but its rows have {split.digest}"
+            )
+        return split
+
+
+def make_split(
+    labels: Ints, class_names: Sequence[str], spec: DataSpec, *, seed: int, has_val: bool
+) -> Split:
+    """Draw the validation rows, then the labeled ones from what remains.
+
+    With `N` images and `K` classes the draws from PCG64(seed) are, in this order: N keys and K class
+    keys for the validation order, N keys and K class keys for the label order. All are drawn always,
+    as raw 64-bit integers, whose stream numpy guarantees.
+
+    - `labeled_ratio`, stratified: proportional to the classes (each count is the nearest whole
+      number up to the exact total), but at least one per class.
+    - `num_labels`, stratified: as equal as possible; which classes have one more is the seed's.
+    - `random`: a plain permutation, for labels and validation.
+    - `validation: within_budget`: validation images come out of the labels themselves, in each class
+      the nearest whole number to `val_ratio` of them, at least one. The store's own validation part
+      is then not used. Smaller budgets stay subsets of larger ones, in both parts.
+
+    Args:
+        labels: int64 (N,), in 0..K-1.
+        class_names: the K names, for messages.
+        seed: `data.split_seed`, or the trial's seed.
+        has_val: the dataset brings its own validation part.
+
+    Raises:
+        UserError: the budget is larger than the pool, or leaves a class without a label.
+    """
+    bits = np.random.PCG64(seed)
+    val_order = _Order.draw(bits, len(labels), len(class_names))
+    label_order = _Order.draw(bits, len(labels), len(class_names))
+    stratified = spec.split == "stratified"
+
+    own_part = has_val and spec.validation == "split"
+    validation = np.empty(0, dtype=np.int64)
+    if spec.validation == "split" and not has_val:
+        order = val_order.proportional(labels, keep_one=True) if stratified else val_order.plain()
+        validation = np.sort(order[: max(1, _nearest(spec.val_ratio * len(labels)))])
+    pool = _others(len(labels), validation)
+
+    counts = np.bincount(labels[pool], minlength=len(class_names))
+    budget = _budget(spec, counts, class_names)
+    keys = label_order.at(pool)
+    if not stratified:
+        order = keys.plain()
+    elif spec.num_labels is not None:
+        order = keys.balanced(labels[pool])
+    else:
+        order = keys.proportional(labels[pool])
+    chosen = pool[order[:budget]]
+
+    if spec.validation == "within_budget":
+        _refuse_thin(spec, labels[chosen], class_names, least=2)
+        held = _within(labels[chosen], spec.val_ratio)
+        validation, chosen = np.sort(chosen[held]), chosen[~held]
+        pool = _others(len(labels), validation)
+    _refuse_thin(spec, labels[chosen], class_names, least=1)
+    return Split(np.sort(chosen), pool, validation, "val" if own_part else "train", len(labels))
+
+
+def hold_out(labels: Ints) -> tuple[Ints, Ints]:
+    """Rows of the (train, test) parts for a dataset without a test part: a fixed stratified 20 %."""
+    order = _Order.draw(np.random.PCG64(HOLD_OUT_SEED), len(labels), int(labels.max()) + 1)
+    test = order.proportional(labels, keep_one=True)[: _nearest(HOLD_OUT_RATIO * len(labels))]
+    test = np.sort(test)
+    return _others(len(labels), test), test
+
+
+def half_width(n: int) -> float:
+    """Half-width of the 95 % interval of an accuracy measured on `n` images: sqrt(ln(40) / 2n).
+
+    Hoeffding's bound, P(|mean - expected| >= t) <= 2 exp(-2 n t^2), set to 0.05. Two configs nearer
+    than this are a tie on that validation set. 0.096 for 200 images, 0.019 for 5,000.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}, but must be at least 1")
+    return math.sqrt(math.log(40) / (2 * n))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Random keys (uint64) of images and classes, from which every order follows."""
+
+    keys: NDArray[np.uint64]  # (N,)
+    class_keys: NDArray[np.uint64]  # (K,)
+
+    @classmethod
+    def draw(cls, bits: np.random.PCG64, images: int, classes: int) -> _Order:
+        return cls(bits.random_raw(images), bits.random_raw(classes))
+
+    def at(self, rows: Ints) -> _Order:
+        return _Order(self.keys[rows], self.class_keys)
+
+    def plain(self) -> Ints:
+        return np.argsort(self.keys, kind="stable")
+
+    def balanced(self, labels: Ints) -> Ints:
+        """One image of each class, then a second one of each, and so on."""
+        return np.lexsort((self.class_keys[labels], _ranks(labels, self.keys)))
+
+    def proportional(self, labels: Ints, *, keep_one: bool = False) -> Ints:
+        """Each class's first image, then by share of the class: every prefix is stratified.
+
+        This is the Webster / Sainte-Lague apportionment: unlike the largest remainder, a class never
+        loses a seat when the total grows. With `keep_one`, the last image of each class comes last.
+        """
+        rank = _ranks(labels, self.keys)
+        size = np.bincount(labels)[labels]
+        tier = np.where(rank == 0, 0, 1)
+        if keep_one:
+            tier[rank == size - 1] = 2
+        return np.lexsort((self.class_keys[labels], (rank + 0.5) / size, tier))
+
+
+def _ranks(labels: Ints, keys: NDArray[np.uint64] | Ints) -> Ints:
+    """(N,): the place of each image among those of its class, by key."""
+    order = np.lexsort((keys, labels))
+    starts = np.cumsum(np.bincount(labels)) - np.bincount(labels)
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(labels)) - starts[labels[order]]
+    return ranks
+
+
+def _within(labels: Ints, ratio: float) -> NDArray[np.bool_]:
+    """Which of the labeled images, in drawing order, are for validation; it never depends on later ones."""
+    rank = _ranks(labels, np.arange(len(labels)))
+
+    def held(m: Ints) -> Ints:  # of the first m of a class
+        nearest = np.floor(ratio * m + 0.5).astype(np.int64)
+        return np.where(m < 2, 0, np.minimum(np.maximum(nearest, 1), m - 1))
+
+    return held(rank + 1) > held(rank)
+
+
+def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
+    """Labels in all; UserError where the pool, with `counts` images per class, cannot give them."""
+    pool, classes = int(counts.sum()), len(class_names)
+    empty = [class_names[k] for k in np.flatnonzero(counts == 0).tolist()]
+    if empty:
+        text = f"is {spec.val_ratio}, but leaves no training image of {_named(empty)}"
+        raise UserError(Problem(text, key="data.val_ratio"))
+
+    budget = pool
+    if spec.num_labels is not None:
+        budget = spec.num_labels
+    elif spec.labeled_ratio is not None:
+        budget = _nearest(spec.labeled_ratio * pool)
+    key, value = _asked(spec)
+    if budget > pool:
+        raise UserError(
+            Problem(f"is {value}, but the training pool has only {pool} images", key=key)
+        )
+    each = 2 if spec.validation == "within_budget" else 1
+    if budget < each * classes:
+        least: float = each * classes
+        if spec.labeled_ratio is not None:
+            least = math.ceil(1e4 * least / pool) / 1e4
+        what = "one label" if each == 1 else "one label and one validation image"
+        text = f"is {value}, but must be at least {least} ({what} for each of {classes} classes)"
+        raise UserError(Problem(text, key=key))
+    if spec.num_labels is not None and spec.split == "stratified":
+        share = -(-budget // classes)  # of every class, for which have one more is the seed's
+        short = [
+            f"{class_names[k]} has {counts[k]}" for k in np.flatnonzero(counts < share).tolist()
+        ]
+        if short:
+            text = (
+                f"is {value}, which takes up to {share} images per class, but in the training pool "
+                f"{_named(short)}; at most {classes * int(counts.min())} can be balanced"
+            )
+            raise UserError(Problem(text, key=key))
+    return budget
+
+
+def _refuse_thin(spec: DataSpec, labels: Ints, class_names: Sequence[str], *, least: int) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    thin = [class_names[k] for k in np.flatnonzero(counts < least).tolist()]
+    if thin:
+        key, value = _asked(spec)
+        lack = "without a label" if least == 1 else "with fewer than 2 labels"
+        cure = "" if spec.split == "stratified" else ", or data.split: stratified"
+        text = f"is {value}, but leaves {_named(thin)} {lack}; it takes more labels{cure}"
+        raise UserError(Problem(text, key=key))
+
+
+def _asked(spec: DataSpec) -> tuple[str, object]:
+    if spec.num_labels is not None:
+        return "data.num_labels", spec.num_labels
+    return "data.labeled_ratio", 1.0 if spec.labeled_ratio is None else spec.labeled_ratio
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _others(size: int, rows: Ints) -> Ints:
+    rest = np.ones(size, dtype=np.bool_)
+    rest[rows] = False
+    return np.flatnonzero(rest)
+
+
+def _nearest(value: float) -> int:
+    return math.floor(value + 0.5)

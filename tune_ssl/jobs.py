@@ -1,0 +1,159 @@
+"""Jobs: what a worker is asked to do, where the next one comes from, and the record of how each ended.
+
+A JobSource is the driver's single book of a run. Ray's searcher asks it for the next job and Ray's
+scheduler hands it every report; it writes the run folder and decides who goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tune_ssl import records
+from tune_ssl.records import Record
+
+
+CHECKPOINT = "state.pt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run for a worker. `spec` is the whole TrialSpec as plain values."""
+
+    trial: str
+    phase: str
+    condition: str
+    number: int
+    config: dict[str, Any]
+    seed: int
+    spec: dict[str, Any]
+    digest: str
+    split: str
+    metric: str
+    mode: str
+    cpus: float
+    checkpoint_seconds: float
+    resume_from: tuple[str, ...] = ()
+
+    def to_config(self) -> dict[str, str]:
+        """As one JSON text: Ray neither flattens nor interprets it."""
+        return {"job": json.dumps(asdict(self))}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Job:
+        return cls(**json.loads(config["job"]))
+
+
+@dataclass
+class Progress:
+    """What the live table shows of one condition."""
+
+    condition: str
+    planned: int
+    running: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    best: float | None = None
+
+
+class JobSource:
+    """Base: an explicit list of jobs. Subclasses decide what is next, and who is stopped early."""
+
+    def __init__(self, run: Path, jobs: list[Job], metric: str, mode: str) -> None:
+        self.run, self.jobs, self.metric, self.mode = run, jobs, metric, mode
+        self.progress: dict[str, Progress] = {}
+        for job in jobs:
+            self.progress.setdefault(job.condition, Progress(job.condition, 0)).planned += 1
+        self.running: dict[str, Job] = {}
+        self.failures: list[str] = []
+        self.on_end: Callable[[Job, str, float | None], None] | None = None
+
+    # ---- what Ray asks -------------------------------------------------------------------------
+
+    def remaining(self) -> int:
+        """How many jobs `next` can still give."""
+        return len(self.jobs)
+
+    def next(self) -> Job | None:
+        """The next job, recorded as started; None when there is nothing left."""
+        job = self.draw()
+        if job is None:
+            return None
+        self.running[job.trial] = job
+        self.progress[job.condition].running += 1
+        event = records.RESUMED if job.resume_from else records.STARTED
+        self._event(
+            job, event, number=job.number, config=job.config, seed=job.seed, digest=job.digest
+        )
+        return job
+
+    def report(self, job: Job, report: Record) -> bool:
+        """Take one report of a running job. True when the trial shall be stopped early."""
+        if job.trial not in self.running:  # Ray hands the last report over twice
+            return False
+        if report.get("step") is not None:
+            line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
+            records.append(self.run / records.HISTORY, {"trial": job.trial, **line})
+        status = report["status"]
+        if report.get("split") not in (None, job.split):
+            reason = f"its worker drew split {report['split']}, the driver {job.split}"
+            self.end(job, records.FAILED, report, reason)
+        elif status != "running":
+            self.end(job, status, report, report.get("reason"))
+        elif self.should_stop(job, report):
+            self.end(job, records.STOPPED, report, "below the study's pruner")
+            return True
+        return False
+
+    def end(self, job: Job, status: str, report: Record | None, reason: str | None) -> None:
+        """Record an ending, once. The record is written before any study is told."""
+        if self.running.pop(job.trial, None) is None:
+            return
+        report = report or {}
+        result = report.get("result") or {}
+        value = result.get(self.metric)
+        self._event(
+            job, status, step=report.get("step"), value=value, metrics=result, reason=reason,
+            seconds=report.get("seconds"), images_seen=report.get("images_seen"),
+        )
+        progress = self.progress[job.condition]
+        progress.running -= 1
+        self._count(progress, status, value)
+        if status == records.FAILED and reason:
+            self.failures.append(f"{job.trial}: {reason.strip().splitlines()[-1]}")
+        self.ended(job, status, value)
+        if self.on_end:
+            self.on_end(job, status, value)
+
+    # ---- what subclasses decide ----------------------------------------------------------------
+
+    def draw(self) -> Job | None:
+        return self.jobs.pop(0) if self.jobs else None
+
+    def should_stop(self, job: Job, report: Record) -> bool:
+        return False
+
+    def ended(self, job: Job, status: str, value: float | None) -> None:
+        """Called after the ending was recorded."""
+
+    # ---- helpers -------------------------------------------------------------------------------
+
+    def _count(self, progress: Progress, status: str, value: float | None) -> None:
+        progress.ended[status] += 1
+        if status == records.FINISHED and value is not None:
+            better = max if self.mode == "max" else min
+            progress.best = value if progress.best is None else better(progress.best, value)
+
+    def _event(self, job: Job, event: str, **fields: Any) -> None:
+        line = {"event": event, "phase": job.phase, "trial": job.trial, "condition": job.condition}
+        records.append(self.run / records.TRIALS, {**line, **fields})
+
+
+def checkpoints(run: Path, trial: str) -> tuple[str, ...]:
+    """The trial's checkpoints under the run folder, newest first."""
+    found = (run / "ray").glob(f"*/{trial}/checkpoint_*/{CHECKPOINT}")
+    newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return tuple(str(path.absolute()) for path in newest)

@@ -1,0 +1,146 @@
+"""k-means: unlabeled images learn the class of their nearest centroid in feature space.
+
+Centroids follow the L2-normalised batch features by an exponential moving average. A cluster's
+index says nothing about a class: with `cluster_to_class: matched` clusters are assigned to classes
+by the Hungarian algorithm on labeled features; `raw` takes index for class.
+
+Shapes: N labeled, U unlabeled images, K classes = clusters, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.lazy import LazyModule
+from tune_ssl.methods.base import Method, Prediction, StepOutput
+from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
+from tune_ssl.spec import Fraction, LossSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    from tune_ssl import models
+else:
+    torch = LazyModule("torch")
+    F = LazyModule("torch.nn.functional")
+    models = LazyModule("tune_ssl.models")
+
+Temperature = Annotated[float, Field(gt=0)]
+
+
+class KMeansSpec(SupervisedSpec):
+    name: Literal["kmeans"] = "kmeans"  # type: ignore[assignment]
+    cluster_to_class: Literal["matched", "raw"] = "matched"
+    centroid_init: Literal["labeled_means", "kmeans++", "random"] = "labeled_means"
+    centroid_momentum: Fraction = Field(0.9, description="share of the old centroid in an update")
+    cluster_all: bool = Field(False, description="labeled features update the centroids too")
+    consistency_temperature: Temperature = 1.0
+
+
+SpecT = TypeVar("SpecT", bound=KMeansSpec)
+
+
+class KMeansStage(SupervisedStage[SpecT]):
+    loss_terms = ("supervised", "cluster", "augmentation_consistency")
+    evaluators = ("classifier", "clusters")
+
+    @property
+    def unlabeled_views(self) -> tuple[str, ...]:
+        return ("weak", "strong")
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> nn.Module:
+        return models.ClusterClassifier(task, model)
+
+    def start(self, network: nn.Module, sample: Batch) -> None:
+        features_ND, _ = network(sample.labeled[0])
+        features_UD, _ = network(sample.unlabeled[0])
+        network.centroids.start(
+            self.spec.centroid_init, normalize(features_ND), sample.labels_N, normalize(features_UD)
+        )
+
+    def step(self, network: nn.Module, batch: Batch) -> StepOutput:
+        sizes = [len(batch.labels_N), *(len(view) for view in batch.unlabeled)]
+        features, logits = network(torch.cat([batch.labeled[0], *batch.unlabeled]))
+        features_ND, weak_UD, _ = normalize(features.detach()).split(sizes)
+        logits_NK, weak_UK, strong_UK = logits.float().split(sizes)
+
+        clusters_NK = self.cluster_logits(network, features_ND)
+        clusters_UK = self.cluster_logits(network, weak_UD)
+        targets_UK = self.assign(clusters_UK)
+        if self.spec.cluster_to_class == "matched":
+            network.centroids.match(clusters_NK.argmax(dim=1), batch.labels_N)
+        order_K = network.centroids.cluster_of_class
+        losses = {
+            "supervised": supervised_loss(logits_NK, batch.labels_N),
+            "cluster": F.cross_entropy(weak_UK, targets_UK[:, order_K]),
+            "augmentation_consistency": augmentation_consistency(
+                weak_UK, strong_UK, self.spec.consistency_temperature
+            ),
+            **self.more_losses(logits_NK, weak_UK, clusters_NK[:, order_K], clusters_UK[:, order_K]),
+        }
+
+        moved_MD, weights_MK = weak_UD, targets_UK
+        if self.spec.cluster_all:
+            moved_MD = torch.cat([weak_UD, features_ND])
+            weights_MK = torch.cat([targets_UK, self.assign(clusters_NK)])
+        network.centroids.update(moved_MD, weights_MK, self.spec.centroid_momentum)
+        return StepOutput(losses, cluster_diagnostics(targets_UK))
+
+    def predict(self, network: nn.Module, images: Tensor) -> Prediction:
+        features_ND, logits_NK = network(images)
+        clusters_NK = self.cluster_logits(network, normalize(features_ND))
+        return Prediction(
+            features_ND, logits_NK, clusters_NK[:, network.centroids.cluster_of_class]
+        )
+
+    def cluster_logits(self, network: nn.Module, features_ND: Tensor) -> Tensor:
+        """Minus the Euclidean distance to each centroid: (N, K)."""
+        return -torch.cdist(features_ND, network.centroids.centers_KD)
+
+    def assign(self, clusters_UK: Tensor) -> Tensor:
+        """Cluster targets (U, K), rows summing to 1: here one-hot on the nearest centroid."""
+        return F.one_hot(clusters_UK.argmax(dim=1), clusters_UK.shape[1]).float()
+
+    def more_losses(self, *logits: Tensor) -> dict[str, Any]:
+        return {}
+
+
+class KMeans(Method[KMeansSpec]):
+    name = "kmeans"
+    Spec = KMeansSpec
+    losses = {
+        "supervised": LossSpec(),
+        "cluster": LossSpec(ramp_up=0.4),
+        "augmentation_consistency": LossSpec(),
+    }
+    stage_types = (KMeansStage,)
+
+
+def normalize(features_ND: Tensor) -> Tensor:
+    """Rows of length 1, in float32; a row of zeros stays zero."""
+    return F.normalize(features_ND.float(), dim=1, eps=1e-6)
+
+
+def augmentation_consistency(weak_UK: Tensor, strong_UK: Tensor, temperature: float) -> Tensor:
+    """Symmetric KL between the two views' predictions, mean over the batch.
+
+    1/2 (KL(Pw || Ps) + KL(Ps || Pw)) with P = softmax(logits / T); both views carry gradients.
+    Logits (U, K), T > 0; in log space throughout, so that no probability underflows to log 0.
+    """
+    log_weak_UK = F.log_softmax(weak_UK.float() / temperature, dim=1)
+    log_strong_UK = F.log_softmax(strong_UK.float() / temperature, dim=1)
+    difference_UK = log_weak_UK - log_strong_UK
+    # KL(Pw||Ps) + KL(Ps||Pw) = sum (Pw - Ps)(log Pw - log Ps)
+    return ((log_weak_UK.exp() - log_strong_UK.exp()) * difference_UK).sum(dim=1).mean() / 2
+
+
+def cluster_diagnostics(targets_UK: Tensor) -> dict[str, Tensor]:
+    """Entropy of the batch's mean assignment in nats, and the share of its largest cluster."""
+    shares_K = targets_UK.mean(dim=0)
+    entropy = -torch.xlogy(shares_K, shares_K).sum()
+    return {"cluster_entropy": entropy, "largest_cluster_share": shares_K.max()}

@@ -1,0 +1,56 @@
+"""Supervised baseline: cross-entropy on the labeled images alone, under the same augmentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.lazy import LazyModule
+from tune_ssl.methods.base import Method, Prediction, Stage, StepOutput
+from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    from tune_ssl import models
+else:
+    F = LazyModule("torch.nn.functional")
+    models = LazyModule("tune_ssl.models")
+
+SpecT = TypeVar("SpecT", bound="SupervisedSpec")
+
+
+class SupervisedSpec(MethodSpec):
+    name: Literal["supervised"] = "supervised"  # type: ignore[assignment]
+    labeled_view: Literal["none", "weak", "strong", "randaugment"] = "strong"
+
+
+class SupervisedStage(Stage[SpecT]):
+    loss_terms = ("supervised",)
+
+    @property
+    def labeled_views(self) -> tuple[str, ...]:
+        return (self.spec.labeled_view,)
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> nn.Module:
+        return models.Classifier(task, model)
+
+    def step(self, network: nn.Module, batch: Batch) -> StepOutput:
+        _, logits_NK = network(batch.labeled[0])
+        return StepOutput({"supervised": supervised_loss(logits_NK, batch.labels_N)}, {})
+
+    def predict(self, network: nn.Module, images: Tensor) -> Prediction:
+        return Prediction(*network(images))
+
+
+class Supervised(Method[SupervisedSpec]):
+    name = "supervised"
+    Spec = SupervisedSpec
+    losses = {"supervised": LossSpec()}
+    stage_types = (SupervisedStage,)
+
+
+def supervised_loss(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (N, K) against labels (N,) in [0, K), in float32."""
+    return F.cross_entropy(logits_NK.float(), labels_N)

@@ -1,0 +1,45 @@
+"""Encoders and heads. `Classifier` and `ClusterClassifier` load torch when they are asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tune_ssl.errors import Problem, UserError, unknown
+
+if TYPE_CHECKING:
+    from tune_ssl.models.heads import Classifier, ClusterClassifier
+
+__all__ = ["ENCODERS", "TIMM", "Classifier", "ClusterClassifier", "check_encoder", "stem"]
+
+ENCODERS = ("keras_cnn", "resnet18", "resnet50", "small_cnn", "wrn_28_2")
+TIMM = "timm:"
+SMALL_IMAGE = 40  # pixels; up to here a 3x3 stem without pooling
+
+
+def check_encoder(name: str) -> None:
+    """UserError with the nearest name unless `name` is ours or a model that timm knows."""
+    if name.startswith(TIMM):
+        import timm
+
+        known = [TIMM + model for model in timm.list_models()]
+        if name not in known:
+            problem = unknown("timm model", name, known).split(" (known:")[0]
+            raise UserError(Problem(problem + " (known: timm.list_models())", "model.encoder"))
+    elif name not in ENCODERS:
+        known = [*ENCODERS, TIMM + "<name>"]
+        raise UserError(Problem(unknown("encoder", name, known), "model.encoder"))
+
+
+def stem(choice: str, image_size: int) -> str:
+    """`small` or `large`: the choice itself, or by image size where it is `auto`."""
+    if choice != "auto":
+        return choice
+    return "small" if image_size <= SMALL_IMAGE else "large"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Classifier", "ClusterClassifier"):
+        from tune_ssl.models import heads
+
+        return getattr(heads, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

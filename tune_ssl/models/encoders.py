@@ -1,0 +1,139 @@
+"""Encoders: images (N, C, H, W) to features (N, encoder.out_dim).
+
+Every encoder takes 1 or 3 channels. A `small` stem keeps the resolution (3x3 convolution, no
+pooling, He et al. 2016 section 4.2); a `large` stem reduces it at once by 4.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tune_ssl.models import TIMM, check_encoder
+
+
+def build_encoder(name: str, channels: int, stem: str) -> nn.Module:
+    """The encoder of that name with random weights. UserError for an unknown name."""
+    check_encoder(name)
+    if name.startswith(TIMM):
+        return _timm(name.removeprefix(TIMM), channels)
+    build = {
+        "small_cnn": SmallCNN,
+        "keras_cnn": KerasCNN,
+        "resnet18": _resnet18,
+        "resnet50": _resnet50,
+        "wrn_28_2": WideResNet,
+    }[name]
+    return build(channels, stem)
+
+
+class SmallCNN(nn.Sequential):
+    """Three blocks of 3x3 convolution, BatchNorm and ReLU, strided instead of pooled; fast on a CPU."""
+
+    def __init__(self, channels: int, stem: str, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        layers: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            stride = 1 if i == 0 and stem == "small" else 2
+            layers += [
+                nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out_dim = channels
+
+
+class KerasCNN(nn.Sequential):
+    """Four 3x3 convolutions of width 128 and stride 2, flattened.
+
+    Source: the Keras example "semisupervised SimCLR". Stride 1 in the last two under a small stem,
+    so that an 8 px image is not reduced to nothing.
+    """
+
+    def __init__(self, channels: int, stem: str, width: int = 128) -> None:
+        layers: list[nn.Module] = []
+        for i in range(4):
+            stride = 1 if stem == "small" and i >= 2 else 2
+            layers += [nn.Conv2d(channels, width, 3, stride, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.out_dim = width * 4
+
+
+def _resnet18(channels: int, stem: str) -> nn.Module:
+    from torchvision.models import resnet18
+
+    return _with_stem(resnet18(weights=None), channels, stem)
+
+
+def _resnet50(channels: int, stem: str) -> nn.Module:
+    from torchvision.models import resnet50
+
+    return _with_stem(resnet50(weights=None), channels, stem)
+
+
+def _with_stem(network: nn.Module, channels: int, stem: str) -> nn.Module:
+    width = network.conv1.out_channels
+    if stem == "small":
+        network.conv1 = nn.Conv2d(channels, width, 3, 1, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    elif channels != 3:
+        network.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+    network.out_dim = network.fc.in_features
+    network.fc = nn.Identity()
+    return network
+
+
+class WideResNet(nn.Module):
+    """WRN-28-2 (arXiv 1605.07146) as FixMatch uses it: pre-activation, leaky ReLU 0.1."""
+
+    def __init__(self, channels: int, stem: str, depth: int = 28, widen: int = 2) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        first = 2 if stem == "large" else 1
+        self.conv = nn.Conv2d(channels, widths[0], 3, first, padding=1, bias=False)
+        self.groups = nn.Sequential(
+            *(
+                _WideBlock(
+                    widths[g] if b == 0 else widths[g + 1],
+                    widths[g + 1],
+                    stride=2 if b == 0 and (g > 0 or stem == "large") else 1,
+                )
+                for g in range(3)
+                for b in range(blocks)
+            )
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.out_dim = widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = nn.functional.leaky_relu(self.norm(self.groups(self.conv(images))), 0.1)
+        return maps.mean(dim=(2, 3))
+
+
+class _WideBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(before)
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, padding=1, bias=False)
+        same = before == after and stride == 1
+        self.shortcut = None if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        active = nn.functional.leaky_relu(self.norm1(maps), 0.1)
+        residual = maps if self.shortcut is None else self.shortcut(active)
+        out: Tensor = self.conv2(nn.functional.leaky_relu(self.norm2(self.conv1(active)), 0.1))
+        return out + residual
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(
+        name, pretrained=False, in_chans=channels, num_classes=0
+    )
+    network.out_dim = network.head_hidden_size
+    return network

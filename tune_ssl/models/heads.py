@@ -1,0 +1,108 @@
+"""What stands on an encoder: the feature head, the classifier, and the centroids.
+
+Shapes: N images, K classes = clusters, D feature dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tune_ssl.data.batch import Task
+from tune_ssl.models import stem
+from tune_ssl.models.encoders import build_encoder
+from tune_ssl.spec import ModelSpec
+
+
+class Classifier(nn.Module):
+    """Encoder -> Linear to D features -> two Linear layers with ReLU -> K logits."""
+
+    def __init__(self, task: Task, model: ModelSpec) -> None:
+        super().__init__()
+        self.encoder = build_encoder(
+            model.encoder, task.channels, stem(model.stem, task.image_size)
+        )
+        self.features = nn.Linear(self.encoder.out_dim, model.feature_dim)  # type: ignore[arg-type]
+        self.classifier = nn.Sequential(
+            nn.ReLU(),
+            nn.Linear(model.feature_dim, model.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(model.hidden_dim, task.num_classes),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> features (N, D), un-normalised, and logits (N, K)."""
+        features_ND = self.features(self.encoder(images))
+        return features_ND, self.classifier(features_ND)
+
+
+class ClusterClassifier(Classifier):
+    """A classifier whose features are clustered around K centroids."""
+
+    def __init__(self, task: Task, model: ModelSpec) -> None:
+        super().__init__(task, model)
+        self.centroids = Centroids(task.num_classes, model.feature_dim)
+
+
+class Centroids(nn.Module):
+    """K unit-length centroids and the class that each stands for; buffers, never optimized."""
+
+    centers_KD: Tensor
+    cluster_of_class: Tensor
+    counts_KK: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int) -> None:
+        super().__init__()
+        centers_KD = nn.functional.normalize(torch.randn(num_classes, feature_dim), dim=1)
+        self.register_buffer("centers_KD", centers_KD)
+        self.register_buffer("cluster_of_class", torch.arange(num_classes))
+        self.register_buffer("counts_KK", torch.zeros(num_classes, num_classes))
+
+    @torch.no_grad()
+    def start(self, how: str, labeled_ND: Tensor, labels_N: Tensor, unlabeled_UD: Tensor) -> None:
+        """Place the centroids: `labeled_means` per class, `kmeans++` over all, or `random` images.
+
+        Features are rows of length 1. A class without an image in the sample keeps its random place.
+        """
+        features_MD = torch.cat([labeled_ND, unlabeled_UD])
+        if how == "labeled_means":
+            one_hot_NK = nn.functional.one_hot(labels_N, len(self.centers_KD)).float()
+            self.update(labeled_ND, one_hot_NK, momentum=0.0)
+            return
+        num_clusters = len(self.centers_KD)
+        if how == "random":
+            chosen = torch.randperm(len(features_MD))[:num_clusters].to(features_MD.device)
+            centers_KD = features_MD[chosen]
+        else:
+            from sklearn.cluster import kmeans_plusplus
+
+            seed = int(torch.randint(2**31, ()))
+            found, _ = kmeans_plusplus(
+                features_MD.cpu().numpy(), num_clusters, random_state=seed
+            )
+            centers_KD = torch.from_numpy(found).to(features_MD)
+        self.centers_KD[: len(centers_KD)] = centers_KD
+
+    @torch.no_grad()
+    def update(self, features_MD: Tensor, weights_MK: Tensor, momentum: float) -> None:
+        """Move each centroid towards the weighted mean of the features assigned to it.
+
+        center = normalize(momentum * center + (1 - momentum) * mean); a cluster without weight stays.
+        """
+        mass_K = weights_MK.sum(dim=0)
+        means_KD = weights_MK.T @ features_MD / mass_K.clamp(min=1e-12)[:, None]
+        moved_KD = nn.functional.normalize(
+            momentum * self.centers_KD + (1 - momentum) * means_KD, dim=1
+        )
+        self.centers_KD.copy_(torch.where(mass_K[:, None] > 1e-6, moved_KD, self.centers_KD))
+
+    @torch.no_grad()
+    def match(self, clusters_N: Tensor, labels_N: Tensor, memory: float = 0.99) -> None:
+        """Assign clusters to classes one to one, by decayed counts of labeled images (class, cluster)."""
+        from scipy.optimize import linear_sum_assignment
+
+        self.counts_KK.mul_(memory)
+        ones_N = torch.ones_like(labels_N, dtype=self.counts_KK.dtype)
+        self.counts_KK.index_put_((labels_N, clusters_N), ones_N, accumulate=True)
+        _, columns = linear_sum_assignment(self.counts_KK.cpu().numpy(), maximize=True)
+        self.cluster_of_class.copy_(torch.from_numpy(columns))

@@ -1,0 +1,114 @@
+"""The on-disk schema of a run folder: what is written, how it is read back, what is repaired.
+
+Standard library only, so that a report renders where neither torch nor ray is installed.
+
+    trials.jsonl    one line per trial event (EVENTS below)
+    history.jsonl   one line per report of a trial in training
+    splits.jsonl    one line per (condition, seed): which images were labeled, validation, test
+
+Lines are append-only and self-describing. A torn last line is dropped with a warning. After a resume
+the same report may stand twice: `latest_reports` keeps the last one of each (trial, stage, step).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
+
+STARTED, RESUMED = "started", "resumed"
+FINISHED, STOPPED, DIVERGED, FAILED = "finished", "stopped_early", "diverged", "failed"
+LOCKED = "locked"
+ENDINGS = (FINISHED, STOPPED, DIVERGED, FAILED)
+EVENTS = (STARTED, RESUMED, LOCKED, *ENDINGS)
+SEARCH, CONFIRM = "search", "confirm"
+
+Record = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON takes it: a number that is not finite becomes None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record as one line, in one write. A torn line left by a crash is closed first."""
+    line = json.dumps({"schema": SCHEMA, "time": time.time(), **plain(record)}, allow_nan=False)
+    with open(path, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = False
+        if size:
+            file.seek(size - 1)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.flush()
+
+
+def read(path: Path) -> list[Record]:
+    """Every whole record of a file, in order; torn lines are dropped with one warning."""
+    if not path.exists():
+        return []
+    records: list[Record] = []
+    torn = 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                torn += 1
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+            else:
+                torn += 1
+    if torn:
+        warnings.warn(f"{path}: {torn} torn line(s) dropped", stacklevel=2)
+    return records
+
+
+def latest_reports(reports: Iterable[Record]) -> list[Record]:
+    """One report per (trial, stage, step): the last one written, in the order of first writing."""
+    kept: dict[tuple[Any, Any, Any], Record] = {}
+    for report in reports:
+        kept[report["trial"], report["stage"], report["step"]] = report
+    return list(kept.values())
+
+
+def endings(events: Iterable[Record]) -> dict[str, Record]:
+    """trial -> the event that ended it (the first one: an ending is final)."""
+    ended: dict[str, Record] = {}
+    for event in events:
+        if event["event"] in ENDINGS:
+            ended.setdefault(event["trial"], event)
+    return ended
+
+
+def best_value(reports: Iterable[Record], metric: str, mode: str) -> float | None:
+    """The best finite value of `metric` over reports, or None when there is none."""
+    values = list(_finite(reports, metric))
+    if not values:
+        return None
+    return max(values) if mode == "max" else min(values)
+
+
+def _finite(reports: Iterable[Record], metric: str) -> Iterator[float]:
+    for report in reports:
+        value = report["metrics"].get(metric)
+        if value is not None and math.isfinite(value):
+            yield value

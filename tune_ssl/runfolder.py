@@ -1,0 +1,209 @@
+"""A run folder on the driver: created whole or not at all, used by one driver at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from tune_ssl import __version__, records
+from tune_ssl.data.splits import make_split
+from tune_ssl.data.store import Store, prepare
+from tune_ssl.errors import Problem, UserError
+from tune_ssl.study import Condition, Study, study_from
+from tune_ssl.yamlfile import read_yaml
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "timm", "numpy", "scikit-learn", "pandas")
+
+
+def check_data(study: Study) -> dict[str, Store]:
+    """Build or open the store of each condition and draw its split. UserError names the condition."""
+    stores: dict[str, Store] = {}
+    found: dict[Problem, list[str]] = {}
+    for condition in study.conditions:
+        try:
+            store = prepare(condition.spec.data)
+            for seed in (study.settings.tuning_seed, *study.settings.seeds):
+                _split(store, condition, seed)
+            stores[condition.id] = store
+        except UserError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(condition.id)
+    if found:
+        everywhere = len(study.conditions)
+        raise UserError(
+            Problem(
+                p.text if len(ids) == everywhere else f"{p.text} (condition {', '.join(ids)})",
+                p.key,
+                study.where(p.key),
+            )
+            for p, ids in found.items()
+        )
+    return stores
+
+
+def create(study: Study, stores: dict[str, Store], runs: Path, name: str, command: str) -> Path:
+    """A new run folder with its study.yaml. UserError if it exists or cannot be written."""
+    run = runs / name
+    if run.exists():
+        text = (
+            f"exists already; `tune-ssl search --resume {name}` goes on with it, "
+            "another --name starts afresh"
+        )
+        raise UserError(Problem(text, str(run)))
+    try:
+        run.mkdir(parents=True)
+        temporary = run / f".{records.STUDY}"
+        with open(temporary, "w", encoding="utf-8") as file:
+            _yaml().dump(records.plain(describe(study, stores, name, command)), file)
+        temporary.rename(run / records.STUDY)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            run.rmdir()
+        raise UserError(Problem(f"cannot be written: {error.strerror}", str(run))) from None
+    return run
+
+
+def reopen(runs: Path, name: str) -> tuple[Path, Study]:
+    """An existing run folder and the study in it. UserError if it is none."""
+    run = Path(name) if Path(name, records.STUDY).exists() else runs / name
+    if not (run / records.STUDY).exists():
+        known = sorted(p.parent.name for p in runs.glob(f"*/{records.STUDY}"))
+        hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
+        raise UserError(Problem(f"is not a run folder{hint}", str(run)))
+    described = read_yaml(run / records.STUDY).data
+    study = study_from(described["study"], Path(described["source"]))
+    return run, study
+
+
+@contextlib.contextmanager
+def driver_lock(run: Path) -> Iterator[None]:
+    """One driver per run folder; the lock goes with the process. UserError if another has it."""
+    lock = FileLock(run / ".driver.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(Problem("is in use by another tune-ssl process", str(run))) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def record_splits(
+    run: Path, study: Study, stores: dict[str, Store], seeds: list[int]
+) -> dict[tuple[str, int], str]:
+    """Save the split of each (condition, seed) once; returns their digests."""
+    known = {(r["condition"], r["seed"]): r["digest"] for r in records.read(run / records.SPLITS)}
+    for condition in study.conditions:
+        for seed in seeds:
+            if (condition.id, seed) in known:
+                continue
+            split = _split(stores[condition.id], condition, seed)
+            line = {"condition": condition.id, "seed": seed, **split.to_record()}
+            records.append(run / records.SPLITS, line | {"digest": split.digest})
+            known[condition.id, seed] = split.digest
+    return known
+
+
+def validation_count(store: Store, condition: Condition, seed: int) -> int:
+    """Images that a trial of this condition is validated on."""
+    if store.val is not None and condition.spec.data.validation == "split":
+        return len(store.val.labels)
+    return len(_split(store, condition, seed).validation)
+
+
+def describe(
+    study: Study, stores: dict[str, Store], name: str, command: str
+) -> dict[str, Any]:
+    """All of study.yaml: what was asked, of which data, by which code, on which machine."""
+    store = stores[study.conditions[0].id]
+    seed = study.settings.tuning_seed
+    return {
+        "schema": records.SCHEMA,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "source": str(study.source),
+        "method": study.fixed.method.name,
+        "metric": study.settings.metric,
+        "mode": study.settings.mode,
+        "loss_terms": [term for term, _ in study.fixed.losses.items()],
+        "dataset": {
+            "name": study.fixed.data.dataset,
+            "digest": store.digest,
+            "classes": list(store.class_names),
+            "counts": store.meta["counts"],
+            "image_shape": list(store.shape),
+        },
+        "conditions": [
+            {
+                "id": condition.id,
+                "values": condition.values,
+                "labels": len(_split(stores[condition.id], condition, seed).labeled),
+                "validation": validation_count(stores[condition.id], condition, seed),
+            }
+            for condition in study.conditions
+        ],
+        "versions": {"tune_ssl": __version__, "python": platform.python_version(), **_versions()},
+        "git": _git(),
+        "machine": {"platform": platform.platform(), "processor": platform.machine()},
+        "study": study.resolved(),
+    }
+
+
+def command_line() -> str:
+    import shlex
+
+    return shlex.join(["tune-ssl", *sys.argv[1:]])
+
+
+def _split(store: Store, condition: Condition, seed: int) -> Any:
+    spec = condition.spec.model_copy(update={"seed": seed})
+    return make_split(
+        store.train.labels,
+        store.class_names,
+        spec.data,
+        seed=spec.split_seed,
+        has_val=store.val is not None,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _git() -> dict[str, Any]:
+    """Revision of the code that runs, where it is a checkout; an installed package has none."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None}
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 100
+    return yaml

@@ -1,0 +1,263 @@
+"""The search half: one Optuna study per condition is the truth; Ray's searcher only asks it.
+
+`StudySource` draws trials from the studies in turn and tells each study how they ended: COMPLETE,
+PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from tune_ssl import records
+from tune_ssl.errors import Problem, UserError
+from tune_ssl.jobs import Job, JobSource, Progress, checkpoints
+from tune_ssl.records import Record
+from tune_ssl.spec import StudySpec, digest
+from tune_ssl.study import Condition, Study
+from tune_ssl.trial import override
+
+STORAGE = "optuna.log"
+STATES = {
+    records.FINISHED: TrialState.COMPLETE,
+    records.STOPPED: TrialState.PRUNED,
+    records.DIVERGED: TrialState.FAIL,
+    records.FAILED: TrialState.FAIL,
+}
+
+
+class RoutingSearcher(Searcher):
+    """Ray's view of a JobSource: it asks for the next job until there is none."""
+
+    def __init__(self, source: JobSource) -> None:
+        super().__init__(metric="_", mode="max")
+        self.source = source
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        job = self.source.next()
+        return job.to_config() if job else Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The scheduler has told the source already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the studies are on disk, and a resume never unpickles a searcher."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a run is resumed from its studies, not from a searcher's pickle")
+
+
+class StudySource(JobSource):
+    """Draws trials from one Optuna study per condition, the least advanced condition first."""
+
+    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
+        settings = study.settings
+        super().__init__(run, [], settings.metric, settings.mode)
+        self.study, self.splits = study, splits
+        storage = open_storage(run)
+        self.cells = [
+            Cell(storage, study, index, condition)
+            for index, condition in enumerate(study.conditions)
+        ]
+        self.progress = {
+            cell.condition.id: Progress(cell.condition.id, settings.num_trials)
+            for cell in self.cells
+        }
+        self._settle()
+
+    def remaining(self) -> int:
+        return sum(cell.open_trials() for cell in self.cells)
+
+    def draw(self) -> Job | None:
+        waiting = [cell for cell in self.cells if cell.open_trials()]
+        if not waiting:
+            return None
+        cell = min(waiting, key=lambda c: (not c.orphans, c.asked(), c.index))
+        trial, values = cell.ask()
+        name = cell.trial_name(trial.number)
+        settings = self.study.settings
+        seed = settings.tuning_seed
+        spec = override(cell.condition.spec, {**values, "seed": seed})
+        return Job(
+            trial=name,
+            phase=records.SEARCH,
+            condition=cell.condition.id,
+            number=trial.number,
+            config=values,
+            seed=seed,
+            spec=spec.model_dump(mode="json"),
+            digest=digest(spec),
+            split=self.splits[cell.condition.id, seed],
+            metric=self.metric,
+            mode=self.mode,
+            cpus=settings.cpus_per_trial,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            resume_from=checkpoints(self.run, name),
+        )
+
+    def should_stop(self, job: Job, report: Record) -> bool:
+        value = report["result"].get(self.metric)
+        cell = self._cell(job.condition)
+        trial = cell.live[job.number]
+        if value is None or not math.isfinite(value):
+            return False
+        if report["evaluation"] not in cell.reported(job.number):  # a retry may repeat itself
+            trial.report(value, report["evaluation"])
+        return trial.should_prune()
+
+    def ended(self, job: Job, status: str, value: float | None) -> None:
+        self._cell(job.condition).tell(job.number, status, value)
+
+    def _cell(self, condition: str) -> Cell:
+        return next(cell for cell in self.cells if cell.condition.id == condition)
+
+    def _settle(self) -> None:
+        """After a crash: tell the studies what the records already know, and count what has ended."""
+        ended = records.endings(records.read(self.run / records.TRIALS))
+        for cell in self.cells:
+            progress = self.progress[cell.condition.id]
+            for number in list(cell.orphans):
+                event = ended.get(cell.trial_name(number))
+                if event:
+                    cell.tell(number, event["event"], event["value"])
+            for trial in cell.optuna.get_trials(deepcopy=False):
+                event = ended.get(cell.trial_name(trial.number))
+                if event:
+                    self._count(progress, event["event"], event["value"])
+
+
+class Cell:
+    """One condition's Optuna study: its sampler, its pruner, and the trials that are running."""
+
+    def __init__(
+        self, storage: JournalStorage, study: Study, index: int, condition: Condition
+    ) -> None:
+        self.index, self.condition, self.settings = index, condition, study.settings
+        self.domains = study.search
+        self.optuna = optuna.create_study(
+            storage=storage,
+            study_name=condition.id,
+            direction="maximize" if study.settings.mode == "max" else "minimize",
+            pruner=build_pruner(study.settings, condition.spec.evaluations()),
+            load_if_exists=True,
+        )
+        trials = self.optuna.get_trials(deepcopy=False)
+        # A sampler that starts from the same seed after a resume would repeat its suggestions.
+        self.optuna.sampler = build_sampler(
+            study.settings, study.settings.tuning_seed + 7919 * index + len(trials)
+        )
+        self.orphans = [t.number for t in trials if t.state == TrialState.RUNNING]
+        self.live: dict[int, optuna.Trial] = {
+            t.number: optuna.Trial(self.optuna, t._trial_id)
+            for t in trials
+            if t.state == TrialState.RUNNING
+        }
+        self._asked = sum(t.state != TrialState.WAITING for t in trials)
+        if study.settings.searcher == "grid" and not trials:
+            for values in grid(study):
+                self.optuna.enqueue_trial(values)
+
+    def trial_name(self, number: int) -> str:
+        return f"c{self.index}-t{number:04d}"
+
+    def asked(self) -> int:
+        return self._asked
+
+    def open_trials(self) -> int:
+        """Trials that can still be drawn: orphans of a killed driver, and the rest of the budget."""
+        budget = self.settings.num_trials
+        if self.settings.searcher == "grid":
+            budget = min(budget, len(self.optuna.get_trials(deepcopy=False)))
+        return len(self.orphans) + max(0, budget - self._asked)
+
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        if self.orphans:
+            trial = self.live[self.orphans.pop(0)]
+        else:
+            trial = self.optuna.ask()
+            self._asked += 1
+            self.live[trial.number] = trial
+        return trial, {key: d.suggest(trial, key) for key, d in self.domains.items()}
+
+    def reported(self, number: int) -> set[int]:
+        return set(self.optuna.get_trials(deepcopy=False)[number].intermediate_values)
+
+    def tell(self, number: int, status: str, value: float | None) -> None:
+        state = STATES[status]
+        if state == TrialState.COMPLETE and (value is None or not math.isfinite(value)):
+            state = TrialState.FAIL
+        final = value if state == TrialState.COMPLETE else None
+        trial = self.live.pop(number)
+        trial.set_user_attr("status", status)
+        trial.set_user_attr("trial", self.trial_name(number))
+        self.optuna.tell(number, values=final, state=state)
+        if number in self.orphans:
+            self.orphans.remove(number)
+
+
+def open_storage(run: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(run / STORAGE)))
+
+
+def build_sampler(settings: StudySpec, seed: int) -> optuna.samplers.BaseSampler:
+    if settings.searcher == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if settings.searcher == "grid":  # every value is enqueued
+        return optuna.samplers.RandomSampler(seed=seed)
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=max(4, min(10, settings.num_trials // 3)), group=True
+        ),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+    }
+    return samplers[settings.sampler]()
+
+
+def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePruner:
+    """Asynchronous successive halving (Li et al. 2020), the median rule, or none; all per condition.
+
+    Resources are evaluations. The pruner's state is in the study, so that it survives the driver.
+    """
+    grace = max(1, math.ceil(settings.grace_period * evaluations))
+    if settings.scheduler == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=grace, reduction_factor=settings.reduction_factor
+        )
+    if settings.scheduler == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace - 1)
+    return optuna.pruners.NopPruner()
+
+
+def grid(study: Study) -> list[dict[str, Any]]:
+    """The grid's points: choices whole, ranges in as many even points as num_trials allows.
+
+    UserError when even two points per range (and every choice) exceed num_trials.
+    """
+    budget = study.settings.num_trials
+    domains = study.search
+    points, fitting = 2, 0
+    while points <= budget:
+        size = math.prod(len(d.grid(points)) for d in domains.values())
+        if size > budget:
+            break
+        fitting, points = points, points + 1
+        if not any(not d.choice for d in domains.values()):
+            break
+    if not fitting:
+        size = math.prod(len(d.grid(2)) for d in domains.values())
+        text = f"is {budget}, but must be at least {size} for the smallest grid over these domains"
+        raise UserError(Problem(text, "study.num_trials"))
+    axes = [d.grid(fitting) for d in domains.values()]
+    return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]

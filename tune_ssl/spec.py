@@ -1,0 +1,162 @@
+"""The frozen, strict specs of a trial and of a study. Defaults live here, beside the field they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(gt=0)]
+
+
+class Spec(BaseModel):
+    """Base of every spec: unknown keys are errors, values are finite, instances never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class DataSpec(Spec):
+    """Which images, and which of them are labeled."""
+
+    dataset: str = "digits"
+    root: str | None = Field(None, description="folder of the data; `folder` needs it")
+    download: bool = Field(False, description="let torchvision fetch what is missing")
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        None, description="side in pixels; the dataset's own when absent"
+    )
+    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    labeled_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the training pool that keeps its labels"
+    )
+    num_labels: Size | None = Field(None, description="labels in all; excludes labeled_ratio")
+    split: Literal["stratified", "random"] = "stratified"
+    split_seed: int | None = Field(None, ge=0, description="which labels; follows `seed` if absent")
+    validation: Literal["split", "within_budget"] = "split"
+    val_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share kept for validation where the dataset brings no own part"
+    )
+    batch_size: Size = 32
+    mu: Size = Field(1, description="unlabeled images per labeled one in a step (FixMatch's mu)")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> DataSpec:
+        if self.labeled_ratio is not None and self.num_labels is not None:
+            raise ValueError("has both labeled_ratio and num_labels, but must have at most one")
+        return self
+
+
+class ModelSpec(Spec):
+    """Encoder and heads."""
+
+    encoder: str = "small_cnn"
+    stem: Literal["auto", "small", "large"] = Field(
+        "auto", description="small: 3x3, no pooling; auto: small up to 40 px"
+    )
+    feature_dim: Size = 512
+    hidden_dim: Size = 256
+
+
+class OptimSpec(Spec):
+    """Optimizer, learning-rate schedule and weight averaging."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    schedule: Literal["cosine", "cosine_7_16", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps")
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="0 is off; short runs use min(ema_decay, 1 - 10 / steps)"
+    )
+
+
+class BudgetSpec(Spec):
+    """How long a trial trains, in optimizer steps; never in wall-clock."""
+
+    steps: Size | dict[str, Size] = Field(500, description="a number, or one per stage")
+    eval_every: Size = 50
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="which weights are the result: the last, or the best on validation"
+    )
+
+
+class ComputeSpec(Spec):
+    """Where and in which precision; `auto` reads the machine."""
+
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+
+
+class LossSpec(Spec):
+    """How much one named loss term counts: weight x ramp(progress)."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    ramp_up: Fraction = Field(0.0, description="share of the stage until the full weight")
+
+
+class LossesSpec(Spec):
+    """One LossSpec per term; a method's own terms are added as fields by `trial.trial_model`."""
+
+    def items(self) -> list[tuple[str, LossSpec]]:
+        return [(name, getattr(self, name)) for name in type(self).model_fields]
+
+
+class MethodSpec(Spec):
+    """Base of the methods' specs; `name` is the file name in tune_ssl/methods."""
+
+    name: str
+
+
+class StudySpec(Spec):
+    """How the search runs. Trials are counted per condition, so that budgets are equal."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None = (
+        None
+    )
+    num_trials: Size = Field(16, description="trials in each condition")
+    searcher: Literal["optuna", "random", "grid"] = "optuna"
+    sampler: Literal["tpe", "gp", "cmaes", "qmc"] = Field("tpe", description="of searcher optuna")
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    grace_period: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of a trial's evaluations before it can be stopped"
+    )
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    metric: str = "val/mean_class_accuracy"
+    mode: Literal["max", "min"] = "max"
+    tuning_seed: Annotated[int, Field(ge=0)] = Field(
+        1000, description="the seed of every search trial; never one of `seeds`"
+    )
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        [0, 1, 2], description="fresh seeds on which the chosen config is confirmed"
+    )
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    max_concurrent: Size | None = None
+    max_retries: Annotated[int, Field(ge=0)] = Field(2, description="after a worker's death")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="least time between two checkpoints of a running trial"
+    )
+
+    @model_validator(mode="after")
+    def _fresh_seeds(self) -> StudySpec:
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"has tuning_seed {self.tuning_seed} among seeds, but must keep it out")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("has a seed twice in seeds, but each must be there once")
+        return self
+
+
+def digest(value: Spec | Mapping[str, Any]) -> str:
+    """Content hash: 12 hex digits of the SHA-256 of the value's canonical JSON."""
+    plain = value.model_dump(mode="json") if isinstance(value, Spec) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

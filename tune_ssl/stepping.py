@@ -1,0 +1,273 @@
+"""One stage's optimizer steps: weights and ramps of the loss terms, precision, averaging, the NaN guard."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_ssl.data.loading import Data, Loader
+from tune_ssl.errors import Problem, UserError
+from tune_ssl.methods.base import Stage
+from tune_ssl.schedules import ema_decay, learning_rate, ramp_up
+from tune_ssl.spec import ComputeSpec, OptimSpec
+from tune_ssl.trial import TrialSpec
+
+GRADIENT = "gradient"
+
+
+class Diverged(ArithmeticError):
+    """A loss term or the gradient's norm stopped being finite: `quantity` first, at `step`."""
+
+    def __init__(self, quantity: str, step: int, value: float) -> None:
+        super().__init__(f"{quantity} is {value} at step {step}")
+        self.quantity, self.step, self.value = quantity, step, value
+
+
+class Stepper:
+    """Everything that changes while a stage trains; `state` and `load` carry it over an interruption."""
+
+    def __init__(
+        self, spec: TrialSpec, stage: Stage[Any], network: nn.Module, data: Data, steps: int
+    ) -> None:
+        self.spec, self.stage, self.steps, self.step = spec, stage, steps, 0
+        self.device = data.device
+        self.channels_last = channels_last(spec.compute, self.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.train()
+        self.decay = ema_decay(spec.optim.ema_decay, steps)
+        self.averaged = copy.deepcopy(network) if self.decay else network
+        self.averaged.requires_grad_(not self.decay)
+        self.optimizer = build_optimizer(spec.optim, network)
+        self.precision = pick_precision(spec.compute, self.device)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
+        self.loader = Loader(
+            data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed
+        )
+        self.weights = {term: loss for term, loss in spec.losses.items()}
+        self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
+        self.diagnostics: dict[str, Tensor] = {}
+        self.reported = 0
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def start(self) -> None:
+        """Let the stage set what depends on data; the averaged weights start equal."""
+        with torch.no_grad():
+            self.network.eval()
+            self.stage.start(self.network, self.loader.sample())
+            self.network.train()
+        if self.decay:
+            self.averaged.load_state_dict(self.network.state_dict())
+
+    def factors(self, progress: float) -> dict[str, float]:
+        """weight x ramp of each loss term at `progress` in [0, 1]."""
+        return {
+            term: self.weights[term].weight * ramp_up(progress, self.weights[term].ramp_up)
+            for term in self.stage.loss_terms
+        }
+
+    def advance(self) -> None:
+        """One optimizer step. Raises Diverged, on a GPU at most 20 steps late."""
+        progress = self.step / self.steps
+        factors = self.factors(progress)
+        optim = self.spec.optim
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * learning_rate(progress, optim.schedule, optim.warmup)
+        batch = self.loader.next()
+        if self.channels_last:
+            batch = batch._replace(
+                labeled=tuple(map(to_channels_last, batch.labeled)),
+                unlabeled=tuple(map(to_channels_last, batch.unlabeled)),
+            )
+        try:
+            with self._autocast():
+                out = self.stage.step(self.network, batch)
+        except Exception:
+            self.guard.check(self.step)  # a NaN that made the method fail is the cause to name
+            raise
+        # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
+        total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
+        if isinstance(total, Tensor) and total.requires_grad:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(total).backward()
+            self.scaler.unscale_(self.optimizer)
+            norm = self._gradient_norm()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:  # every term is ramped to 0
+            norm = torch.zeros((), device=self.device)
+        self.step += 1
+        if self.decay:
+            average(self.averaged, self.network, self.decay)
+        losses = [
+            out.losses[t].detach().float() if factors[t] > 0 else
+            out.losses[t].detach().float().nan_to_num() for t in self.stage.loss_terms
+        ]
+        guarded = norm if self.precision is not torch.float16 else norm.nan_to_num()
+        self.guard.add(torch.stack([*losses, guarded]), self.step)
+        for name, value in out.diagnostics.items():
+            self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
+
+    def take_means(self, steps_before: int) -> dict[str, float]:
+        """Mean losses and diagnostics since the last call, and the schedule's values at this step."""
+        self.guard.check(self.step)
+        count = max(self.step - self.reported, 1)
+        means = self.guard.take_sums() / count
+        values = {f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means.tolist(), strict=False)}
+        factors = self.factors(self.step / self.steps)
+        values |= {f"weight/{term}": factor for term, factor in factors.items()}
+        values["loss/total"] = sum(factors[t] * values[f"loss/{t}"] for t in self.stage.loss_terms)
+        values["gradient_norm"] = float(means[-1])
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values |= {f"diag/{name}": float(v) / count for name, v in self.diagnostics.items()}
+        self.diagnostics, self.reported = {}, self.step
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Everything as tensors and plain values, so that it loads without running code."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict() if self.decay else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state(),
+            "rng": torch.get_rng_state(),
+            "rng_gpu": torch.cuda.get_rng_state(self.device) if self._on_gpu else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.step = self.reported = state["step"]
+        self.network.load_state_dict(state["network"])
+        if self.decay:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loader.load(state["loader"])
+        torch.set_rng_state(state["rng"])
+        if self._on_gpu and state["rng_gpu"] is not None:
+            torch.cuda.set_rng_state(state["rng_gpu"], self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.spec.optim.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(
+                self.network.parameters(), self.spec.optim.grad_clip, norm
+            )
+        return norm
+
+
+class Guard:
+    """Sums watched quantities and raises Diverged for the first one that is not finite.
+
+    `every` steps it looks at the values: each look waits for the device, so a GPU looks seldom.
+    """
+
+    def __init__(self, names: tuple[str, ...], every: int) -> None:
+        self.names, self.every = names, every
+        self.pending: list[Tensor] = []
+        self.sums = torch.zeros(len(names), dtype=torch.float64)
+
+    def add(self, values: Tensor, step: int) -> None:
+        """`values` (len(names),) of the optimizer step that made the count `step`."""
+        self.pending.append(values)
+        if len(self.pending) >= self.every:
+            self.check(step)
+
+    def check(self, step: int) -> None:
+        if not self.pending:
+            return
+        rows = torch.stack(self.pending).double().cpu()
+        first = step - len(self.pending) + 1
+        self.pending = []
+        bad = (~torch.isfinite(rows)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise Diverged(self.names[column], first + row, float(rows[row, column]))
+        self.sums += rows.sum(dim=0)
+
+    def take_sums(self) -> Tensor:
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        return sums
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """averaged = decay * averaged + (1 - decay) * network, BatchNorm's statistics included.
+
+    Whole numbers (batch counts, the cluster-to-class map) are copied.
+    """
+    old, new = [], []
+    both = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
+    for kept, current in both:
+        if kept.is_floating_point():
+            old.append(kept)
+            new.append(current)
+        else:
+            kept.copy_(current)
+    torch._foreach_lerp_(old, new, 1 - decay)
+
+
+def build_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the spec; biases and normalisation weights are not decayed."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if spec.name == "sgd":
+        nesterov = spec.nesterov and spec.momentum > 0
+        return torch.optim.SGD(
+            groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True
+        )
+    kind: Callable[..., torch.optim.Optimizer] = {
+        "adam": torch.optim.Adam, "adamw": torch.optim.AdamW
+    }[spec.name]
+    return kind(groups, lr=spec.lr, fused=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. UserError for a device this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).split("\n")[0]
+        text = f"is {name!r}, but must be auto, cpu or a device of this machine ({first})"
+        raise UserError(Problem(text, "compute.device")) from None
+    return device
+
+
+def pick_precision(compute: ComputeSpec, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere; a CPU always computes in fp32."""
+    if device.type != "cuda":
+        return torch.float32
+    if compute.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
+
+
+def channels_last(compute: ComputeSpec, device: torch.device) -> bool:
+    if compute.channels_last == "auto":
+        return device.type == "cuda"
+    return compute.channels_last
+
+
+def to_channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,96 @@
+"""What runs in a Ray worker: one job is trained, and every report of it goes to the driver."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from tune_ssl import records
+from tune_ssl.jobs import CHECKPOINT, Job
+from tune_ssl.scheduler import REPORT
+from tune_ssl.training import Diverged, Report, Trained, train
+from tune_ssl.trial import build_trial
+
+Finish = Callable[[Trained], dict[str, Any]]
+
+
+def search_trial(config: dict[str, Any]) -> None:
+    """The function trainable of a search."""
+    run_job(Job.from_config(config))
+
+
+def run_job(job: Job, finish: Finish | None = None) -> None:
+    """Train one job. Whatever goes wrong in it is reported as its ending and never raised.
+
+    `finish` adds to the last report's result; the confirmation measures test data there.
+    """
+    torch.set_num_threads(max(1, int(job.cpus)))
+    try:
+        _train_and_report(job, finish)
+    except Diverged as error:
+        _send({"status": records.DIVERGED, "reason": str(error)})
+    except Exception:
+        _send({"status": records.FAILED, "reason": traceback.format_exc(limit=-8)})
+    finally:  # the worker is reused: leave nothing of this trial behind
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _train_and_report(job: Job, finish: Finish | None) -> None:
+    spec = build_trial(job.spec)
+    written = time.monotonic()
+    for report in train(spec, resume=_newest_state(job), metric=job.metric, mode=job.mode):
+        if report.last:
+            more = finish(report.trained) if finish else {}
+            _send(_plain(report) | {"status": records.FINISHED, "result": report.result | more})
+        elif time.monotonic() - written >= job.checkpoint_seconds:
+            with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
+                torch.save(report.snapshot(), Path(folder) / CHECKPOINT)
+                _send(_plain(report), tune.Checkpoint.from_directory(folder))
+            written = time.monotonic()
+        else:
+            _send(_plain(report))
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "stage": report.stage,
+        "step": report.step,
+        "evaluation": report.evaluation,
+        "metrics": report.metrics,
+        "result": report.result,
+        "images_seen": report.images_seen,
+        "seconds": report.seconds,
+        "split": report.trained.data.split.digest,
+    }
+
+
+def _send(report: dict[str, Any], checkpoint: tune.Checkpoint | None = None) -> None:
+    tune.report({REPORT: json.dumps(records.plain(report))}, checkpoint=checkpoint)
+
+
+def _newest_state(job: Job) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read: Ray's after a retry, else the killed driver's."""
+    candidates = [Path(path) for path in job.resume_from]
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        candidates.insert(0, Path(checkpoint.path) / CHECKPOINT)
+    for path in candidates:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError):
+            continue  # torn by the crash: an older one, or the beginning
+        if state.get("spec") == job.digest:
+            return state
+    return None

@@ -1,0 +1,202 @@
+"""A study's run: search in every condition, confirm the winners, all inside one run folder.
+
+The Optuna studies are the truth and Ray is the muscle: a resume builds a fresh Tuner on the same
+studies and never unpickles anything of Ray's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from tune_ssl.confirm import ConfirmSource, confirm_trial
+from tune_ssl.data.store import Store
+from tune_ssl.errors import Interrupted, Problem, UserError
+from tune_ssl.jobs import Job, JobSource
+from tune_ssl.live import LiveTable
+from tune_ssl.runfolder import (
+    check_data,
+    command_line,
+    create,
+    driver_lock,
+    record_splits,
+    reopen,
+)
+from tune_ssl.scheduler import RoutingScheduler, Sweeper
+from tune_ssl.searcher import RoutingSearcher, StudySource
+from tune_ssl.spec import StudySpec
+from tune_ssl.study import Study
+from tune_ssl.trainable import search_trial
+
+RUNS = Path("runs")
+
+
+def run_study(
+    study: Study,
+    *,
+    name: str | None = None,
+    runs: Path = RUNS,
+    confirm: bool = True,
+    verbose: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Search and confirm `study` in a new run folder, and return the folder.
+
+    Raises:
+        UserError: unusable data, a name that is taken, a request no machine here can serve.
+        Interrupted: Ctrl-C.
+    """
+    stores = check_data(study)
+    run = create(study, stores, runs, name or study.name, command_line())
+    return _carry_on(run, study, stores, confirm, verbose, console or Console())
+
+
+def resume_study(
+    name: str,
+    *,
+    runs: Path = RUNS,
+    confirm: bool = True,
+    verbose: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Go on with a run folder: orphaned trials first, then what is left of the budget."""
+    run, study = reopen(runs, name)
+    return _carry_on(run, study, check_data(study), confirm, verbose, console or Console())
+
+
+def _carry_on(
+    run: Path,
+    study: Study,
+    stores: dict[str, Store],
+    confirm: bool,
+    verbose: bool,
+    console: Console,
+) -> Path:
+    with driver_lock(run), resume_hint(run):
+        settings = study.settings
+        splits = record_splits(run, study, stores, [settings.tuning_seed, *settings.seeds])
+        with cluster(verbose):
+            search = StudySource(run, study, splits)
+            run_jobs(search, search_trial, settings, f"search {run.name}", console)
+            if confirm:
+                winners = ConfirmSource(run, study, stores, splits)
+                run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
+        shutil.rmtree(run / "ray", ignore_errors=True)
+    return run
+
+
+def run_jobs(
+    source: JobSource,
+    trainable: Callable[[dict[str, Any]], None],
+    settings: StudySpec,
+    title: str,
+    console: Console,
+) -> None:
+    """One Ray Tune run over all jobs of `source`. Raises Interrupted after Ctrl-C."""
+    if not source.remaining():
+        return
+    resources, concurrent = fit_resources(settings)
+    sessions = source.run / "ray"
+    session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
+    with LiveTable(source, title, console) as table:
+        tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=RoutingSearcher(source),
+                scheduler=RoutingScheduler(source),
+                num_samples=source.remaining(),
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=session,
+                storage_path=str(sessions.absolute()),
+                verbose=0,
+                callbacks=[table, Sweeper(sessions / session)],
+                failure_config=tune.FailureConfig(max_failures=settings.max_retries),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            ),
+        ).fit()
+    if source.running or source.remaining():  # fit() returns normally after Ctrl-C
+        raise Interrupted
+
+
+def fit_resources(settings: StudySpec) -> tuple[dict[str, float], int]:
+    """What a trial asks of the cluster, and how many run at once. UserError if none ever can."""
+    total = ray.cluster_resources()
+    gpus = settings.gpus_per_trial
+    wanted = {"cpu": settings.cpus_per_trial}
+    if gpus == "auto":
+        gpus = 1.0 if total.get("GPU") else 0.0
+    if gpus:
+        wanted["gpu"] = gpus
+    for kind, amount in wanted.items():
+        have = total.get(kind.upper(), 0)
+        if amount > have:
+            text = f"is {amount:g}, but the cluster has {have:g} {kind.upper()} in all"
+            raise UserError(Problem(text, f"study.{kind}s_per_trial"))
+    fitting = min(int(total[kind.upper()] / amount) for kind, amount in wanted.items())
+    return wanted, min(fitting, settings.max_concurrent or fitting)
+
+
+@contextlib.contextmanager
+def resume_hint(run: Path) -> Iterator[None]:
+    """Ctrl-C within the block tells how to go on."""
+    try:
+        yield
+    except Interrupted:
+        default = "" if run.parent == RUNS else f" --runs {run.parent}"
+        command = f"tune-ssl search --resume {run.name}{default}"
+        raise Interrupted(f"interrupted; what is finished is kept. Go on with: {command}") from None
+
+
+@contextlib.contextmanager
+def cluster(verbose: bool) -> Iterator[None]:
+    """A local Ray for the time of the block, unless this process is connected to one already."""
+    quiet_environment()
+    ours = not ray.is_initialized()
+    if ours:
+        level = logging.INFO if verbose else logging.ERROR
+        ray.init(include_dashboard=False, log_to_driver=verbose, logging_level=level)
+    if not verbose:
+        for noisy in ("ray", "ray.tune", "optuna"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def quiet_environment() -> None:
+    """Settings that Ray and its workers read from the environment; the user's own ones stay.
+
+    Its own progress output and result files are off (the run folder has them), trials keep their
+    working directory, and waiting threads sleep: several trials share the cores.
+    """
+    for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _trial_name(trial: Any) -> str:
+    return Job.from_config(trial.config).trial
