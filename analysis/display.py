@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-NONE = "–"
+NONE = "\u2013"  # an en dash
 FORMATS = ("csv", "md", "latex")
 SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
 UNWRITTEN = ("full_config",)
@@ -20,7 +20,7 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "–": "--",
+    NONE: "--",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 
@@ -70,6 +70,11 @@ def count(value: Any) -> str:
 def text(value: Any) -> str:
     """Any name; a missing one is a dash."""
     return NONE if missing(value) else str(value)
+
+
+def last_line(value: Any) -> str:
+    """The last line of a reason, which for a crash is the error and not its traceback."""
+    return value.strip().splitlines()[-1] if isinstance(value, str) and value.strip() else ""
 
 
 def _text(key: str, title: str, wide: bool = False) -> Column:
@@ -148,11 +153,12 @@ COLUMNS: dict[str, list[Column]] = {
         _text("condition", "Condition"),
         _text("phase", "Phase"),
         _text("status", "Status"),
-        _value("value", "Validation value"),
+        _value("value", "Value at the end, validation"),
+        _value("last", "Last reported"),
         _count("step", "Step"),
         _count("seconds", "Seconds"),
         _text("config", "Configuration", wide=True),
-        _text("reason", "Reason", wide=True),
+        Column("Reason", lambda r: text(last_line(r["reason"])), number=False, wide=True),
     ],
 }
 

@@ -2,9 +2,11 @@
 
 Runs.trials       one row per trial:
     run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
-    value, step, seconds, images_seen, reason, started, ended, resumed, split,
+    value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
     config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
-    status is `running` where no ending was written. `label` names the run in tables: its method,
+    status is `running` where no ending was written. `value` is the study's metric at the trial's
+    end, `last` the last one it reported, also when it did not finish. An ending without step or
+    seconds (a crash) takes those of the last report. `label` names the run in tables: its method,
     or the run's name where several runs have the same method.
 Runs.history      one row per report: run, label, condition, phase, trial, seed, stage, step,
                   seconds, and each metric
@@ -16,18 +18,16 @@ Runs.notes        sentences on what is incomplete or odd, for the reader of the 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from analysis.study import Study, check_schema, read_studies
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError
 
@@ -35,55 +35,14 @@ RUNNING = "running"
 STATUSES = (*records.ENDINGS, RUNNING)
 TEST_METRIC = "test/mean_class_accuracy"
 
-TRIAL_COLUMNS = (
-    "run label method dataset condition labels phase trial number status seed digest value step "
-    "seconds images_seen reason started ended resumed split"
-).split()
-HISTORY_COLUMNS = "run label condition phase trial seed stage step seconds".split()
-CONDITION_COLUMNS = "run label method condition labels validation".split()
-LOCK_COLUMNS = "run label condition trial time digest value rule ties half_width config".split()
-NUMBERS = "labels number seed value step seconds images_seen started ended resumed".split()
-REQUIRED = ("name", "method", "dataset", "metric", "mode", "conditions")
-
-
-@dataclass(frozen=True)
-class Study:
-    """One run folder's study.yaml. `run` and `label` are unique among the runs loaded together."""
-
-    run: str
-    label: str
-    path: Path
-    raw: Mapping[str, Any]
-
-    @property
-    def method(self) -> str:
-        return str(self.raw["method"])
-
-    @property
-    def metric(self) -> str:
-        return str(self.raw["metric"])
-
-    @property
-    def mode(self) -> str:
-        return str(self.raw["mode"])
-
-    @property
-    def dataset(self) -> Mapping[str, Any]:
-        return dict(self.raw["dataset"])
-
-    @property
-    def searched(self) -> list[str]:
-        """The config keys that differ between trials by design."""
-        study = self.raw.get("study") or {}
-        return [*(study.get("search") or {}), *(study.get("ablate") or {})]
-
-    @property
-    def planned_seeds(self) -> int | None:
-        """How many confirm seeds the study asks for, if it says so."""
-        seeds = ((self.raw.get("study") or {}).get("study") or {}).get("seeds")
-        if isinstance(seeds, int):
-            return seeds
-        return len(seeds) if isinstance(seeds, (list, tuple)) else None
+TRIAL_COLUMNS = str.split(
+    "run label method dataset condition labels phase trial number status seed digest value last "
+    "step seconds images_seen reason started ended resumed split"
+)
+HISTORY_COLUMNS = str.split("run label condition phase trial seed stage step seconds")
+CONDITION_COLUMNS = str.split("run label method condition labels validation")
+LOCK_COLUMNS = str.split("run label condition trial time digest value rule ties half_width config")
+NUMBERS = str.split("labels number seed value last step seconds images_seen started ended resumed")
 
 
 @dataclass
@@ -115,8 +74,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     if not folders:
         raise UserError("no run folder was given")
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    studies = _labelled([(folder, _read_study(folder)) for folder in folders])
-    _same_dataset(studies)
+    studies = read_studies(folders)
     notes: list[str] = []
     trials: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
@@ -127,6 +85,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         reports = _read(study, records.HISTORY, ("trial", "stage", "step", "metrics"), notes)
         splits = _read(study, records.SPLITS, ("condition", "seed", "digest"), notes)
         rows = _trial_rows(study, events, splits, notes)
+        _add_last_reports(study, rows, reports)
         trials += rows
         history += _history_rows(rows, reports)
         conditions += _condition_rows(study)
@@ -147,67 +106,6 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     )
 
 
-def _read_study(folder: Path) -> dict[str, Any]:
-    path = folder / records.STUDY
-    if not folder.is_dir():
-        raise UserError(Problem("is not a folder", where=str(folder)))
-    if not path.is_file():
-        raise UserError(
-            Problem(f"is not a run folder: it has no {records.STUDY}", where=str(folder))
-        )
-    try:
-        raw = YAML(typ="safe", pure=True).load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(Problem(f"is not readable YAML: {line}", where=str(path))) from None
-    if not isinstance(raw, dict):
-        raise UserError(Problem("is empty or not a mapping", where=str(path)))
-    _check_schema(raw.get("schema"), path)
-    missing = [key for key in REQUIRED if key not in raw]
-    if missing:
-        raise UserError([Problem("is missing", key, str(path)) for key in missing])
-    if raw["mode"] not in ("min", "max"):
-        raise UserError(Problem(f"is {raw['mode']!r}, but must be min or max", "mode", str(path)))
-    if not isinstance(raw["dataset"], dict) or not isinstance(raw["conditions"], list):
-        raise UserError(Problem("has a malformed `dataset` or `conditions`", where=str(path)))
-    return raw
-
-
-def _check_schema(schema: object, path: Path) -> None:
-    if schema != records.SCHEMA:
-        text = f"is {schema!r}, but this version of tune-ssl reads only {records.SCHEMA}"
-        raise UserError(Problem(text, "schema", str(path)))
-
-
-def _labelled(found: Sequence[tuple[Path, dict[str, Any]]]) -> list[Study]:
-    """Give each run a name of its own: by method where possible, else by name, else by path."""
-    names = Counter(str(raw["name"]) for _, raw in found)
-    methods = Counter(str(raw["method"]) for _, raw in found)
-    studies = []
-    for folder, raw in found:
-        name, method = str(raw["name"]), str(raw["method"])
-        run = name if names[name] == 1 else str(folder)
-        label = method if methods[method] == 1 else run
-        studies.append(Study(run, label, folder, raw))
-    labels = Counter(study.label for study in studies)
-    return [
-        study if labels[study.label] == 1 else replace(study, label=str(study.path))
-        for study in studies
-    ]
-
-
-def _same_dataset(studies: Sequence[Study]) -> None:
-    first = studies[0]
-    for study in studies[1:]:
-        if study.dataset.get("digest") != first.dataset.get("digest"):
-            raise UserError(
-                f"{study.path} is on dataset {study.dataset.get('name')} "
-                f"({study.dataset.get('digest')}), but {first.path} on "
-                f"{first.dataset.get('name')} ({first.dataset.get('digest')}): "
-                "runs on different data are not compared"
-            )
-
-
 def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> list[records.Record]:
     path = study.path / name
     with warnings.catch_warnings(record=True) as caught:
@@ -215,7 +113,7 @@ def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> lis
         found = records.read(path)
     notes += [f"{study.run}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     for record in found:
-        _check_schema(record.get("schema"), path)
+        check_schema(record.get("schema"), path)
         missing = [key for key in keys if key not in record]
         if missing:
             raise UserError(Problem(f"has a record without {missing[0]!r}", where=str(path)))
@@ -234,10 +132,10 @@ def _trial_rows(
     resumed = Counter(event["trial"] for event in events if event["event"] == records.RESUMED)
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
-        if event["event"] not in (records.STARTED, *records.ENDINGS):
+        if event["event"] == records.LOCKED:
             continue
         row = rows.setdefault(event["trial"], {"number": len(rows)})
-        if event["event"] == records.STARTED:
+        if event["event"] in (records.STARTED, records.RESUMED):
             row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
             row.update({key: event[key] for key in ("number", "seed", "digest") if key in event})
             row.setdefault("started", event.get("time"))
@@ -255,6 +153,21 @@ def _trial_rows(
     if strange:
         notes.append(f"{study.run}: {', '.join(strange)} is not a condition of {records.STUDY}.")
     return list(rows.values())
+
+
+def _add_last_reports(
+    study: Study, trials: Sequence[dict[str, Any]], reports: Sequence[records.Record]
+) -> None:
+    """Fill what an ending left open from the last report before it."""
+    final = {report["trial"]: report for report in reports}
+    for row in trials:
+        report = final.get(row["trial"])
+        if report is None:
+            continue
+        row["last"] = (report["metrics"] or {}).get(study.metric)
+        if row["status"] != RUNNING:
+            for key in ("step", "seconds"):
+                row[key] = report.get(key) if row[key] is None else row[key]
 
 
 def _history_rows(
@@ -298,8 +211,3 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
         if not column.startswith("config.") and "confusion" not in column:
             table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
-
-
-def finite(value: object) -> bool:
-    """Whether `value` is a number that can be shown."""
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -14,8 +14,8 @@ from analysis.select import DEFAULT_RULE
 from analysis.tables import confirm_trials
 from tune_ssl import records
 
-CURVE_COLUMNS = "condition method panel weighted step mean low high n source".split()
-PROGRESS_COLUMNS = "condition method order trial status value best metric".split()
+CURVE_COLUMNS = str.split("condition method panel weighted step mean low high n source")
+PROGRESS_COLUMNS = str.split("condition method order trial status value best metric")
 WIDE = 8  # a label axis that spans more than this factor is logarithmic
 
 
@@ -26,7 +26,7 @@ def label_efficiency_figure(
 
     Several conditions with one label count differ in something else: then points, no line.
     """
-    fig = style.figure("labels", "mean per-class accuracy on test, %", height=420)
+    fig = style.figure("labels", "mean per-class accuracy, %", height=420)
     found = results.dropna(subset=["labels", "mean"])
     for method, rows in found.groupby("method", sort=False):
         rows = rows.sort_values("labels")
@@ -97,7 +97,7 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
     """One panel of one condition: mean over seeds, the band from lowest to highest seed."""
     percent = "accuracy" in panel
     scale = 100 if percent else 1
-    fig = style.figure("step", f"{panel}, %" if percent else panel, height=280)
+    fig = style.figure("step", "%" if percent else "", height=280)
     shown = curves[curves["panel"] == panel]
     for (method, weighted), rows in shown.groupby(["method", "weighted"], sort=False):
         colour = colours[str(method)]
@@ -120,7 +120,10 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
 
 
 def search_progress(runs: Runs) -> pd.DataFrame:
-    """Every search trial in start order; `best` is the best value of a finished trial so far."""
+    """Every search trial in start order; `best` is the best value of a finished trial so far.
+
+    `value` is the value at the end, or the last one reported where the trial did not finish.
+    """
     trials = runs.trials[runs.trials["phase"] == records.SEARCH]
     parts = []
     for (run, condition), own in trials.groupby(["run", "condition"], sort=False):
@@ -128,7 +131,12 @@ def search_progress(runs: Runs) -> pd.DataFrame:
         own = own.sort_values("number", kind="stable")
         finished = own["value"].where(own["status"] == records.FINISHED)
         best = finished.cummax() if study.mode == "max" else finished.cummin()
-        part = own[["trial", "status", "value"]].assign(best=best.ffill(), metric=study.metric)
+        shown = own["value"].fillna(own["last"])
+        part = (
+            own[["trial", "status"]]
+            .assign(value=shown)
+            .assign(best=best.ffill(), metric=study.metric)
+        )
         part = part.assign(
             condition=str(condition), method=study.label, order=range(1, len(own) + 1)
         )
@@ -146,8 +154,8 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
     metrics = list(dict.fromkeys(progress["metric"]))
     percent = all("accuracy" in metric for metric in metrics)
     scale = 100 if percent else 1
-    title = ", ".join(metrics) + (", %" if percent else "")
-    fig = style.figure("trial, in order of start", title, height=320)
+    alone = progress["method"].nunique() == 1
+    fig = style.figure("trial, in order of start", "%" if percent else "", height=320)
     for method, rows in progress.groupby("method", sort=False):
         colour = colours[str(method)]
         name = style.safe(method)
@@ -156,16 +164,19 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
                 x=trials["order"],
                 y=scale * trials["value"],
                 mode="markers",
-                name=f"{name}, {str(status).replace('_', ' ')}",
+                name=str(status).replace("_", " "),
+                legendgroup=name,
+                showlegend=alone,
                 marker={"symbol": style.SYMBOLS[str(status)], "size": 9, "color": colour},
                 text=[style.safe(trial) for trial in trials["trial"]],
-                hovertemplate="%{text}: %{y:.4g}<extra>%{fullData.name}</extra>",
+                hovertemplate="%{text}: %{y:.4g}<extra>" + name + ", %{fullData.name}</extra>",
             )
         fig.add_scatter(
             x=rows["order"],
             y=scale * rows["best"],
             mode="lines",
-            name=f"{name}, best finished so far",
+            name="best finished so far" if alone else name,
+            legendgroup=name,
             line={"color": colour, "width": 1.5, "shape": "hv"},
             hoverinfo="skip",
         )

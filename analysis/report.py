@@ -18,9 +18,10 @@ from plotly.offline import get_plotlyjs
 
 from analysis import plots, style, tables
 from analysis.display import FORMATS, NONE, columns_of, is_bold, shown, text
-from analysis.load import Runs, Study, load_runs
+from analysis.load import Runs, load_runs
 from analysis.select import DEFAULT_RULE
 from analysis.stats import expanded_tail
+from analysis.study import Study
 from analysis.summary import NOT_A_RESULT, caveats, interval_note, summary
 from tune_ssl import records
 from tune_ssl.errors import UserError, unknown
@@ -102,7 +103,7 @@ def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = 
         title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
         made=_moment(datetime.now(UTC).timestamp()),
         summary=summary(runs, results, chosen),
-        caveats=caveats(runs, results, found["budget"]),
+        caveats=caveats(runs, results, found["budget"], chosen),
         interval_note=interval_note(results),
         tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
         tables={stem: _table(table, stem) for stem, table in found.items()},
@@ -120,10 +121,10 @@ def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = 
         rule=DEFAULT_RULE,
         used_rules=_used_rules(chosen),
         provenance=[_provenance(runs, study, chosen) for study in runs.studies],
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 - the library's own text, no input of ours
+        plotly=Markup(get_plotlyjs()),  # the library's own text, no input of ours
         config=_json(style.CONFIG),
         page=style.PAGE,
-        font=Markup(style.FONT),  # noqa: S704 - a constant
+        font=Markup(style.FONT),  # a constant
     )
 
 
@@ -169,7 +170,8 @@ def _search(runs: Runs, colours: dict[str, str]) -> list[Figure]:
     figures = []
     for condition, rows in plots.search_progress(runs).groupby("condition", sort=False):
         without = plots.unplaced(rows)
-        caption = f"{without} trial(s) without a value are not drawn." if without else ""
+        caption = "Validation value: " + ", ".join(dict.fromkeys(rows["metric"])) + "."
+        caption += f" {without} trial(s) without a value are not drawn." if without else ""
         figures.append(_figure(str(condition), plots.search_figure(rows, colours), caption))
     return figures
 
@@ -183,18 +185,14 @@ def _json(value: Any) -> Markup:
     found = json.dumps(value)
     for character in "<>&":
         found = found.replace(character, f"\\u{ord(character):04x}")
-    return Markup(found)  # noqa: S704 - escaped above
+    return Markup(found)  # escaped above
 
 
-def _used_rules(chosen: pd.DataFrame) -> list[tuple[str, str]]:
-    """The rule the run itself wrote down at each lock, where it is not word for word ours."""
-    locked = chosen[chosen["locked"].astype(bool)] if len(chosen) else chosen
-    rules = [
-        (f"{row['method']}, {row['condition']}", text(row["rule"]))
-        for row in locked.to_dict("records")
-        if row["rule"] != DEFAULT_RULE.sentence or not row["rule_agrees"]
-    ]
-    return rules
+def _used_rules(chosen: pd.DataFrame) -> list[str]:
+    """The rules the runs wrote down at their locks, where not word for word the page's own."""
+    locked = chosen[chosen["locked"].astype(bool)]
+    rules = dict.fromkeys(text(rule) for rule in locked["rule"])
+    return [rule for rule in rules if rule != DEFAULT_RULE.sentence]
 
 
 def _provenance(runs: Runs, study: Study, chosen: pd.DataFrame) -> dict[str, Any]:

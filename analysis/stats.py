@@ -109,7 +109,7 @@ def _resampled_means(x: Floats, seed: int) -> tuple[Floats, Floats]:
 @cache
 def _resamples(n: int) -> tuple[Floats, Floats]:
     """How often each of n values is drawn, one row per distinct resample, and its probability."""
-    rows = [counts for counts in _compositions(n, n)]
+    rows = list(_compositions(n, n))
     ways = [math.factorial(n) / math.prod(map(math.factorial, counts)) for counts in rows]
     return np.array(rows, dtype=float), np.array(ways) / float(n) ** n
 

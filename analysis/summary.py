@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.display import interval, metric_value, text
+from analysis.display import last_line, metric_value, text
 from analysis.load import RUNNING, STATUSES, Runs
 from analysis.stats import coverage_limit, seeds_needed
 from analysis.tables import ACCURACY, confirm_trials
 from tune_ssl import records
 
+FEW = 5  # below this many seeds the intervals are said to be too short at the top of the page
 MEASURE = "mean per-class accuracy on test"
 NOT_A_RESULT = (
     "No configuration has been confirmed on test data yet. The numbers below are validation "
@@ -41,13 +42,17 @@ def summary(runs: Runs, results: pd.DataFrame, chosen: pd.DataFrame) -> list[str
     return [line for line in lines if line] + ran
 
 
-def caveats(runs: Runs, results: pd.DataFrame, budget: pd.DataFrame) -> list[str]:
+def caveats(
+    runs: Runs, results: pd.DataFrame, budget: pd.DataFrame, chosen: pd.DataFrame
+) -> list[str]:
     """Everything a reader must know before believing a number."""
+    few = results.loc[results["n"] > 0, "n"].min() < FEW
     return [
+        *([interval_note(results)] if few else []),
         *runs.notes,
         *_progress(runs),
         *_seeds(runs, results),
-        *_locks(runs),
+        *_locks(runs, chosen),
         *_fair(runs, budget),
     ]
 
@@ -139,7 +144,10 @@ def _reaches(row: pd.Series) -> str:
 
 
 def _brief(row: pd.Series) -> str:
-    return f"{row['method']} at {interval(row['mean'], row['low'], row['high'])}"
+    if math.isnan(row["low"]):
+        return f"{row['method']} at {100 * row['mean']:.1f} %"
+    ends = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{row['method']} at {100 * row['mean']:.1f} % {ends}"
 
 
 def _progress(runs: Runs) -> Iterator[str]:
@@ -154,9 +162,15 @@ def _progress(runs: Runs) -> Iterator[str]:
             )
         lost = search["status"].isin([records.FAILED, records.DIVERGED])
         if len(search) and lost.all():
-            reasons = [r for r in search["reason"] if isinstance(r, str)]
+            reasons = [last_line(r) for r in search["reason"] if isinstance(r, str)]
             first = f" First reason: {reasons[0]}" if reasons else ""
             yield f"{study.label}: all {len(search)} search trials failed or diverged.{first}"
+        blank = (trials["status"] != RUNNING) & trials["images_seen"].isna()
+        if blank.any():
+            yield (
+                f"{study.label}: {blank.sum()} trial(s) that ended did not say how many images "
+                "they saw; the total of images seen is at least what the table shows."
+            )
         nulls = (search["status"] == records.FINISHED) & search["value"].isna()
         if nulls.any():
             yield f"{study.label}: {nulls.sum()} finished trial(s) have no {study.metric} value."
@@ -196,7 +210,13 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
                     )
 
 
-def _locks(runs: Runs) -> Iterator[str]:
+def _locks(runs: Runs, chosen: pd.DataFrame) -> Iterator[str]:
+    for row in chosen.to_dict("records"):
+        if not row["rule_agrees"]:
+            yield (
+                f"{row['method']}, {row['condition']}: the locked trial {row['trial']} is not the "
+                "one that the rule picks among the trials on record."
+            )
     for (run, condition), locks in runs.locks.groupby(["run", "condition"], sort=False):
         if locks["digest"].nunique() > 1:
             yield (

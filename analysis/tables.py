@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.display import last_line
 from analysis.display import write_table as write_table
-from analysis.load import RUNNING, STATUSES, TEST_METRIC, Runs, Study
+from analysis.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.select import DEFAULT_RULE, half_width
 from analysis.stats import mean_interval, paired_difference
+from analysis.study import Study
 from tune_ssl import records
 
 ACCURACY = "test/accuracy"
@@ -34,8 +36,12 @@ def confirm_trials(runs: Runs) -> pd.DataFrame:
     for (run, condition), locks in runs.locks.groupby(["run", "condition"]):
         if locks["digest"].nunique() > 1:
             own = (trials["run"] == run) & (trials["condition"] == condition)
-            keep &= ~own | (trials["digest"] == locks["digest"].iloc[0])
-    return trials[keep].drop_duplicates(["run", "condition", "seed"])
+            first = locks["config"].iloc[0]
+            same = [_runs_config(trial, first) for _, trial in trials.iterrows()]
+            keep &= ~own | pd.Series(same, index=trials.index, dtype=bool)
+    trials = trials[keep]
+    repeated = trials.duplicated(["run", "condition", "seed"]) & trials["seed"].notna()
+    return trials[~repeated]
 
 
 def results_table(runs: Runs) -> pd.DataFrame:
@@ -114,7 +120,9 @@ def trial_table(runs: Runs) -> pd.DataFrame:
     ]
     table["metric"] = table["run"].map({study.run: study.metric for study in runs.studies})
     table["method"] = table["label"]
-    first = "method condition labels phase trial number status value metric step seconds".split()
+    first = str.split(
+        "method condition labels phase trial number status value last metric step seconds"
+    )
     first += ["seed", "config", "reason", "digest"]
     configs = [column for column in table.columns if column.startswith("config.")]
     return table[[*first, *configs]].reset_index(drop=True)
@@ -145,7 +153,7 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
             taken = {key: lock[key] for key in ("trial", "digest", "ties", "half_width", "rule")}
             extra = {"tuned": lock["value"], "confirmed": value.mean, "confirmed_n": value.n}
             extra |= {"locked": True, "opened": lock["time"], "full_config": config}
-            extra["rule_agrees"] = best is not None and best["trial"] == lock["trial"]
+            extra["rule_agrees"] = _is_best(DEFAULT_RULE.candidates(trials), lock["trial"], best)
             rows.append({**common, **taken, **extra})
         elif best is not None:
             validation = condition["validation"]
@@ -170,7 +178,7 @@ def stability_table(runs: Runs) -> pd.DataFrame:
     for study in runs.studies:
         trials = runs.trials[runs.trials["run"] == study.run]
         bad = trials[trials["status"].isin([records.DIVERGED, records.FAILED])]
-        reasons = Counter(str(r) if isinstance(r, str) else "no reason" for r in bad["reason"])
+        reasons = Counter(last_line(reason) or "no reason" for reason in bad["reason"])
         text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         counts = {"trials": len(trials), **_counts(trials)}
         rows.append({"method": study.label, **counts, "reasons": text})
@@ -183,7 +191,7 @@ def difference_table(runs: Runs) -> pd.DataFrame:
     A pair whose two trials are known to have had different labeled images is left out and counted
     in `unpaired`.
     """
-    columns = "method reference condition labels mean low high n unpaired".split()
+    columns = str.split("method reference condition labels mean low high n unpaired")
     if len(runs.studies) < 2:
         return pd.DataFrame(columns=columns)
     reference = next((s for s in runs.studies if s.method == BASELINE), runs.studies[0])
@@ -264,6 +272,18 @@ def _unequal(group: pd.DataFrame, index: Any) -> str:
 def _config(row: pd.Series) -> dict[str, Any]:
     found = {str(k)[7:]: v for k, v in row.items() if str(k).startswith("config.")}
     return {k: v for k, v in found.items() if not (isinstance(v, float) and math.isnan(v))}
+
+
+def _runs_config(trial: pd.Series, config: object) -> bool:
+    """Whether a trial's config has every value of `config`."""
+    wanted = config.items() if isinstance(config, dict) else ()
+    return all(trial.get(f"config.{key}") == value for key, value in wanted)
+
+
+def _is_best(candidates: pd.DataFrame, trial: object, best: pd.Series | None) -> bool:
+    """Whether `trial` is a candidate as good as the chosen one."""
+    values = candidates.loc[candidates["trial"] == trial, "value"]
+    return best is not None and bool((values == best["value"]).any())
 
 
 def _varying(runs: Runs, run: str) -> list[str]:

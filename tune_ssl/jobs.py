@@ -20,6 +20,13 @@ from tune_ssl.records import Record
 CHECKPOINT = "state.pt"
 
 
+class NotPickled:
+    """For what Ray pickles with its Tuner and we never read back: it leaves all its state behind."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values."""
@@ -94,7 +101,7 @@ class JobSource:
         """Take one report of a running job. True when the trial shall be stopped early."""
         if job.trial not in self.running:  # Ray hands the last report over twice
             return False
-        if report.get("step") is not None:
+        if "metrics" in report:
             line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
             records.append(self.run / records.HISTORY, {"trial": job.trial, **line})
         status = report["status"]

@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.table import Table
 
 from tune_ssl import records
-from tune_ssl.jobs import Job, JobSource
+from tune_ssl.jobs import Job, JobSource, NotPickled
 
 REFRESH_SECONDS = 0.5
 BAD = (records.DIVERGED, records.FAILED)
 
 
-class LiveTable(tune.Callback):
+class LiveTable(NotPickled, tune.Callback):
     """Per condition: running, done, stopped, failed, the best so far, and when it will be over."""
 
     def __init__(self, source: JobSource, title: str, console: Console) -> None:

@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_ssl import records
-from tune_ssl.jobs import Job, JobSource
+from tune_ssl.jobs import Job, JobSource, NotPickled
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPORT = "report"
 
 
-class RoutingScheduler(FIFOScheduler):
+class RoutingScheduler(NotPickled, FIFOScheduler):
     """First in, first out; each trial is judged within its own condition's study."""
 
     def __init__(self, source: JobSource) -> None:

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError
-from tune_ssl.jobs import Job, JobSource, Progress, checkpoints
+from tune_ssl.jobs import Job, JobSource, NotPickled, Progress, checkpoints
 from tune_ssl.records import Record
 from tune_ssl.spec import StudySpec, digest
 from tune_ssl.study import Condition, Study
@@ -34,7 +34,7 @@ STATES = {
 }
 
 
-class RoutingSearcher(Searcher):
+class RoutingSearcher(NotPickled, Searcher):
     """Ray's view of a JobSource: it asks for the next job until there is none."""
 
     def __init__(self, source: JobSource) -> None:

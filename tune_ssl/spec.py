@@ -93,7 +93,7 @@ class ComputeSpec(Spec):
 
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    channels_last: bool | Literal["auto"] = "auto"
+    channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
 
 
 class LossSpec(Spec):

@@ -26,23 +26,32 @@ class Diverged(ArithmeticError):
     def __init__(self, quantity: str, step: int, value: float) -> None:
         super().__init__(f"{quantity} is {value} at step {step}")
         self.quantity, self.step, self.value = quantity, step, value
+        self.images_seen, self.seconds = 0, 0.0
 
 
 class Stepper:
-    """Everything that changes while a stage trains; `state` and `load` carry it over an interruption."""
+    """Everything that changes while a stage trains; `state` and `load` carry it over an interruption.
+
+    `steps` are the stage's own, `before` those of the stages before it.
+    """
 
     def __init__(
-        self, spec: TrialSpec, stage: Stage[Any], network: nn.Module, data: Data, steps: int
+        self,
+        spec: TrialSpec,
+        stage: Stage[Any],
+        network: nn.Module,
+        data: Data,
+        steps: int,
+        before: int,
     ) -> None:
         self.spec, self.stage, self.steps, self.step = spec, stage, steps, 0
+        self.before = before
         self.device = data.device
-        self.channels_last = channels_last(spec.compute, self.device)
+        self.channels_last = spec.compute.channels_last
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
-        self.decay = ema_decay(spec.optim.ema_decay, steps)
-        self.averaged = copy.deepcopy(network) if self.decay else network
-        self.averaged.requires_grad_(not self.decay)
+        self.average = Averaged(network, ema_decay(spec.optim.ema_decay, steps))
         self.optimizer = build_optimizer(spec.optim, network)
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
@@ -55,6 +64,11 @@ class Stepper:
         self.reported = 0
 
     @property
+    def averaged(self) -> nn.Module:
+        """The network whose weights are evaluated."""
+        return self.average.network
+
+    @property
     def _on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
@@ -64,8 +78,7 @@ class Stepper:
             self.network.eval()
             self.stage.start(self.network, self.loader.sample())
             self.network.train()
-        if self.decay:
-            self.averaged.load_state_dict(self.network.state_dict())
+        self.average.update(weight=1.0)
 
     def factors(self, progress: float) -> dict[str, float]:
         """weight x ramp of each loss term at `progress` in [0, 1]."""
@@ -91,7 +104,7 @@ class Stepper:
             with self._autocast():
                 out = self.stage.step(self.network, batch)
         except Exception:
-            self.guard.check(self.step)  # a NaN that made the method fail is the cause to name
+            self.guard.check(self.before + self.step)  # a NaN that made the method fail is the cause
             raise
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
@@ -105,20 +118,19 @@ class Stepper:
         else:  # every term is ramped to 0
             norm = torch.zeros((), device=self.device)
         self.step += 1
-        if self.decay:
-            average(self.averaged, self.network, self.decay)
+        self.average.update()
         losses = [
             out.losses[t].detach().float() if factors[t] > 0 else
             out.losses[t].detach().float().nan_to_num() for t in self.stage.loss_terms
         ]
         guarded = norm if self.precision is not torch.float16 else norm.nan_to_num()
-        self.guard.add(torch.stack([*losses, guarded]), self.step)
+        self.guard.add(torch.stack([*losses, guarded]), self.before + self.step)
         for name, value in out.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
 
-    def take_means(self, steps_before: int) -> dict[str, float]:
+    def take_means(self) -> dict[str, float]:
         """Mean losses and diagnostics since the last call, and the schedule's values at this step."""
-        self.guard.check(self.step)
+        self.guard.check(self.before + self.step)
         count = max(self.step - self.reported, 1)
         means = self.guard.take_sums() / count
         values = {f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means.tolist(), strict=False)}
@@ -136,7 +148,7 @@ class Stepper:
         return {
             "step": self.step,
             "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict() if self.decay else None,
+            "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state(),
@@ -147,8 +159,7 @@ class Stepper:
     def load(self, state: dict[str, Any]) -> None:
         self.step = self.reported = state["step"]
         self.network.load_state_dict(state["network"])
-        if self.decay:
-            self.averaged.load_state_dict(state["averaged"])
+        self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load(state["loader"])
@@ -205,21 +216,36 @@ class Guard:
         return sums
 
 
-@torch.no_grad()
-def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    """averaged = decay * averaged + (1 - decay) * network, BatchNorm's statistics included.
+class Averaged:
+    """Exponential moving average of a network: its parameters and BatchNorm's statistics.
 
-    Whole numbers (batch counts, the cluster-to-class map) are copied.
+    Whole numbers (batch counts, the cluster-to-class map) are copied. With decay 0 the average is
+    the network itself.
     """
-    old, new = [], []
-    both = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
-    for kept, current in both:
-        if kept.is_floating_point():
-            old.append(kept)
-            new.append(current)
-        else:
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
+        both = [
+            (kept, current.detach())
+            for kept, current in zip(_tensors(self.network), _tensors(network), strict=True)
+        ]
+        self._floats = [pair for pair in both if pair[0].is_floating_point()]
+        self._others = [pair for pair in both if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, weight: float | None = None) -> None:
+        """average += weight x (network - average); the weight is 1 - decay unless given."""
+        if not self.decay:
+            return
+        old, new = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(old, new, 1 - self.decay if weight is None else weight)
+        for kept, current in self._others:
             kept.copy_(current)
-    torch._foreach_lerp_(old, new, 1 - decay)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def build_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
@@ -261,12 +287,6 @@ def pick_precision(compute: ComputeSpec, device: torch.device) -> torch.dtype:
     if compute.precision == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
-
-
-def channels_last(compute: ComputeSpec, device: torch.device) -> bool:
-    if compute.channels_last == "auto":
-        return device.type == "cuda"
-    return compute.channels_last
 
 
 def to_channels_last(images: Tensor) -> Tensor:

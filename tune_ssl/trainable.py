@@ -37,7 +37,8 @@ def run_job(job: Job, finish: Finish | None = None) -> None:
     try:
         _train_and_report(job, finish)
     except Diverged as error:
-        _send({"status": records.DIVERGED, "reason": str(error)})
+        spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
+        _send({"status": records.DIVERGED, "reason": str(error), **spent})
     except Exception:
         _send({"status": records.FAILED, "reason": traceback.format_exc(limit=-8)})
     finally:  # the worker is reused: leave nothing of this trial behind

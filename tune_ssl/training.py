@@ -103,7 +103,7 @@ def train(
             steps_before += steps
             evaluations_before += ceil(steps / every)
             continue
-        stepper = Stepper(spec, stage, network, data, steps)
+        stepper = Stepper(spec, stage, network, data, steps, steps_before)
         best = Best(metric, mode) if spec.budget.checkpoint == "best" else None
         if resume is not None and index == at_stage:
             stepper.load(resume["stepper"])
@@ -114,15 +114,20 @@ def train(
 
         while stepper.step < steps:
             # One optimizer step
-            stepper.advance()
             images_seen += stepper.loader.images_per_step
+            try:
+                stepper.advance()
+            except Diverged as error:
+                error.images_seen = images_seen
+                error.seconds = seconds_before + time.perf_counter() - began
+                raise
             if stepper.step % every and stepper.step < steps:
                 continue
 
             # Evaluate
             trained = Trained(stage, stepper.averaged, data)
             result = trained.evaluate(data.sets.validation, "val")
-            metrics = {**stepper.take_means(steps_before), **result}
+            metrics = {**stepper.take_means(), **result}
             if best:
                 best.offer(stepper.averaged, result)
                 if stepper.step == steps:
@@ -144,7 +149,7 @@ def train(
             yield Report(
                 stage.name, step, evaluation, last, metrics, result, images_seen, seconds, trained, snapshot
             )
-        network = stepper.averaged
+        network = stepper.averaged.requires_grad_(True)
         steps_before += steps
         evaluations_before += ceil(steps / every)
 

@@ -51,6 +51,8 @@ def test_bad_study(tmp_path, write_run):
     assert message(path).endswith("is empty or not a mapping")
     study.write_text(text.replace("mode: max", "mode: best"))
     assert "mode is 'best', but must be min or max" in message(path)
+    study.write_text(text.replace("id:", "idd:"))
+    assert message(path).endswith("conditions is not a list of conditions with an id")
     study.write_text(text.replace("metric:", "metrik:"))
     assert message(path).endswith("metric is missing")
 
@@ -111,3 +113,14 @@ def test_unknown_condition_is_said(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
     event(path, records.STARTED, "x", "data.labels=7", config={})
     assert load_runs([path]).notes == ["a: data.labels=7 is not a condition of study.yaml."]
+
+
+def test_a_crash_takes_step_and_seconds_of_its_last_report(tmp_path, write_run, event):
+    search = ((None, None, None), (None, None, None))
+    path = write_run(tmp_path / "a", labels=(50,), search=search, confirm={})
+    event(path, records.FAILED, "c0-t0000", "data.labels=50", step=None, reason="broke")
+    trials = load_runs([path]).trials.set_index("trial")
+    found = trials.loc["c0-t0000", ["status", "step", "seconds", "last"]]
+    assert found.to_list() == ["failed", 40, 40, pytest.approx(0.9)]
+    assert trials["value"].isna().all()
+    assert trials.loc["c0-t0001", "status"] == "running" and trials["step"].isna().sum() == 1

@@ -60,7 +60,8 @@ def test_search_progress(tmp_path, write_run):
     assert progress["order"].to_list() == [1, 2, 3, 4, 5, 6]
     # The stopped trial's 0.95 never counts as the best so far.
     assert progress["best"].to_list() == pytest.approx([0.70, 0.81, 0.81, 0.81, 0.81, 0.81])
-    assert plots.unplaced(progress) == 2
+    assert progress["value"].to_list() == pytest.approx([0.70, 0.81, 0.95, 0.9, 0.9, 0.79])
+    assert plots.unplaced(progress) == 0
     figure = plots.search_figure(progress, style.colours(runs.labels))
     symbols = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
     assert symbols == ["circle", "triangle-down-open", "x", "cross"]

@@ -81,7 +81,7 @@ def test_two_methods(tmp_path, write_run):
     b = write_run(tmp_path / "b", method="supervised", search=(("finished", 0.6, None),))
     text = page_of(tmp_path, a, b)
     assert "At 50 labels fixmatch reaches 93.0 %" in text
-    assert "5 fresh seeds, ahead of supervised at 83.0 [80.4, 85.6]." in text
+    assert "5 fresh seeds, ahead of supervised at 83.0 % [80.4, 85.6]." in text
     assert (
         "Unequal budget, supervised under data.labels=50, data.labels=200: "
         "trials 1 against 6; steps 100 against 600." in text
@@ -119,8 +119,15 @@ def test_one_seed(tmp_path, write_run):
     assert ">nan" not in text and "[nan" not in text
 
 
+def test_three_seeds_are_said_to_be_few(tmp_path, write_run):
+    path = write_run(tmp_path / "a", labels=(50,), confirm={0: 0.8, 1: 0.81, 2: 0.82})
+    top = page_of(tmp_path, path).split("<nav")[0]
+    assert "With 3 seeds no resampling interval covers the mean more often than about 75 %" in top
+    assert "3 more seed(s)" in top
+
+
 def test_everything_failed(tmp_path, write_run):
-    search = (("failed", None, "cuda broke"), ("diverged", None, "nan"))
+    search = (("failed", None, "Traceback:\n  File x\ncuda broke\n"), ("diverged", None, "nan"))
     text = page_of(tmp_path, write_run(tmp_path / "a", search=search, confirm={}))
     assert "all 4 search trials failed or diverged. First reason: cuda broke" in text
 
@@ -140,6 +147,7 @@ def test_running_and_null_metrics(tmp_path, write_run):
 def test_caveats(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), confirm={100: 0.8, 1: None})
     event(path, records.LOCKED, "c0-t0000", "data.labels=50", digest="g0", phase="confirm")
+    event(path, "finished", "late", "data.labels=50", value=0.9)
     other = write_run(tmp_path / "b", method="uda", labels=(50, 99), metric="val/accuracy")
     lines = (
         (other / records.TRIALS).read_text().replace('"test/accuracy": 0.8', '"test/accuracy": 0.7')
@@ -155,6 +163,7 @@ def test_caveats(tmp_path, write_run, event):
         "data.labels=99 is not part of soft_kmeans: no comparison there.",
         "uda, data.labels=50: confirm trials without a locked event.",
         "but its confusion matrix says 0.8",
+        "the locked trial c0-t0001 is not the one that the rule picks",
     ):
         assert sentence in text, sentence
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from analysis import tables
-from analysis.display import latex, markdown, shown, write_table
+from analysis.display import NONE, latex, markdown, shown, write_table
 from analysis.load import load_runs
 from analysis.stats import mean_interval
 from tune_ssl import records
@@ -72,7 +72,7 @@ def test_a_second_lock_does_not_count(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,))
     more = {"phase": records.CONFIRM}
     event(path, records.LOCKED, "c0-t0005", "data.labels=50", digest="g5", **more)
-    event(path, records.STARTED, "late", "data.labels=50", seed=9, digest="g5", **more)
+    event(path, records.STARTED, "late", "data.labels=50", seed=9, config={"optim.lr": 0.5}, **more)
     metrics = {"test/mean_class_accuracy": 1.0}
     event(path, records.FINISHED, "late", "data.labels=50", metrics=metrics, **more)
     runs = load_runs([path])
@@ -110,7 +110,7 @@ def test_trials(pair):
     assert row["config"] == "optim.lr=0.04"
     assert row["config.method.temperature"] == 0.5
     text = shown(table, "trials").iloc[3]
-    assert (text["Status"], text["Validation value"]) == ("diverged", "–")
+    assert (text["Status"], text["Value at the end, validation"]) == ("diverged", NONE)
     assert text["Reason"] == "loss/total is nan at step 40"
 
 
@@ -172,5 +172,5 @@ def test_latex_and_markdown_escape():
     tex = latex(table, "other")
     assert r"a\_b" in tex
     assert r"50\% \& \#1 \{x\}\textasciitilde{}\textasciicircum{}\textbackslash{} \\" in tex
-    assert r"a\_b" in markdown(table, "other") and "| – |" in markdown(table, "other")
+    assert r"a\_b" in markdown(table, "other") and f"| {NONE} |" in markdown(table, "other")
     assert r"x\|y" in markdown(pd.DataFrame({"a": ["x|y"]}), "other")

@@ -42,10 +42,10 @@ def test_digits_are_uint8_maps_with_the_train_parts_own_mean_and_std(cache):
     store = prepare(DIGITS, cache=cache)
     images = store.train.images
     assert isinstance(images, np.memmap) and not images.flags.writeable
-    assert images.shape == (1438, 1, 16, 16) and images.dtype == np.uint8
+    assert images.shape == (1438, 1, 8, 8) and images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
     assert store.train.labels.dtype == np.int64 and len(store.train.labels) == 1438
-    assert store.shape == (1, 16, 16) and store.flip is False
+    assert store.shape == (1, 8, 8) and store.flip is False
     assert store.class_names == tuple("0123456789")
     assert store.mean == pytest.approx([images[:].mean() / 255])
     assert store.std == pytest.approx([images[:].std() / 255])
@@ -56,7 +56,7 @@ def test_the_test_part_is_reached_by_open_test_only(cache):
     store = prepare(DIGITS, cache=cache)
     assert not hasattr(store, "test")
     test = open_test(store)
-    assert test.images.shape == (359, 1, 16, 16) and len(test.labels) == 359
+    assert test.images.shape == (359, 1, 8, 8) and len(test.labels) == 359
 
 
 def test_the_environment_names_the_cache(cache, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_damaged_store_is_not_opened_and_is_built_again(tmp_path):
     ):
         open_store(store.path)
     assert prepare(DIGITS, cache=tmp_path).digest == store.digest
-    assert open_test(open_store(store.path)).images.shape == (359, 1, 16, 16)
+    assert open_test(open_store(store.path)).images.shape == (359, 1, 8, 8)
 
 
 def test_another_image_size_is_another_store_and_the_same_spec_the_same_bytes(cache, tmp_path):
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_no_store(tmp_path):
         from tune_ssl.data.store import find_store, prepare
         from tune_ssl.errors import UserError
         from tune_ssl.spec import DataSpec
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
             prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1]))
         except UserError as error:

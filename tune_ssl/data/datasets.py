@@ -96,14 +96,14 @@ def find_dataset(name: str) -> Dataset:
 
 @dataset("digits", flip=False)
 def digits(spec: DataSpec) -> Source:
-    """scikit-learn's 1,797 8x8 digits, scaled up to 16; a fixed stratified 20 % are the test part."""
+    """scikit-learn's 1,797 8x8 digits; a fixed stratified 20 % are the test part."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     bundle = load_digits()
     pixels = np.round(bundle.images * (255 / 16)).astype(np.uint8)  # 0..16 in the source
     labels = bundle.target.astype(np.int64)
     train, test = hold_out(labels)
-    side = spec.image_size or 16
+    side = spec.image_size or 8
     parts = {
         "train": Part(labels[train], _fitted(pixels[train, None], side)),
         "test": Part(labels[test], _fitted(pixels[test, None], side)),
@@ -171,7 +171,7 @@ def imagenette(spec: DataSpec) -> Source:
     Of the published sizes the smallest that is large enough for `image_size` (160 by default) is
     used, a larger one if it is already there.
     """
-    side = spec.image_size or 160
+    side = spec.image_size or 80
     small = {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}
     sizes = [size for size in small if size == "full" or int(size[:-2]) >= side]
     present = [size for size in sizes if (_root(spec) / small[size]).is_dir()]

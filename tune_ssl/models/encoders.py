@@ -27,18 +27,21 @@ def build_encoder(name: str, channels: int, stem: str) -> nn.Module:
 
 
 class SmallCNN(nn.Sequential):
-    """Three blocks of 3x3 convolution, BatchNorm and ReLU, strided instead of pooled; fast on a CPU."""
+    """Three blocks of 3x3 convolution, BatchNorm and ReLU, strided instead of pooled; fast on a CPU.
 
-    def __init__(self, channels: int, stem: str, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    `width`, twice and four times `width` channels.
+    """
+
+    def __init__(self, channels: int, stem: str, width: int = 32) -> None:
         layers: list[nn.Module] = []
-        for i, width in enumerate(widths):
+        for i in range(3):
             stride = 1 if i == 0 and stem == "small" else 2
             layers += [
                 nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
-            channels = width
+            channels, width = width, 2 * width
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.out_dim = channels
 
