@@ -101,7 +101,7 @@ class Stepper:
                 unlabeled=tuple(map(to_channels_last, batch.unlabeled)),
             )
         try:
-            with self._autocast():
+            with self.autocast():
                 out = self.stage.step(self.network, batch)
         except Exception:
             self.guard.check(self.before + self.step)  # a NaN that made the method fail is the cause
@@ -167,7 +167,7 @@ class Stepper:
         if self._on_gpu and state["rng_gpu"] is not None:
             torch.cuda.set_rng_state(state["rng_gpu"], self.device)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)

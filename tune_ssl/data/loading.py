@@ -21,7 +21,7 @@ from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.spec import DataSpec
 
-CHUNK_PIXELS = 1 << 20  # pixel values of one channel that are augmented at once
+CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
 PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
 

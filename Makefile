@@ -1,0 +1,35 @@
+# Two commands do everything: `make demo` and `make test`. They need Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lint format bench clean
+
+demo: .venv/installed          ## search, confirm and report the embedded default
+	$(BIN)/tune-ssl search search_spaces/soft_kmeans.yaml
+
+test: .venv/installed          ## the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed          ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test               ## all that CI asks
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed         ## measure step efficiency and what a trial costs beyond training
+	$(BIN)/python -m benchmarks.step_efficiency
+	$(BIN)/python -m benchmarks.trial_overhead
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -q .venv/lib || true
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,107 @@
+"""Batches: which images, seen how, in which order; and the same again after an interruption."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import small_spec
+
+from tune_ssl.data import loading
+from tune_ssl.data.loading import Loader, Order, in_chunks, load_data, stream
+
+CPU = torch.device("cpu")
+
+
+def make(views=(("weak",), ("weak", "strong")), seed=0, **values):
+    spec = small_spec(**values)
+    data = load_data(spec.data, 0, CPU)
+    return data, Loader(data, spec.data, *views, seed=seed)
+
+
+def test_a_batch_has_a_float_tensor_for_each_view_and_mu_unlabeled_images_per_labeled_one():
+    _, loader = make(**{"data.mu": 3})
+    batch = loader.next()
+    assert [view.shape for view in batch.labeled] == [(8, 1, 8, 8)]
+    assert [view.shape for view in batch.unlabeled] == [(24, 1, 8, 8)] * 2
+    assert batch.labels_N.shape == (8,) and batch.hidden_labels_U.shape == (24,)
+    assert batch.labeled[0].dtype == torch.float32 and loader.images_per_step == 32
+
+
+def test_without_unlabeled_views_no_unlabeled_image_is_drawn():
+    _, loader = make(views=(("weak",), ()))
+    batch = loader.next()
+    assert batch.unlabeled == () and batch.hidden_labels_U is None
+    assert loader.images_per_step == 8
+
+
+def test_every_labeled_image_comes_once_before_any_comes_again():
+    data, loader = make(views=(("none",), ()))
+    images = torch.cat([loader.next().labeled[0] for _ in range(5)]).flatten(1)
+    own = data.normalize(torch.from_numpy(data.sets.labeled.images.gather(np.arange(40)))).flatten(1)
+    assert sorted(map(tuple, images.tolist())) == sorted(map(tuple, own.tolist()))
+
+
+def test_an_order_walks_through_all_before_it_starts_again():
+    order = Order(5, stream(0, 1))
+    drawn = order.draw(13)
+    assert sorted(drawn[:5].tolist()) == sorted(drawn[5:10].tolist()) == list(range(5))
+
+
+def test_labels_stay_with_their_images():
+    data, loader = make(views=(("none",), ("none",)))
+    pixels = data.sets.labeled.images.gather(np.arange(40))
+    own = {data.normalize(torch.from_numpy(pixels[i : i + 1])).numpy().tobytes():
+           int(label) for i, label in enumerate(data.sets.labeled.labels)}
+    batch = loader.next()
+    for image, label in zip(batch.labeled[0], batch.labels_N, strict=True):
+        assert own[image[None].numpy().tobytes()] == label
+
+
+def test_the_order_does_not_depend_on_the_views():
+    _, plain = make(views=(("none",), ("none",)))
+    _, rich = make(views=(("strong",), ("weak", "strong")))
+    for _ in range(40):
+        a, b = plain.next(), rich.next()
+        assert torch.equal(a.labels_N, b.labels_N)
+        assert torch.equal(a.hidden_labels_U, b.hidden_labels_U)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 4, 7])
+def test_a_loaded_state_goes_on_with_the_same_batches(taken, monkeypatch):
+    monkeypatch.setattr(loading, "CHUNK_PIXELS", 4 * 24 * 64)  # four steps a chunk
+    _, first = make()
+    assert first.chunk_steps == 4
+    for _ in range(taken):
+        first.next()
+    state = first.state()
+    expected = [first.next() for _ in range(6)]
+    _, second = make(seed=99)
+    second.load(state)
+    for batch in expected:
+        again = second.next()
+        assert torch.equal(batch.labels_N, again.labels_N)
+        assert all(torch.equal(a, b) for a, b in zip(batch.labeled, again.labeled, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batch.unlabeled, again.unlabeled, strict=True))
+
+
+def test_normalised_pixels_have_mean_zero_and_deviation_one_over_the_train_part():
+    data, _ = make()
+    pixels = data.normalize(torch.from_numpy(np.array(data.store.train.images)))
+    assert pixels.mean().item() == pytest.approx(0, abs=1e-3)
+    assert pixels.std().item() == pytest.approx(1, abs=1e-2)
+
+
+def test_evaluation_sees_every_validation_image_once_and_unchanged():
+    data, _ = make()
+    on = data.sets.validation
+    chunks = in_chunks(data, on, size=100)
+    assert torch.cat([labels for _, labels in chunks]).tolist() == on.labels.tolist()
+    raw = data.normalize(torch.from_numpy(on.images.gather(np.arange(len(on)))))
+    assert torch.equal(torch.cat([images for images, _ in chunks]), raw)
+
+
+def test_streams_of_a_seed_differ_and_repeat():
+    draws = {(s, n): torch.rand(3, generator=stream(s, n)).tolist() for s in (0, 1) for n in (1, 2)}
+    assert len({tuple(d) for d in draws.values()}) == 4
+    assert torch.rand(3, generator=stream(0, 1)).tolist() == draws[0, 1]

@@ -1,0 +1,90 @@
+"""Encoders and heads: shapes for every name, the stem by image size, one clear line for a bad name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tune_ssl.data.batch import Task
+from tune_ssl.errors import UserError
+from tune_ssl.models import ENCODERS, Classifier, ClusterClassifier, check_encoder, stem
+from tune_ssl.models.encoders import build_encoder
+from tune_ssl.spec import ModelSpec
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_takes_grey_and_colour_images_of_any_size(name, channels, kind):
+    encoder = build_encoder(name, channels, kind).eval()
+    for side in (16, 33, 64):
+        features = encoder(torch.randn(2, channels, side, side))
+        assert features.shape == (2, encoder.out_dim)
+        assert torch.isfinite(features).all()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_small_stem_keeps_digits_of_eight_pixels_alive(name):
+    encoder = build_encoder(name, 1, "small").eval()
+    first, second = encoder(torch.zeros(1, 1, 8, 8)), encoder(torch.randn(1, 1, 8, 8))
+    assert first.shape == (1, encoder.out_dim) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wrn_28_2", "small_cnn"])
+def test_a_large_stem_looks_at_fewer_positions_than_a_small_one(name):
+    images = torch.randn(1, 3, 64, 64)
+    seen = {}
+    for kind in ("small", "large"):
+        encoder = build_encoder(name, 3, kind).eval()
+        sizes = []
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda m, i, o, sizes=sizes: sizes.append(o.shape[-1]))
+        encoder(images)
+        seen[kind] = sum(size**2 for size in sizes)
+    assert seen["large"] < seen["small"] / 3
+
+
+def test_the_stem_follows_the_image_size_unless_it_is_chosen():
+    assert [stem("auto", side) for side in (8, 40, 41, 224)] == ["small", "small", "large", "large"]
+    assert stem("large", 8) == "large"
+
+
+def test_wrn_28_2_has_the_size_of_the_paper():
+    encoder = build_encoder("wrn_28_2", 3, "small")
+    count = sum(p.numel() for p in encoder.parameters()) + 128 * 10 + 10
+    assert count == pytest.approx(1.47e6, rel=0.01)  # 1.5 M with its 10-class head
+
+
+def test_a_timm_model_is_found_by_name():
+    encoder = build_encoder("timm:mobilenetv3_small_050", 1, "small").eval()
+    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, encoder.out_dim)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet81", "model.encoder is 'resnet81', but must be a known encoder; did you mean 'resnet18'?"),
+        ("timm:efficientnet_bO", "model.encoder is 'timm:efficientnet_bO', but must be a known timm"),
+    ],
+)
+def test_an_unknown_encoder_is_one_line_with_the_nearest_name(name, message):
+    with pytest.raises(UserError) as caught:
+        check_encoder(name)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert "did you mean" in str(caught.value)
+
+
+def test_the_classifier_gives_unnormalised_features_and_logits():
+    network = Classifier(Task(7, 1, 8), ModelSpec(feature_dim=32, hidden_dim=16)).eval()
+    features, logits = network(torch.randn(5, 1, 8, 8))
+    assert features.shape == (5, 32) and logits.shape == (5, 7)
+    assert not torch.allclose(features.norm(dim=1), torch.ones(5))
+
+
+def test_centroids_are_buffers_that_no_optimizer_moves():
+    network = ClusterClassifier(Task(3, 1, 8), ModelSpec(feature_dim=8))
+    names = {name for name, _ in network.named_parameters()}
+    assert not any("centroids" in name for name in names)
+    assert "centroids.centers_KD" in network.state_dict()
+    assert torch.allclose(network.centroids.centers_KD.norm(dim=1), torch.ones(3))

@@ -1,0 +1,125 @@
+"""Processes killed in the middle of a search: every trial is accounted for once, nothing is repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+import pytest
+from tests.runs import (
+    endings,
+    events,
+    finish,
+    optuna_states,
+    start,
+    trial_workers,
+    wait_for,
+    write_study,
+)
+
+from tune_ssl import records
+
+STUDY = """
+fixed:
+  data: {dataset: digits, num_labels: 40}
+  model: {feature_dim: 64}
+  method: {name: soft_kmeans}
+  budget: {steps: 150, eval_every: 10}
+search:
+  optim.lr: {log_uniform: [1e-3, 1e-2]}
+study: {num_trials: 5, scheduler: none, seeds: [0, 1], checkpoint_seconds: 0, max_concurrent: 2}
+"""
+
+
+def test_a_killed_worker_and_then_a_killed_driver_lose_and_repeat_nothing(tmp_path):
+    process = start(tmp_path, "search", write_study(tmp_path, STUDY), "--name", "k")
+    run = tmp_path / "runs" / "k"
+
+    # A worker dies: its trial is retried from its checkpoint.
+    wait_for(process, lambda: len(endings(run)) >= 1 and len(trial_workers(process.pid)) >= 1)
+    os.kill(trial_workers(process.pid)[0], signal.SIGKILL)
+
+    # Then the driver dies.
+    wait_for(process, lambda: len(endings(run)) >= 3)
+    before = endings(run)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    lines = len(events(run))
+    states = Counter(optuna_states(run)["all"])
+    assert states["RUNNING"] >= 1 and states["COMPLETE"] + states["RUNNING"] >= len(before)
+
+    code, out, err = finish(start(tmp_path, "search", "--resume", "k"))
+    assert code == 0, out + err
+
+    assert optuna_states(run) == {"all": ["COMPLETE"] * 5}
+    ended = Counter(e["trial"] for e in events(run) if e["event"] in records.ENDINGS)
+    assert ended == Counter([f"c0-t{t:04d}" for t in range(5)] + ["c0-confirm-s0", "c0-confirm-s1"])
+    after = [e for e in events(run)[lines:] if e["event"] in (records.STARTED, records.RESUMED)]
+    assert not {e["trial"] for e in after} & set(before), "a finished trial was run again"
+
+    # Each report stands once in what is read back, and every evaluation of each trial is there.
+    history = records.latest_reports(records.read(run / records.HISTORY))
+    for trial in ended:
+        steps = sorted(line["step"] for line in history if line["trial"] == trial)
+        assert steps == list(range(10, 151, 10)), trial
+
+
+def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path):
+    long = STUDY.replace("steps: 150", "steps: 600").replace("num_trials: 5", "num_trials: 1")
+    process = start(tmp_path, "search", write_study(tmp_path, long), "--name", "r", "--no-confirm")
+    run = tmp_path / "runs" / "r"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    reached = max(line["step"] for line in records.read(run / records.HISTORY))
+    count = len(records.read(run / records.HISTORY))
+
+    code, out, err = finish(start(tmp_path, "search", "--resume", "r", "--no-confirm"))
+    assert code == 0, out + err
+    resumed = [line["step"] for line in records.read(run / records.HISTORY)[count:]]
+    assert resumed[0] > 10 and resumed[0] >= reached - 20 and resumed[-1] == 600
+    assert [e["event"] for e in events(run)] == [
+        records.STARTED, records.RESUMED, records.FINISHED,
+    ]
+
+
+def test_a_worker_that_dies_every_time_ends_its_trial_as_failed_and_the_study_goes_on(tmp_path):
+    study = STUDY.replace("max_concurrent: 2", "max_concurrent: 1, max_retries: 0").replace(
+        "num_trials: 5", "num_trials: 2"
+    )
+    process = start(tmp_path, "search", write_study(tmp_path, study), "--name", "d", "--no-confirm")
+    run = tmp_path / "runs" / "d"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 2)
+    for worker in trial_workers(process.pid):
+        os.kill(worker, signal.SIGKILL)
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert endings(run) == {"c0-t0000": records.FAILED, "c0-t0001": records.FINISHED}
+    assert optuna_states(run) == {"all": ["FAIL", "COMPLETE"]}
+    reason = records.endings(events(run))["c0-t0000"]["reason"]
+    assert reason == "its worker died too often"
+
+
+def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
+    long = STUDY.replace("steps: 150", "steps: 3000")
+    process = start(tmp_path, "search", write_study(tmp_path, long), "--name", "two")
+    run = tmp_path / "runs" / "two"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 1)
+    code, _, err = finish(start(tmp_path, "search", "--resume", "two"))
+    assert code == 2 and err.strip() == "runs/two is in use by another tune-ssl process"
+    process.send_signal(signal.SIGINT)
+    assert finish(process, timeout=60)[0] == 130
+
+
+@pytest.mark.parametrize("torn", ['{"event": "finis', "\x00\x00\x00"])
+def test_a_torn_last_line_is_closed_and_dropped_with_a_warning(tmp_path, torn):
+    path = tmp_path / records.TRIALS
+    records.append(path, {"event": "started", "trial": "a"})
+    with open(path, "a") as file:
+        file.write(torn)
+    records.append(path, {"event": "finished", "trial": "a", "value": float("nan")})
+    with pytest.warns(UserWarning, match=r"trials.jsonl: 1 torn line\(s\) dropped"):
+        lines = records.read(path)
+    assert [line["event"] for line in lines] == ["started", "finished"]
+    assert lines[1]["value"] is None

@@ -1,0 +1,215 @@
+"""Searches that really run: every trial is accounted for, in the records, the studies and the report."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from tests.runs import endings, events, finish, optuna_states, start, wait_for, write_study
+
+from tune_ssl import records
+
+STUDY = """
+fixed:
+  data: {dataset: digits, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: soft_kmeans}
+  budget: {steps: 12, eval_every: 3}
+conditions:
+  data.num_labels: [20, 40]
+search:
+  optim.lr: {log_uniform: [1e-4, 1e-2]}
+  method.temperature: {log_uniform: [0.01, 1]}
+study: {num_trials: 4, seeds: [0, 1], checkpoint_seconds: 0}
+"""
+
+# One trial at a time, so that the second one meets the first one's rung.
+ENDINGS = """
+fixed:
+  data: {dataset: digits, batch_size: 8, num_labels: 40}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  optim: {name: sgd, momentum: 0, weight_decay: 0}
+  budget: {steps: 40, eval_every: 10}
+search:
+  compute.device: {choice: [cpu, "cuda:63"]}
+  optim.lr: {choice: [0.05, 1e-12, 1e+30]}
+study: {num_trials: 6, searcher: grid, max_concurrent: 1, seeds: [0], reduction_factor: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    code, out, err = finish(start(folder, "search", write_study(folder, STUDY), "--name", "one"))
+    assert code == 0, out + err
+    return folder / "runs" / "one", out, err
+
+
+def test_a_search_ends_with_its_whole_budget_in_each_condition_and_names_its_report(searched):
+    run, out, _ = searched
+    trials = endings(run)
+    assert sorted(trials) == sorted(
+        [f"c{c}-t{t:04d}" for c in (0, 1) for t in range(4)]
+        + [f"c{c}-confirm-s{s}" for c in (0, 1) for s in (0, 1)]
+    )
+    assert set(trials.values()) <= {records.FINISHED, records.STOPPED}
+    assert f"report: {run.relative_to(run.parents[1]) / 'report' / 'index.html'}" in out
+    assert (run / "report" / "index.html").stat().st_size > 100_000
+
+
+def test_the_output_is_ours_alone(searched):
+    _, out, err = searched
+    assert "ray" not in (out + err).lower().replace("array", "")
+    assert "Warning" not in err and "Traceback" not in err
+
+
+def test_each_condition_is_one_optuna_study_that_agrees_with_the_records(searched):
+    run, _, _ = searched
+    trials, states = endings(run), optuna_states(run)
+    assert list(states) == ["data.num_labels=20", "data.num_labels=40"]
+    expected = {records.FINISHED: "COMPLETE", records.STOPPED: "PRUNED"}
+    for index, found in enumerate(states.values()):
+        assert found == [expected[trials[f"c{index}-t{t:04d}"]] for t in range(4)]
+
+
+def test_test_data_is_measured_only_after_a_config_was_locked_and_only_in_confirmation(searched):
+    run, _, _ = searched
+    lines = events(run)
+    locked = {e["condition"]: e for e in lines if e["event"] == records.LOCKED}
+    assert len(locked) == 2
+    for line in lines:
+        tested = any(key.startswith("test/") for key in line.get("metrics", {}))
+        assert tested == (line["phase"] == records.CONFIRM and line["event"] == records.FINISHED)
+        if line["phase"] == records.CONFIRM and line["event"] == records.STARTED:
+            assert line["time"] >= locked[line["condition"]]["time"]
+            assert line["config"] == locked[line["condition"]]["config"]
+
+
+def test_confirmation_uses_the_fresh_seeds_and_the_best_finished_config(searched):
+    run, _, _ = searched
+    lines = events(run)
+    for condition in ("data.num_labels=20", "data.num_labels=40"):
+        ours = [e for e in lines if e["condition"] == condition]
+        finished = [e for e in ours if e["event"] == records.FINISHED and e["phase"] == "search"]
+        locked = next(e for e in ours if e["event"] == records.LOCKED)
+        assert locked["value"] == max(e["value"] for e in finished)
+        seeds = {e["phase"]: set() for e in ours}
+        for e in ours:
+            if e["event"] == records.STARTED:
+                seeds[e["phase"]].add(e["seed"])
+        assert seeds == {"search": {1000}, "confirm": {0, 1}}
+
+
+def test_the_splits_are_saved_for_every_condition_and_seed(searched):
+    run, _, _ = searched
+    splits = records.read(run / records.SPLITS)
+    assert {(s["condition"], s["seed"]) for s in splits} == {
+        (f"data.num_labels={n}", seed) for n in (20, 40) for seed in (1000, 0, 1)
+    }
+    assert all(len(s["labeled"]) == int(s["condition"].split("=")[1]) for s in splits)
+
+
+def test_a_finished_search_leaves_no_checkpoints_behind(searched):
+    run, _, _ = searched
+    assert not (run / "ray").exists()
+
+
+def test_resuming_a_finished_run_repeats_nothing(searched):
+    run, _, _ = searched
+    before = (run / records.TRIALS).read_text()
+    code, out, err = finish(start(run.parents[1], "search", "--resume", "one"))
+    assert code == 0, err
+    assert (run / records.TRIALS).read_text() == before
+    assert "report:" in out
+
+
+def test_a_name_that_exists_is_refused_and_the_run_left_as_it_was(searched):
+    run, _, _ = searched
+    before = sorted((p.name, p.stat().st_mtime) for p in run.iterdir())
+    code, _, err = finish(start(run.parents[1], "search", "study.yaml", "--name", "one"))
+    assert code == 2
+    assert err.strip() == (
+        "runs/one: exists already; `tune-ssl search --resume one` goes on with it, "
+        "another --name starts afresh"
+    ) or err.startswith("runs/one exists already; `tune-ssl search --resume one` goes on with it")
+    assert sorted((p.name, p.stat().st_mtime) for p in run.iterdir()) == before
+
+
+# ---- how trials end ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ended")
+    code, out, err = finish(start(folder, "search", write_study(folder, ENDINGS), "--name", "e"))
+    assert code == 0, out + err
+    return folder / "runs" / "e"
+
+
+def test_finished_stopped_diverged_and_failed_are_four_different_endings(ended):
+    assert endings(ended) == {
+        "c0-t0000": records.FINISHED,
+        "c0-t0001": records.STOPPED,
+        "c0-t0002": records.DIVERGED,
+        "c0-t0003": records.FAILED,
+        "c0-t0004": records.FAILED,
+        "c0-t0005": records.FAILED,
+        "c0-confirm-s0": records.FINISHED,
+    }
+    assert optuna_states(ended) == {"all": ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "FAIL"]}
+
+
+def test_an_ending_says_why(ended):
+    reasons = {e["trial"]: e["reason"] for e in records.endings(events(ended)).values()}
+    assert reasons["c0-t0000"] is None
+    assert "pruner" in reasons["c0-t0001"]
+    assert reasons["c0-t0002"].startswith(("supervised is ", "gradient is "))
+    assert "at step " in reasons["c0-t0002"]
+    assert "compute.device is 'cuda:63', but must be auto, cpu or a device" in reasons["c0-t0003"]
+
+
+def test_a_diverged_trial_knows_its_step_and_what_it_cost(ended):
+    event = records.endings(events(ended))["c0-t0002"]
+    assert 1 <= event["step"] <= 40 and event["images_seen"] == 8 * event["step"]
+    assert event["value"] is None and event["seconds"] > 0
+
+
+def test_the_report_counts_every_kind_of_ending(ended):
+    table = (ended / "report" / "tables" / "stability.csv").read_text()
+    header, row = table.splitlines()[:2]
+    counts = dict(zip(header.split(","), row.split(","), strict=False))
+    assert {k: counts[k] for k in ("finished", "stopped_early", "diverged", "failed")} == {
+        "finished": "1", "stopped_early": "1", "diverged": "1", "failed": "3",
+    }
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+    long = STUDY.replace("steps: 12", "steps: 2000").replace("scheduler: asha", "scheduler: none")
+    process = start(
+        tmp_path, "search", write_study(tmp_path, long), "--name", "c", start_new_session=True
+    )
+    run = tmp_path / "runs" / "c"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) > 4)
+    # A terminal sends Ctrl-C to the whole group; ray's own processes must not make noise of it.
+    import os
+
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, err = finish(process, timeout=60)
+    assert code == 130, out + err
+    assert err.strip().splitlines()[-1] == (
+        "interrupted; what is finished is kept. Go on with: tune-ssl search --resume c"
+    )
+    assert "Traceback" not in out + err
+    assert "RUNNING" in optuna_states(run)["data.num_labels=20"]
+
+
+def test_importing_the_public_package_loads_neither_torch_nor_ray():
+    code = "import sys, tune_ssl; tune_ssl.load_study; print('torch' in sys.modules, 'ray' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
