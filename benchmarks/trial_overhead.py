@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tune_ssl import records
@@ -38,14 +39,17 @@ def one_search(folder: Path, number: int) -> tuple[float, float]:
     began = time.time()
     subprocess.run(
         [*command, "--no-report", "--name", f"tiny-{number}"],
-        cwd=folder, check=True, stdout=subprocess.DEVNULL, env={**os.environ},
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ},
     )
     wall = time.time() - began
     events = records.read(folder / "runs" / f"tiny-{number}" / records.TRIALS)
     ends = [e for e in events if e["event"] == records.FINISHED]
     assert len(ends) == 20, [e["event"] for e in events]
     over_all = (wall - sum(e["seconds"] for e in ends)) / len(ends)
-    gaps = [b["time"] - a["time"] - b["seconds"] for a, b in zip(ends, ends[1:], strict=False)]
+    gaps = [b["time"] - a["time"] - b["seconds"] for a, b in pairwise(ends)]
     return over_all, statistics.median(gaps)
 
 

@@ -57,8 +57,12 @@ def optuna_states(run: Path) -> dict[str, list[str]]:
     """condition -> the states of its Optuna trials, by number"""
     storage = open_storage(run)
     return {
-        s.study_name: [t.state.name for t in optuna.load_study(
-            study_name=s.study_name, storage=storage).get_trials(deepcopy=False)]
+        s.study_name: [
+            t.state.name
+            for t in optuna.load_study(study_name=s.study_name, storage=storage).get_trials(
+                deepcopy=False
+            )
+        ]
         for s in optuna.get_all_study_summaries(storage)
     }
 
@@ -98,6 +102,6 @@ def trial_workers(pid: int) -> list[int]:
             title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if title.startswith("ray::") and "IDLE" not in title:
+        if title.startswith("ray::ImplicitFunc"):  # the actor of a function trainable
             found.append(child)
     return found

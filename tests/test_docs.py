@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.helpers import small_spec
 
+from tests.helpers import small_spec
 from tune_ssl.methods import method_names
 from tune_ssl.training import train
 

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 
 import pytest
+
 from tests.runs import (
     endings,
     events,
@@ -17,7 +18,6 @@ from tests.runs import (
     wait_for,
     write_study,
 )
-
 from tune_ssl import records
 
 STUDY = """
@@ -80,7 +80,9 @@ def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path):
     resumed = [line["step"] for line in records.read(run / records.HISTORY)[count:]]
     assert resumed[0] > 10 and resumed[0] >= reached - 20 and resumed[-1] == 600
     assert [e["event"] for e in events(run)] == [
-        records.STARTED, records.RESUMED, records.FINISHED,
+        records.STARTED,
+        records.RESUMED,
+        records.FINISHED,
     ]
 
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from tests.runs import endings, events, finish, optuna_states, start, wait_for, write_study
 
+from tests.runs import endings, events, finish, optuna_states, start, wait_for, write_study
 from tune_ssl import records
 
 STUDY = """
@@ -30,12 +30,12 @@ ENDINGS = """
 fixed:
   data: {dataset: digits, batch_size: 8, num_labels: 40}
   model: {feature_dim: 16, hidden_dim: 16}
-  method: {name: supervised}
-  optim: {name: sgd, momentum: 0, weight_decay: 0}
-  budget: {steps: 40, eval_every: 10}
+  method: {name: supervised, labeled_view: none}
+  optim: {name: sgd, momentum: 0, weight_decay: 0, ema_decay: 0}
+  budget: {steps: 40, eval_every: 20}
 search:
   compute.device: {choice: [cpu, "cuda:63"]}
-  optim.lr: {choice: [0.05, 1e-12, 1e+30]}
+  optim.lr: {choice: [0.2, 1e-12, 1e+30]}
 study: {num_trials: 6, searcher: grid, max_concurrent: 1, seeds: [0], reduction_factor: 2}
 """
 
@@ -132,9 +132,9 @@ def test_a_name_that_exists_is_refused_and_the_run_left_as_it_was(searched):
     code, _, err = finish(start(run.parents[1], "search", "study.yaml", "--name", "one"))
     assert code == 2
     assert err.strip() == (
-        "runs/one: exists already; `tune-ssl search --resume one` goes on with it, "
+        "runs/one exists already; `tune-ssl search --resume one` goes on with it, "
         "another --name starts afresh"
-    ) or err.startswith("runs/one exists already; `tune-ssl search --resume one` goes on with it")
+    )
     assert sorted((p.name, p.stat().st_mtime) for p in run.iterdir()) == before
 
 
@@ -181,9 +181,8 @@ def test_the_report_counts_every_kind_of_ending(ended):
     table = (ended / "report" / "tables" / "stability.csv").read_text()
     header, row = table.splitlines()[:2]
     counts = dict(zip(header.split(","), row.split(","), strict=False))
-    assert {k: counts[k] for k in ("finished", "stopped_early", "diverged", "failed")} == {
-        "finished": "1", "stopped_early": "1", "diverged": "1", "failed": "3",
-    }
+    kinds = ("finished", "stopped_early", "diverged", "failed")
+    assert [counts[kind] for kind in kinds] == ["2", "1", "1", "3"]  # one of them confirmed
 
 
 # ---- Ctrl-C ------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from tests.helpers import small_spec
 from torch import nn
 
+from tests.helpers import small_spec
 from tune_ssl.data.loading import load_data
 from tune_ssl.errors import UserError
 from tune_ssl.methods import find_method, method_names
@@ -39,8 +39,10 @@ def weights(report):
 def test_the_same_spec_gives_the_same_numbers_and_another_seed_gives_others(name):
     first, again = run(small_spec(name)), run(small_spec(name))
     assert numbers(first) == numbers(again)
-    assert all(torch.equal(a, b) for a, b in zip(weights(first[-1]).values(),
-                                                 weights(again[-1]).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(first[-1]).values(), weights(again[-1]).values(), strict=True)
+    )
     assert numbers(run(small_spec(name, seed=1))) != numbers(first)
 
 
@@ -70,7 +72,9 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(name, at, checkp
 
 def test_a_checkpoint_of_another_spec_is_refused():
     snapshot = next(train(small_spec())).snapshot()
-    with pytest.raises(ValueError, match="the checkpoint is of spec [0-9a-f]{12}, not [0-9a-f]{12}"):
+    with pytest.raises(
+        ValueError, match="the checkpoint is of spec [0-9a-f]{12}, not [0-9a-f]{12}"
+    ):
         run(small_spec(seed=5), resume=snapshot)
 
 
@@ -89,8 +93,15 @@ def test_every_report_logs_each_term_its_weight_and_the_schedule():
     )
     middle = run(spec)[1]  # step 8 of 12
     assert set(middle.metrics) >= {
-        "loss/supervised", "loss/cluster", "loss/augmentation_consistency", "loss/total",
-        "weight/cluster", "gradient_norm", "lr", "val/accuracy", "val/mean_class_accuracy",
+        "loss/supervised",
+        "loss/cluster",
+        "loss/augmentation_consistency",
+        "loss/total",
+        "weight/cluster",
+        "gradient_norm",
+        "lr",
+        "val/accuracy",
+        "val/mean_class_accuracy",
     }
     assert middle.metrics["weight/cluster"] == pytest.approx(4 * ramp_up(8 / 12, 1.0))
     assert middle.metrics["lr"] == pytest.approx(0.01 * learning_rate(7 / 12, "cosine"))
@@ -230,8 +241,15 @@ def test_a_device_this_machine_lacks_is_one_clear_line(device):
 
 
 def test_soft_kmeans_learns_digits():
-    spec = small_spec(**{"budget.steps": 200, "data.batch_size": 32, "method.temperature": 0.01,
-                         "losses.cluster.weight": 0.1, "model.feature_dim": 128,
-                         "budget.eval_every": 100})
+    spec = small_spec(
+        **{
+            "budget.steps": 200,
+            "data.batch_size": 32,
+            "method.temperature": 0.01,
+            "losses.cluster.weight": 0.1,
+            "model.feature_dim": 128,
+            "budget.eval_every": 100,
+        }
+    )
     value = run(spec)[-1].result["val/mean_class_accuracy"]
     assert value > 0.7 and not math.isnan(value)

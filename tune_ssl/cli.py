@@ -1,9 +1,10 @@
-"""The command line. Heavy libraries load inside the commands: `tune-ssl --help` needs neither torch nor ray."""
+"""The command line. What is heavy loads inside the commands: `--help` needs no torch and no ray."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -104,20 +105,23 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train one spec here and now, without Ray; prints every evaluation."""
-    from tune_ssl.study import load_trial
+    from tune_ssl.study import load_fixed
 
-    spec = load_trial(study, overrides or ())
+    loaded = load_fixed(study, overrides or ())
     from tune_ssl.spec import digest
     from tune_ssl.training import Diverged
     from tune_ssl.training import train as run_training
 
+    spec, settings = loaded.fixed, loaded.settings
     console = Console(highlight=False)
-    console.print(f"spec {digest(spec)}: {spec.method.name} on {spec.data.dataset}, seed {spec.seed}")
+    shown = f"{spec.method.name} on {spec.data.dataset}, seed {spec.seed}"
+    console.print(f"spec {digest(spec)}: {shown}")
     try:
-        for item in run_training(spec):
-            shown = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
-            values = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-            console.print(f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}")
+        with loaded.placing():
+            for item in run_training(spec, metric=settings.metric, mode=settings.mode):
+                kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
+                values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
+                console.print(f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}")
     except Diverged as error:
         console.print(f"diverged: {error}")
         raise typer.Exit(1) from None
@@ -132,7 +136,7 @@ def check(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Validate a study, both ends of every search domain, its data and its splits; trains nothing."""
+    """Validate a study, both ends of every domain, its data and its splits; trains nothing."""
     if schema:
         import json
 
@@ -178,20 +182,16 @@ def info(
 
 def _show_store(study: Path | None, overrides: list[str] | None) -> None:
     from tune_ssl.data.store import prepare as prepare_store
-    from tune_ssl.study import load_study, parse_overrides
-    from tune_ssl.trial import build_trial, set_dotted
+    from tune_ssl.study import load_fixed
 
     texts = [*(overrides or ())]
     if study is not None and "=" in str(study):
         texts, study = [str(study), *texts], None
-    if study is not None:
-        spec = load_study(study, texts).fixed.data
-    else:
-        spec = build_trial(
-            set_dotted({"method": {"name": "supervised"}}, parse_overrides(texts))
-        ).data
+    loaded = load_fixed(study, texts)
     console = Console(highlight=False, soft_wrap=True)
-    for key, value in prepare_store(spec).info().items():
+    with loaded.placing():
+        store = prepare_store(loaded.fixed.data)
+    for key, value in store.info().items():
         console.print(f"{key}: {value}", markup=False)
 
 
@@ -200,14 +200,14 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line each on stderr and exit code 2, never a traceback."""
+    """Entry point: a user's mistakes are one line each on stderr and exit code 2, no traceback."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
+        app(prog_name="tune-ssl")
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

@@ -1,13 +1,14 @@
-"""What a user did wrong, said in one line each. Every bad input of the program ends here, and nowhere as a traceback."""
+"""What a user did wrong, one line each: bad input ends here, and nowhere as a traceback."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+LONGEST = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,24 @@ def nearest(name: object, known: Iterable[str]) -> str:
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a list: the nearest one first, then all of them."""
     known = sorted(known)
-    return f"is {name!r}, but must be a known {kind}{nearest(name, known)} (known: {', '.join(known)})"
+    hint = nearest(name, known)
+    return f"is {shown(name)}, but must be a known {kind}{hint} (known: {', '.join(known)})"
+
+
+def shown(value: object) -> str:
+    """A value as one would write it in YAML, cut at 80 characters."""
+    text = _flow(value).replace("\n", " ")
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _flow(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return repr(value) if isinstance(value, (str, int, float)) else str(value)
 
 
 class Interrupted(BaseException):

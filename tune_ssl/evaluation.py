@@ -27,7 +27,7 @@ def predict(stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet) -
     network.eval()
     parts = [stage.predict(network, images) for images, _ in in_chunks(data, on)]
     network.train(training)
-    columns = [
+    columns: list[Any] = [
         None if column[0] is None else torch.cat([part.float().cpu() for part in column])
         for column in zip(*parts, strict=True)
     ]

@@ -16,7 +16,6 @@ from typing import Any
 from tune_ssl import records
 from tune_ssl.records import Record
 
-
 CHECKPOINT = "state.pt"
 
 
@@ -123,8 +122,14 @@ class JobSource:
         result = report.get("result") or {}
         value = result.get(self.metric)
         self._event(
-            job, status, step=report.get("step"), value=value, metrics=result, reason=reason,
-            seconds=report.get("seconds"), images_seen=report.get("images_seen"),
+            job,
+            status,
+            step=report.get("step"),
+            value=value,
+            metrics=result,
+            reason=reason,
+            seconds=report.get("seconds"),
+            images_seen=report.get("images_seen"),
         )
         progress = self.progress[job.condition]
         progress.running -= 1

@@ -5,8 +5,22 @@ N images, K classes. Labels are in [0, K); a negative label is a programming err
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+# What each evaluator measures on a set ("val/accuracy"), and which way is better where one is.
+MEASURED: dict[str, dict[str, Literal["max", "min"] | None]] = {
+    "classifier": {"accuracy": "max", "mean_class_accuracy": "max", "loss": "min"},
+    "clusters": {
+        "cluster_accuracy": "max",
+        "cluster_class_accuracy": "max",
+        "cluster_nmi": "max",
+        "cluster_entropy": None,
+        "largest_cluster_share": None,
+    },
+}
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -15,7 +29,9 @@ Floats = NDArray[np.floating]
 def confusion_matrix(labels_N: Ints, predictions_N: Ints, num_classes: int) -> Ints:
     """(K, K) counts, rows are true classes. ValueError if a label is not in [0, K)."""
     if len(labels_N) and (labels_N.min() < 0 or labels_N.max() >= num_classes):
-        raise ValueError(f"labels span [{labels_N.min()}, {labels_N.max()}], not [0, {num_classes})")
+        raise ValueError(
+            f"labels span [{labels_N.min()}, {labels_N.max()}], not [0, {num_classes})"
+        )
     cells = np.bincount(labels_N * num_classes + predictions_N, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from ruamel.yaml import YAML
 from tune_ssl import __version__, records
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, UserError, nearest
 from tune_ssl.study import Condition, Study, study_from
 from tune_ssl.yamlfile import read_yaml
 
@@ -26,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "timm", "numpy", "scikit-le
 
 
 def check_data(study: Study) -> dict[str, Store]:
-    """Build or open the store of each condition and draw its split. UserError names the condition."""
+    """Open (or build) the store of each condition and draw its split. UserError with file:line."""
     stores: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
     for condition in study.conditions:
@@ -44,7 +48,7 @@ def check_data(study: Study) -> dict[str, Store]:
             Problem(
                 p.text if len(ids) == everywhere else f"{p.text} (condition {', '.join(ids)})",
                 p.key,
-                study.where(p.key),
+                p.where or study.where(p.key),
             )
             for p, ids in found.items()
         )
@@ -54,35 +58,65 @@ def check_data(study: Study) -> dict[str, Store]:
 def create(study: Study, stores: dict[str, Store], runs: Path, name: str, command: str) -> Path:
     """A new run folder with its study.yaml. UserError if it exists or cannot be written."""
     run = runs / name
-    if run.exists():
+    refuse_existing(run)
+    content = StringIO()
+    _yaml().dump(records.plain(describe(study, stores, name, command)), content)
+    try:
+        run.mkdir(parents=True)
+    except FileExistsError:  # another process was faster, or a parent is a file
+        raise _unwritable(run, "a file or folder of this name exists") from None
+    except OSError as error:
+        raise _unwritable(run, error.strerror) from None
+    temporary = run / f".{records.STUDY}"
+    try:
+        temporary.write_text(content.getvalue(), encoding="utf-8")
+        temporary.rename(run / records.STUDY)
+    except OSError as error:
+        shutil.rmtree(run, ignore_errors=True)
+        raise _unwritable(run, error.strerror) from None
+    return run
+
+
+def refuse_existing(run: Path) -> None:
+    """UserError if something of that name is there; a search asks this before anything slow."""
+    if os.path.lexists(run):  # unlike Path.exists, never an error
         text = (
-            f"exists already; `tune-ssl search --resume {name}` goes on with it, "
+            f"exists already; `tune-ssl search --resume {run.name}` goes on with it, "
             "another --name starts afresh"
         )
         raise UserError(Problem(text, str(run)))
-    try:
-        run.mkdir(parents=True)
-        temporary = run / f".{records.STUDY}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            _yaml().dump(records.plain(describe(study, stores, name, command)), file)
-        temporary.rename(run / records.STUDY)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            run.rmdir()
-        raise UserError(Problem(f"cannot be written: {error.strerror}", str(run))) from None
-    return run
+
+
+def refuse_other_data(run: Path, study: Study, stores: dict[str, Store]) -> None:
+    """UserError if the dataset is not the one that the run began with."""
+    began = read_yaml(run / records.STUDY).data["dataset"]["digest"]
+    now = stores[study.conditions[0].id].digest
+    if now != began:
+        text = f"began with dataset digest {began}, but the data is now {now}: start a new run"
+        raise UserError(Problem(text, str(run)))
+
+
+def _unwritable(run: Path, reason: str | None) -> UserError:
+    return UserError(Problem(f"cannot be written: {reason}", str(run)))
 
 
 def reopen(runs: Path, name: str) -> tuple[Path, Study]:
     """An existing run folder and the study in it. UserError if it is none."""
-    run = Path(name) if Path(name, records.STUDY).exists() else runs / name
-    if not (run / records.STUDY).exists():
+    run = Path(name) if os.path.exists(Path(name, records.STUDY)) else runs / name
+    if not os.path.exists(run / records.STUDY):
         known = sorted(p.parent.name for p in runs.glob(f"*/{records.STUDY}"))
         hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
-        raise UserError(Problem(f"is not a run folder{hint}", str(run)))
-    described = read_yaml(run / records.STUDY).data
-    study = study_from(described["study"], Path(described["source"]))
-    return run, study
+        text = f"is not a run folder{nearest(name, known)}{hint}"
+        raise UserError(Problem(text, str(run)))
+    path = run / records.STUDY
+    described = read_yaml(path).data
+    study, source = described.get("study"), described.get("source")
+    if not isinstance(study, dict) or not isinstance(source, str):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    try:
+        return run, study_from(study, Path(source))
+    except UserError as error:
+        raise UserError(replace(problem, where=str(path)) for problem in error.problems) from None
 
 
 @contextlib.contextmanager
@@ -93,6 +127,8 @@ def driver_lock(run: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(Problem("is in use by another tune-ssl process", str(run))) from None
+    except OSError as error:
+        raise _unwritable(run, error.strerror) from None
     try:
         yield
     finally:
@@ -122,9 +158,7 @@ def validation_count(store: Store, condition: Condition, seed: int) -> int:
     return len(_split(store, condition, seed).validation)
 
 
-def describe(
-    study: Study, stores: dict[str, Store], name: str, command: str
-) -> dict[str, Any]:
+def describe(study: Study, stores: dict[str, Store], name: str, command: str) -> dict[str, Any]:
     """All of study.yaml: what was asked, of which data, by which code, on which machine."""
     store = stores[study.conditions[0].id]
     seed = study.settings.tuning_seed

@@ -31,10 +31,10 @@ class RoutingScheduler(NotPickled, FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         if REPORT not in result:
-            return TrialScheduler.CONTINUE
+            return str(TrialScheduler.CONTINUE)
         report = json.loads(result[REPORT])
         stop = self.source.report(Job.from_config(trial.config), report)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Its worker died more often than max_retries allows."""

@@ -1,4 +1,4 @@
-"""Pure functions of progress in [0, 1]: how a learning rate falls and a loss term's weight rises."""
+"""Pure functions of progress in [0, 1]: how a learning rate falls and a loss weight rises."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+import functools
+import operator
+from typing import Any
 
 from pydantic import create_model
 
@@ -14,7 +16,7 @@ from tune_ssl.trial import trial_model
 
 def study_schema() -> dict[str, Any]:
     """JSON schema (2020-12) in which `fixed` is one of the methods' trial specs."""
-    trials = Union[tuple(trial_model(name) for name in method_names())]  # type: ignore[misc]  # noqa: UP007
+    trials = functools.reduce(operator.or_, map(trial_model, method_names()))
     fields: dict[str, Any] = {
         "fixed": (trials, ...),
         "conditions": (dict[str, list[Any]], {}),
@@ -23,4 +25,8 @@ def study_schema() -> dict[str, Any]:
         "study": (StudySpec, StudySpec()),
     }
     model = create_model("StudyFile", __base__=Spec, **fields)
-    return model.model_json_schema(by_alias=True)
+    schema = model.model_json_schema(by_alias=True)
+    for definition in schema["$defs"].values():
+        if "const" in definition.get("properties", {}).get("name", {}):
+            definition["required"] = ["name"]  # it tells the methods apart
+    return schema

@@ -6,7 +6,6 @@ PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tune_ssl import records
-from tune_ssl.errors import Problem, UserError
 from tune_ssl.jobs import Job, JobSource, NotPickled, Progress, checkpoints
 from tune_ssl.records import Record
+from tune_ssl.space import grid
 from tune_ssl.spec import StudySpec, digest
 from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
@@ -164,7 +163,7 @@ class Cell:
         }
         self._asked = sum(t.state != TrialState.WAITING for t in trials)
         if study.settings.searcher == "grid" and not trials:
-            for values in grid(study):
+            for values in grid(study.search, study.settings.num_trials):
                 self.optuna.enqueue_trial(values)
 
     def trial_name(self, number: int) -> str:
@@ -216,7 +215,7 @@ def build_sampler(settings: StudySpec, seed: int) -> optuna.samplers.BaseSampler
         return optuna.samplers.RandomSampler(seed=seed)
     samplers = {
         "tpe": lambda: optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=max(4, min(10, settings.num_trials // 3)), group=True
+            seed=seed, n_startup_trials=max(4, min(10, settings.num_trials // 3))
         ),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
@@ -238,26 +237,3 @@ def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePr
     if settings.scheduler == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace - 1)
     return optuna.pruners.NopPruner()
-
-
-def grid(study: Study) -> list[dict[str, Any]]:
-    """The grid's points: choices whole, ranges in as many even points as num_trials allows.
-
-    UserError when even two points per range (and every choice) exceed num_trials.
-    """
-    budget = study.settings.num_trials
-    domains = study.search
-    points, fitting = 2, 0
-    while points <= budget:
-        size = math.prod(len(d.grid(points)) for d in domains.values())
-        if size > budget:
-            break
-        fitting, points = points, points + 1
-        if not any(not d.choice for d in domains.values()):
-            break
-    if not fitting:
-        size = math.prod(len(d.grid(2)) for d in domains.values())
-        text = f"is {budget}, but must be at least {size} for the smallest grid over these domains"
-        raise UserError(Problem(text, "study.num_trials"))
-    axes = [d.grid(fitting) for d in domains.values()]
-    return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]

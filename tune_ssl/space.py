@@ -1,16 +1,26 @@
-"""Search domains: a YAML leaf such as `{log_uniform: [1e-4, 1e-1]}` becomes a Domain. Ends are inclusive."""
+"""Search domains: a YAML leaf `{log_uniform: [1e-4, 1e-1]}` is a Domain. Ends are inclusive."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from tune_ssl.errors import nearest, shown
 
 if TYPE_CHECKING:
     import optuna
 
 Value = bool | int | float | str | None
+
+KINDS = ("uniform", "log_uniform", "int", "choice")
+FORMS = (
+    "{uniform: [low, high]}, {log_uniform: [low, high]}, {int: [low, high]} "
+    "or {choice: [value, ...]}"
+)
 
 
 class Domain(BaseModel):
@@ -20,31 +30,50 @@ class Domain(BaseModel):
     choice: a list of at least one value.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra={"minProperties": 1, "maxProperties": 1},
+    )
 
-    uniform: tuple[float, float] | None = None
-    log_uniform: tuple[float, float] | None = None
-    int_: tuple[int, int] | None = Field(None, alias="int")
-    choice: tuple[Value, ...] | None = None
+    uniform: Annotated[tuple[float, float], Strict(False)] | None = None
+    log_uniform: Annotated[tuple[float, float], Strict(False)] | None = None
+    int_: Annotated[tuple[int, int], Strict(False)] | None = Field(None, alias="int")
+    choice: Annotated[tuple[Value, ...], Strict(False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape(cls, leaf: Any) -> Any:
+        if not isinstance(leaf, dict) or len(leaf) != 1:
+            raise ValueError(f"is {shown(leaf)}, but must be a domain: {FORMS}")
+        [(kind, values)] = leaf.items()
+        if kind not in KINDS:
+            hint = nearest(kind, KINDS)
+            raise ValueError(f"is {shown(leaf)}, but must be a domain{hint} ({FORMS})")
+        if kind == "choice":
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ValueError(f"is {shown(leaf)}, but must list at least one value")
+            if len(set(map(repr, values))) < len(values):
+                raise ValueError(f"is {shown(leaf)}, but must name each choice once")
+        elif not isinstance(values, (list, tuple)) or len(values) != 2:
+            raise ValueError(f"is {shown(leaf)}, but must be {{{kind}: [low, high]}}")
+        return leaf
 
     @model_validator(mode="after")
-    def _sound(self) -> Domain:
-        given = [name for name in ("uniform", "log_uniform", "int_", "choice") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError(
-                "is not a domain, but must be one of {uniform: [low, high]}, "
-                "{log_uniform: [low, high]}, {int: [low, high]}, {choice: [value, ...]}"
-            )
-        if self.choice:
-            if len(set(map(repr, self.choice))) < len(self.choice):
-                raise ValueError(f"is {list(self.choice)}, but must name each choice once")
+    def _order(self) -> Domain:
+        if self.choice is not None:
             return self
         low, high = self.bounds
         if low >= high:
-            raise ValueError(f"is [{low:g}, {high:g}], but low must be below high")
-        if self.log_uniform and low <= 0:
-            raise ValueError(f"is [{low:g}, {high:g}], but a log_uniform domain must start above 0")
+            raise ValueError(f"is {self}, but low must be below high")
+        if self.log_uniform is not None and low <= 0:
+            raise ValueError(f"is {self}, but must start above 0")
         return self
+
+    def __str__(self) -> str:
+        return shown(self.model_dump(by_alias=True, exclude_none=True))
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -54,33 +83,59 @@ class Domain(BaseModel):
 
     def ends(self) -> list[Value]:
         """The values that are built into a spec before any training: both ends, or every choice."""
-        return list(self.choice) if self.choice else list(self.bounds)
+        return list(self.choice) if self.choice is not None else list(self.bounds)
 
     def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Value:
         """Ask an Optuna trial for this key's value."""
-        if self.choice:
+        if self.choice is not None:
             return trial.suggest_categorical(key, self.choice)
         low, high = self.bounds
-        if self.int_:
+        if self.int_ is not None:
             return trial.suggest_int(key, int(low), int(high))
         return trial.suggest_float(key, low, high, log=self.log_uniform is not None)
 
-    def grid(self, points: int) -> list[Value]:
-        """`points` values from end to end (each choice once); log domains are spaced in the log."""
-        if self.choice:
+    def points(self, wanted: int) -> int:
+        """How many values `grid(wanted)` has: every choice; of whole numbers no more than exist."""
+        if self.choice is not None:
+            return len(self.choice)
+        return min(wanted, int(self.bounds[1] - self.bounds[0]) + 1) if self.int_ else wanted
+
+    def grid(self, wanted: int) -> list[Value]:
+        """Both ends exactly, and even steps between (in the log for log_uniform); every choice."""
+        if self.choice is not None:
             return list(self.choice)
         low, high = self.bounds
-        if self.log_uniform:
-            low, high = math.log(low), math.log(high)
-        middle = [(low + high) / 2]
-        even = [low + (high - low) * i / (points - 1) for i in range(points)] if points > 1 else middle
-        if self.int_:
-            return list(dict.fromkeys(round(value) for value in even))
-        if self.log_uniform:  # exp(log(x)) may leave the domain by one bit
-            return [min(max(math.exp(v), self.bounds[0]), self.bounds[1]) for v in even]
-        return list(even)
+        steps = self.points(wanted) - 1
+        if self.log_uniform is not None:
+            log, width = math.log(low), math.log(high) - math.log(low)
+            inner = [math.exp(log + width * i / steps) for i in range(1, steps)]
+        else:
+            inner = [low + (high - low) * i / steps for i in range(1, steps)]
+        if self.int_ is not None:
+            inner = [round(value) for value in inner]
+        return [low, *inner, high]
 
 
-def domain(value: Any) -> Domain:
+def domain(leaf: Any) -> Domain:
     """A Domain from a YAML leaf; pydantic's ValidationError names what is wrong."""
-    return Domain.model_validate(value)
+    return Domain.model_validate(leaf)
+
+
+def grid(domains: Mapping[str, Domain], budget: int) -> list[dict[str, Value]]:
+    """A grid of at most `budget` points: all choices, and as many even steps of ranges as fit.
+
+    ValueError when two points per range (and every choice) are more than `budget`.
+    """
+
+    def size(points: int) -> int:
+        return math.prod(d.points(points) for d in domains.values())
+
+    if size(2) > budget:
+        raise ValueError(
+            f"is {budget}, but the smallest grid over the domains has {size(2)} points"
+        )
+    points = 2
+    while size(points) < size(points + 1) <= budget:
+        points += 1
+    axes = [d.grid(points) for d in domains.values()]
+    return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]

@@ -1,23 +1,55 @@
-"""The frozen, strict specs of a trial and of a study. Defaults live here, beside the field they belong to."""
+"""The frozen, strict specs of a trial and of a study. Defaults live beside their fields."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+
+def form(pattern: str, words: str) -> AfterValidator:
+    """A text must match all of `pattern`; `words` say so in an error."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"is {value!r}, but must be {words}")
+        return value
+
+    return AfterValidator(check)
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0)]
+Name = Annotated[
+    str,
+    form(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+        "up to 100 letters, digits, '.', '_' and '-', with a letter or digit first",
+    ),
+]
+Device = Annotated[str, form(r"auto|cpu|mps|cuda(:[0-9]+)?", "auto, cpu, mps, cuda or cuda:0")]
 
 
 class Spec(BaseModel):
-    """Base of every spec: unknown keys are errors, values are finite, instances never change."""
+    """Base of every spec: unknown keys and other types are errors, instances never change.
+
+    A whole number is taken for a float; a text or a bool for a number is not.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True
     )
 
 
@@ -47,7 +79,8 @@ class DataSpec(Spec):
     @model_validator(mode="after")
     def _one_budget(self) -> DataSpec:
         if self.labeled_ratio is not None and self.num_labels is not None:
-            raise ValueError("has both labeled_ratio and num_labels, but must have at most one")
+            given = f"labeled_ratio {self.labeled_ratio} and num_labels {self.num_labels}"
+            raise ValueError(f"has {given}, but must have at most one of them")
         return self
 
 
@@ -91,7 +124,7 @@ class BudgetSpec(Spec):
 class ComputeSpec(Spec):
     """Where and in which precision; `auto` reads the machine."""
 
-    device: str = "auto"
+    device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
 
@@ -119,9 +152,7 @@ class MethodSpec(Spec):
 class StudySpec(Spec):
     """How the search runs. Trials are counted per condition, so that budgets are equal."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None = (
-        None
-    )
+    name: Name | None = None
     num_trials: Size = Field(16, description="trials in each condition")
     searcher: Literal["optuna", "random", "grid"] = "optuna"
     sampler: Literal["tpe", "gp", "cmaes", "qmc"] = Field("tpe", description="of searcher optuna")
@@ -146,13 +177,15 @@ class StudySpec(Spec):
         5.0, description="least time between two checkpoints of a running trial"
     )
 
-    @model_validator(mode="after")
-    def _fresh_seeds(self) -> StudySpec:
-        if self.tuning_seed in self.seeds:
-            raise ValueError(f"has tuning_seed {self.tuning_seed} among seeds, but must keep it out")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("has a seed twice in seeds, but each must be there once")
-        return self
+    @field_validator("seeds")
+    @classmethod
+    def _fresh(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"is {seeds}, but must have each seed once")
+        if info.data.get("tuning_seed") in seeds:
+            tuning = info.data["tuning_seed"]
+            raise ValueError(f"is {seeds}, but must not have the tuning_seed, {tuning}")
+        return seeds
 
 
 def digest(value: Spec | Mapping[str, Any]) -> str:

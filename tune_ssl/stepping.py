@@ -55,9 +55,7 @@ class Stepper:
         self.optimizer = build_optimizer(spec.optim, network)
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
-        self.loader = Loader(
-            data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed
-        )
+        self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
         self.weights = {term: loss for term, loss in spec.losses.items()}
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
         self.diagnostics: dict[str, Tensor] = {}
@@ -104,7 +102,9 @@ class Stepper:
             with self.autocast():
                 out = self.stage.step(self.network, batch)
         except Exception:
-            self.guard.check(self.before + self.step)  # a NaN that made the method fail is the cause
+            self.guard.check(
+                self.before + self.step
+            )  # a NaN that made the method fail is the cause
             raise
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
@@ -120,8 +120,10 @@ class Stepper:
         self.step += 1
         self.average.update()
         losses = [
-            out.losses[t].detach().float() if factors[t] > 0 else
-            out.losses[t].detach().float().nan_to_num() for t in self.stage.loss_terms
+            out.losses[t].detach().float()
+            if factors[t] > 0
+            else out.losses[t].detach().float().nan_to_num()
+            for t in self.stage.loss_terms
         ]
         guarded = norm if self.precision is not torch.float16 else norm.nan_to_num()
         self.guard.add(torch.stack([*losses, guarded]), self.before + self.step)
@@ -133,7 +135,9 @@ class Stepper:
         self.guard.check(self.before + self.step)
         count = max(self.step - self.reported, 1)
         means = self.guard.take_sums() / count
-        values = {f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means.tolist(), strict=False)}
+        values = {
+            f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means.tolist(), strict=False)
+        }
         factors = self.factors(self.step / self.steps)
         values |= {f"weight/{term}": factor for term, factor in factors.items()}
         values["loss/total"] = sum(factors[t] * values[f"loss/{t}"] for t in self.stage.loss_terms)
@@ -261,7 +265,8 @@ def build_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimize
             groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True
         )
     kind: Callable[..., torch.optim.Optimizer] = {
-        "adam": torch.optim.Adam, "adamw": torch.optim.AdamW
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
     }[spec.name]
     return kind(groups, lr=spec.lr, fused=True)
 

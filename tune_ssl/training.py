@@ -1,7 +1,7 @@
 """The training loop: `train(spec)` yields a Report at every evaluation. It knows neither Ray nor any method.
 
-    for report in train(spec):
-        print(report.step, report.metrics["val/mean_class_accuracy"])
+for report in train(spec):
+    print(report.step, report.metrics["val/mean_class_accuracy"])
 """
 
 from __future__ import annotations
@@ -147,7 +147,16 @@ def train(
             step = steps_before + stepper.step
             evaluation = evaluations_before + ceil(stepper.step / every)
             yield Report(
-                stage.name, step, evaluation, last, metrics, result, images_seen, seconds, trained, snapshot
+                stage.name,
+                step,
+                evaluation,
+                last,
+                metrics,
+                result,
+                images_seen,
+                seconds,
+                trained,
+                snapshot,
             )
         network = stepper.averaged.requires_grad_(True)
         steps_before += steps

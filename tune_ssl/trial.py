@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 
 from tune_ssl.data.datasets import find_dataset
-from tune_ssl.errors import Problem, UserError, nearest, unknown
+from tune_ssl.errors import Problem, UserError, shown, unknown
+from tune_ssl.grammar import validation_problems
 from tune_ssl.methods import find_method, method_names
 from tune_ssl.models import check_encoder
 from tune_ssl.spec import (
@@ -46,8 +47,8 @@ class TrialSpec(Spec):
         """Optimizer steps of each stage, in order."""
         names = [stage.name for stage in find_method(self.method.name).stages(self.method)]
         steps = self.budget.steps
-        return dict.fromkeys(names, steps) if isinstance(steps, int) else {n: steps[n] for n in names}
-
+        each = dict.fromkeys(names, steps) if isinstance(steps, int) else steps
+        return {name: each[name] for name in names}
 
     def evaluations(self) -> int:
         """How many times a whole run is evaluated."""
@@ -56,7 +57,7 @@ class TrialSpec(Spec):
 
 @cache
 def trial_model(method_name: str) -> type[TrialSpec]:
-    """TrialSpec narrowed to one method: its own spec, and its own loss terms with their defaults."""
+    """TrialSpec narrowed to one method: its own spec, its own loss terms with their defaults."""
     method = find_method(method_name)
     terms: dict[str, Any] = {}
     for term, default in method.losses.items():
@@ -70,38 +71,37 @@ def trial_model(method_name: str) -> type[TrialSpec]:
 def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     """A TrialSpec from nested plain values. UserError with every problem, keys dotted."""
     problems: list[Problem] = []
-    method = raw.get("method")
-    name = method.get("name") if isinstance(method, Mapping) else None
-    if not isinstance(name, str) or name not in method_names():
-        text = unknown("method", name, method_names()) if name is not None else (
-            f"is missing, but must be one of: {', '.join(method_names())}"
-        )
-        problems.append(Problem(text, "method.name"))
-        model: type[TrialSpec] = TrialSpec
-        raw = {key: value for key, value in raw.items() if key not in ("method", "losses")}
-        raw |= {"method": {"name": "unknown"}, "losses": {}}
-    else:
-        model = trial_model(name)
+    model: type[TrialSpec] = TrialSpec
+    wrong = _method_problem(raw.get("method"))
+    if wrong is None:
+        model = trial_model(raw["method"]["name"])
+    else:  # everything but the method's own part can be checked all the same
+        problems.append(wrong)
+        raw = {**raw, "method": {"name": ""}, "losses": {}}
     try:
         spec = model.model_validate(raw)
     except ValidationError as error:
-        problems += validation_problems(error, model)
-        spec = None
-    problems += list(_check_names(raw if spec is None else spec.model_dump(mode="python")))
-    if spec is not None and not problems:
-        problems += list(_check_steps(spec))
+        problems += validation_problems(error, model, raw)
+        problems += _check_names(raw)
+        raise UserError(problems) from None
+    problems += _check_names(spec.model_dump())
+    if not problems:
+        problems += _check_steps(spec)
     if problems:
         raise UserError(problems)
-    assert spec is not None
     return spec
 
 
 def override(spec: TrialSpec, values: Mapping[str, Any]) -> TrialSpec:
     """`spec` with dotted keys replaced: `{"optim.lr": 0.01}`. UserError names what does not fit."""
-    raw = spec.model_dump(mode="python", exclude_unset=False)
-    name = values.get("method.name", spec.method.name)
-    if name != spec.method.name:  # another method's options and terms do not carry over
-        raw["method"], raw["losses"] = {}, {}
+    raw = spec.model_dump()
+    whole = values.get("method")
+    name = whole.get("name") if isinstance(whole, Mapping) else None
+    if values.get("method.name", name or spec.method.name) != spec.method.name:
+        raw["method"], raw["losses"] = (
+            {},
+            {},
+        )  # another method's options and terms do not carry over
     return build_trial(set_dotted(raw, values))
 
 
@@ -120,51 +120,22 @@ def set_dotted(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def validation_problems(error: ValidationError, model: type[Spec]) -> list[Problem]:
-    """Pydantic's errors in our grammar: the dotted key, its value, what is allowed, the nearest name."""
-    return list({str(p): p for p in (_problem(item, model) for item in error.errors())}.values())
-
-
-def _problem(item: Any, model: type[Spec]) -> Problem:
-    path = [str(part) for part in item["loc"] if not _is_tag(part)]
-    key, message, value = ".".join(path), item["msg"], item["input"]
-    if item["type"] == "extra_forbidden":
-        known = sorted(_fields_at(model, path[:-1]))
-        return Problem(
-            f"is not a known key{nearest(path[-1], known)} (known: {', '.join(known)})", key
-        )
-    if item["type"] == "missing":
-        return Problem("is missing, but must be given", key)
-    if item["type"] == "value_error":
-        return Problem(message.removeprefix("Value error, "), key)
-    allowed = message.replace("Input should be", "must be").replace("should", "must")
-    allowed = allowed[0].lower() + allowed[1:]
-    hint = ""
-    if item["type"] == "literal_error" and isinstance(value, str):
-        hint = nearest(value, item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
-    return Problem(f"is {value!r}, but {allowed}{hint}", key)
-
-
-def _is_tag(part: Any) -> bool:
-    """Pydantic puts the name of a union's branch into the path; a user never wrote it."""
-    branches = ("constrained-int", "constrained-float", "int", "float", "bool", "dict[", "literal[")
-    return isinstance(part, str) and (part in branches or part.startswith(branches[-2:]))
-
-
-def _fields_at(model: type[Spec], path: list[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type):
-            return []
-        if not issubclass(field.annotation, Spec):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+def _method_problem(method: Any) -> Problem | None:
+    names = method_names()
+    if method is None or (isinstance(method, Mapping) and method.get("name") is None):
+        return Problem(f"is missing, but must be one of: {', '.join(names)}", "method.name")
+    if not isinstance(method, Mapping):
+        hint = f"{{name: {method}}}" if method in names else f"{{name: {names[0]}}}"
+        return Problem(f"is {shown(method)}, but must be a mapping such as {hint}", "method")
+    if method["name"] not in names:
+        return Problem(unknown("method", method["name"], names), "method.name")
+    return None
 
 
 def _check_names(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Names that a schema cannot know: datasets and encoders."""
-    for section, key, check in (("data", "dataset", find_dataset), ("model", "encoder", check_encoder)):
+    checks = (("data", "dataset", find_dataset), ("model", "encoder", check_encoder))
+    for section, key, check in checks:
         inner = raw.get(section)
         value = inner.get(key) if isinstance(inner, Mapping) else None
         if isinstance(value, str):
@@ -178,7 +149,8 @@ def _check_steps(spec: TrialSpec) -> Iterator[Problem]:
     names = [stage.name for stage in find_method(spec.method.name).stages(spec.method)]
     steps = spec.budget.steps
     if isinstance(steps, dict) and set(steps) != set(names):
-        text = f"has stages {sorted(steps)}, but must have exactly {names}, or be one number"
+        wanted = "{" + ", ".join(f"{name}: STEPS" for name in names) + "}"
+        text = f"is {shown(steps)}, but must be one number, or {wanted} for the method's stages"
         yield Problem(text, "budget.steps")
 
 

@@ -29,6 +29,8 @@ from tune_ssl.runfolder import (
     create,
     driver_lock,
     record_splits,
+    refuse_existing,
+    refuse_other_data,
     reopen,
 )
 from tune_ssl.scheduler import RoutingScheduler, Sweeper
@@ -55,9 +57,17 @@ def run_study(
         UserError: unusable data, a name that is taken, a request no machine here can serve.
         Interrupted: Ctrl-C.
     """
+    name = name or study.name
+    if not study.search and study.settings.num_trials > 1:
+        text = f"has no key, so that all {study.settings.num_trials} trials would be the same"
+        raise UserError(Problem(text, "search", str(study.source)))
     stores = check_data(study)
-    run = create(study, stores, runs, name or study.name, command_line())
-    return _carry_on(run, study, stores, confirm, verbose, console or Console())
+    refuse_existing(runs / name)
+    with cluster(verbose):
+        fit_resources(study.settings)
+        run = create(study, stores, runs, name, command_line())
+        with driver_lock(run):
+            return _carry_on(run, study, stores, confirm, console or Console())
 
 
 def resume_study(
@@ -68,28 +78,29 @@ def resume_study(
     verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Go on with a run folder: orphaned trials first, then what is left of the budget."""
+    """Go on with a run folder: orphaned trials first, then what is left of the budget.
+
+    Raises as `run_study` does; UserError also when the dataset is not the one the run began with.
+    """
     run, study = reopen(runs, name)
-    return _carry_on(run, study, check_data(study), confirm, verbose, console or Console())
+    with driver_lock(run):
+        stores = check_data(study)
+        refuse_other_data(run, study, stores)
+        with cluster(verbose):
+            return _carry_on(run, study, stores, confirm, console or Console())
 
 
 def _carry_on(
-    run: Path,
-    study: Study,
-    stores: dict[str, Store],
-    confirm: bool,
-    verbose: bool,
-    console: Console,
+    run: Path, study: Study, stores: dict[str, Store], confirm: bool, console: Console
 ) -> Path:
-    with driver_lock(run), resume_hint(run):
+    with resume_hint(run):
         settings = study.settings
         splits = record_splits(run, study, stores, [settings.tuning_seed, *settings.seeds])
-        with cluster(verbose):
-            search = StudySource(run, study, splits)
-            run_jobs(search, search_trial, settings, f"search {run.name}", console)
-            if confirm:
-                winners = ConfirmSource(run, study, stores, splits)
-                run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
+        search = StudySource(run, study, splits)
+        run_jobs(search, search_trial, settings, f"search {run.name}", console)
+        if confirm:
+            winners = ConfirmSource(run, study, stores, splits)
+            run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
         shutil.rmtree(run / "ray", ignore_errors=True)
     return run
 

@@ -9,74 +9,144 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, UserError, nearest
 
-Path_ = tuple[str, ...]
+LISTED = 8  # files in one message
+
+Keys = tuple[str, ...]
 
 
 class YamlFile:
-    """A parsed file: its plain `data`, and `where(path)`: "file:line" of that key.
+    """A parsed file: its plain `data`, and `where(keys)`: "file:line" of that key.
 
-    A key that an override wrote into `data` is at that override's own text, noted in `overrides`.
+    A key that an override wrote is at that override's own text. `twice` are the file's duplicate
+    keys. Without a `path` there are only overrides.
     """
 
-    def __init__(self, path: Path, data: Any, lines: dict[Path_, int]) -> None:
-        self.path, self.data, self.lines = path, data, lines
-        self.overrides: dict[Path_, str] = {}
+    def __init__(self, path: Path | None, data: dict[str, Any]) -> None:
+        self.path, self.data = path, data
+        self.lines: dict[Keys, int] = {}
+        self.overrides: dict[Keys, str] = {}
+        self.twice: list[Problem] = []
 
-    def where(self, path: Path_) -> str:
-        """The place of the key itself, or of the nearest parent that was written."""
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.overrides:
-                return self.overrides[path[:end]]
-            if path[:end] in self.lines:
-                return f"{self.path}:{self.lines[path[:end]]}"
+    def override(self, keys: Keys, value: Any, text: str, *, remove: bool = False) -> None:
+        """Write `value` at `keys` (or take the key out); `text` is where it now comes from."""
+        inner = self.data
+        for key in keys[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        for places in (self.lines, self.overrides):
+            for known in [k for k in places if k[: len(keys)] == keys]:
+                del places[known]  # type: ignore[attr-defined]
+        if remove:
+            inner.pop(keys[-1], None)
+        else:
+            inner[keys[-1]] = value
+            self.overrides[keys] = text
+
+    def where(self, keys: Keys) -> str:
+        """The place of the key itself, of an override inside it, or of the nearest parent."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.overrides:
+                return self.overrides[keys[:end]]
+            if end == len(keys):
+                inside = [text for k, text in self.overrides.items() if k[:end] == keys]
+                if inside:
+                    return inside[-1]
+            if keys[:end] in self.lines:
+                return f"{self.path}:{self.lines[keys[:end]]}"
+        if self.path is None:
+            return ""
         return f"{self.path}:1" if self.lines else str(self.path)
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Parse a mapping; UserError with file:line when it cannot be read, parsed, or is no mapping."""
+    """Parse a mapping; UserError with file:line when it cannot be read or is no mapping."""
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f" (in {path.parent} there are: {', '.join(near)})" if near else ""
-        raise UserError(Problem(f"does not exist{hint}", str(path))) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(Problem(f"cannot be read as text: {error}", str(path))) from None
-    try:
-        node = YAML(typ="safe", pure=True).compose(text)
-        data = YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = (error.problem or error.context or "unreadable").split("\n")[0]
-        raise UserError(Problem(f"is not valid YAML: {problem}", "the file", where)) from None
-    except (YAMLError, ValueError) as error:
-        first = str(error).split("\n")[0]
-        raise UserError(Problem(f"is not valid YAML: {first}", "the file", str(path))) from None
+        node = _yaml().compose(text)
+        data = _yaml().load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        at = getattr(error, "position", None)  # of a character that YAML does not allow
+        line = mark.line + 1 if mark else text.count("\n", 0, at) + 1 if at is not None else None
+        where = f"{path}:{line}" if line else str(path)
+        raise UserError(
+            Problem(f"is not valid YAML: {_reason(error)}", "the file", where)
+        ) from None
     if not isinstance(data, dict):
-        what = "empty" if data is None else f"a {type(data).__name__}"
-        problem = f"is {what}, but must be a mapping with keys such as fixed, search and study"
+        kinds = {type(None): "empty", list: "a list", str: "a text"}
+        what = kinds.get(type(data), "a single value")
+        problem = f"is {what}, but must be a mapping with the keys fixed, search and study"
         raise UserError(Problem(problem, "the file", f"{path}:1"))
-    lines: dict[Path_, int] = {}
-    _walk(node, (), lines)
-    return YamlFile(path, data, lines)
+    file = YamlFile(path, data)
+    _walk(node, (), file, ())
+    return file
 
 
 def parse_value(text: str) -> Any:
-    """One value as YAML 1.2 reads it: `1e-3` is a number, `off` a string."""
-    return YAML(typ="safe", pure=True).load(text)
+    """One value as YAML 1.2 reads it: `1e-3` is a number, `off` a text. ValueError if none."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(_reason(error)) from None
 
 
-def _walk(node: Node, path: Path_, lines: dict[Path_, int]) -> None:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        listed = ", ".join(p.name for p in near[:LISTED]) + (", ..." if len(near) > LISTED else "")
+        hint = f" (in {path.parent} there are: {listed})" if near else ""
+        problem = f"does not exist{nearest(path.stem, [p.stem for p in near])}{hint}"
+    except IsADirectoryError:
+        problem = "is a folder, but must be a YAML file"
+    except UnicodeDecodeError as error:
+        problem = f"is not a text in UTF-8 (byte {error.start})"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    raise UserError(Problem(problem, str(path)))
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.allow_duplicate_keys = True  # `_walk` reports them all, with their lines
+    return yaml
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error)
+    if isinstance(error, MarkedYAMLError):
+        text = error.problem or error.context or text
+        if text.startswith("but ") and error.context:
+            text = f"{error.context}, {text}"
+    if "'\\t'" in text:
+        return "a tab stands where YAML wants spaces"
+    return text.strip().split("\n")[0]
+
+
+def _walk(node: Node, keys: Keys, file: YamlFile, above: tuple[Node, ...]) -> None:
+    """Note the line of every key and list entry below `node`, and the keys that are there twice."""
+    if node in above:
+        text = "is not valid YAML: an alias stands for what contains it"
+        where = f"{file.path}:{node.start_mark.line + 1}"
+        raise UserError(Problem(text, "the file", where))
+    seen: dict[str, int] = {}
     if isinstance(node, MappingNode):
         for key, value in node.value:
-            inner = (*path, str(key.value))
-            lines[inner] = key.start_mark.line + 1
-            _walk(value, inner, lines)
+            name, line = str(key.value), key.start_mark.line + 1
+            inner = (*keys, name)
+            if name in seen:
+                text = f"is there twice, in line {seen[name]} already"
+                file.twice.append(Problem(text, ".".join(inner), f"{file.path}:{line}"))
+            seen.setdefault(name, line)
+            file.lines.setdefault(inner, line)  # the first of two, whose value is in the data
+            _walk(value, inner, file, (*above, node))
     elif isinstance(node, SequenceNode):
         for i, value in enumerate(node.value):
-            inner = (*path, str(i))
-            lines[inner] = value.start_mark.line + 1
-            _walk(value, inner, lines)
+            file.lines[*keys, str(i)] = value.start_mark.line + 1
+            _walk(value, (*keys, str(i)), file, (*above, node))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers import small_spec
 
+from tests.helpers import small_spec
 from tune_ssl.data import loading
 from tune_ssl.data.loading import Loader, Order, in_chunks, load_data, stream
 
@@ -38,7 +38,9 @@ def test_without_unlabeled_views_no_unlabeled_image_is_drawn():
 def test_every_labeled_image_comes_once_before_any_comes_again():
     data, loader = make(views=(("none",), ()))
     images = torch.cat([loader.next().labeled[0] for _ in range(5)]).flatten(1)
-    own = data.normalize(torch.from_numpy(data.sets.labeled.images.gather(np.arange(40)))).flatten(1)
+    own = data.normalize(torch.from_numpy(data.sets.labeled.images.gather(np.arange(40)))).flatten(
+        1
+    )
     assert sorted(map(tuple, images.tolist())) == sorted(map(tuple, own.tolist()))
 
 
@@ -51,8 +53,10 @@ def test_an_order_walks_through_all_before_it_starts_again():
 def test_labels_stay_with_their_images():
     data, loader = make(views=(("none",), ("none",)))
     pixels = data.sets.labeled.images.gather(np.arange(40))
-    own = {data.normalize(torch.from_numpy(pixels[i : i + 1])).numpy().tobytes():
-           int(label) for i, label in enumerate(data.sets.labeled.labels)}
+    own = {
+        data.normalize(torch.from_numpy(pixels[i : i + 1])).numpy().tobytes(): int(label)
+        for i, label in enumerate(data.sets.labeled.labels)
+    }
     batch = loader.next()
     for image, label in zip(batch.labeled[0], batch.labels_N, strict=True):
         assert own[image[None].numpy().tobytes()] == label

@@ -69,10 +69,14 @@ def test_augmentation_consistency_teaches_both_views():
 def test_half_precision_logits_are_summed_in_float32(dtype):
     weak, strong = logits(8, 4, 1).to(dtype), logits(8, 4, 2).to(dtype)
     for found, expected in (
-        (augmentation_consistency(weak, strong, 1.0),
-         augmentation_consistency(weak.double(), strong.double(), 1.0)),
-        (supervised_loss(weak, torch.arange(8) % 4),
-         supervised_loss(weak.double(), torch.arange(8) % 4)),
+        (
+            augmentation_consistency(weak, strong, 1.0),
+            augmentation_consistency(weak.double(), strong.double(), 1.0),
+        ),
+        (
+            supervised_loss(weak, torch.arange(8) % 4),
+            supervised_loss(weak.double(), torch.arange(8) % 4),
+        ),
     ):
         assert found.dtype == torch.float32
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -124,8 +128,10 @@ def test_a_centroid_moves_towards_the_weighted_mean_and_an_empty_one_stays(momen
     features, weights = normalize(logits(6, 4, 5)), torch.rand(6, 3)
     weights[:, 1] = 0
     expected = slow_update(
-        centroids.centers_KD.double().numpy(), features.double().numpy(),
-        weights.double().numpy(), momentum,
+        centroids.centers_KD.double().numpy(),
+        features.double().numpy(),
+        weights.double().numpy(),
+        momentum,
     )
     centroids.update(features, weights, momentum)
     np.testing.assert_allclose(centroids.centers_KD.numpy(), expected, atol=1e-5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import small_spec
 
+from tests.helpers import small_spec
 from tune_ssl.data.batch import Task
 from tune_ssl.data.loading import Loader, load_data
 from tune_ssl.evaluation import EVALUATORS
@@ -92,8 +92,11 @@ def test_every_option_of_the_clustering_methods_trains(name, init):
     last = list(train(spec))[-1]
     assert last.trained.network.centroids.cluster_of_class.tolist() == list(range(10))
     assert set(last.metrics) >= {
-        "diag/cluster_entropy", "diag/largest_cluster_share", "val/cluster_class_accuracy",
-        "val/cluster_nmi", "val/cluster_accuracy",
+        "diag/cluster_entropy",
+        "diag/largest_cluster_share",
+        "val/cluster_class_accuracy",
+        "val/cluster_nmi",
+        "val/cluster_accuracy",
     }
 
 

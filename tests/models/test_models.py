@@ -64,8 +64,14 @@ def test_a_timm_model_is_found_by_name():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("resnet81", "model.encoder is 'resnet81', but must be a known encoder; did you mean 'resnet18'?"),
-        ("timm:efficientnet_bO", "model.encoder is 'timm:efficientnet_bO', but must be a known timm"),
+        (
+            "resnet81",
+            "model.encoder is 'resnet81', but must be a known encoder; did you mean 'resnet18'?",
+        ),
+        (
+            "timm:efficientnet_bO",
+            "model.encoder is 'timm:efficientnet_bO', but must be a known timm",
+        ),
     ],
 )
 def test_an_unknown_encoder_is_one_line_with_the_nearest_name(name, message):

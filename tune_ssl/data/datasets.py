@@ -171,7 +171,7 @@ def imagenette(spec: DataSpec) -> Source:
     Of the published sizes the smallest that is large enough for `image_size` (160 by default) is
     used, a larger one if it is already there.
     """
-    side = spec.image_size or 80
+    side = spec.image_size or 160
     small = {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}
     sizes = [size for size in small if size == "full" or int(size[:-2]) >= side]
     present = [size for size in sizes if (_root(spec) / small[size]).is_dir()]

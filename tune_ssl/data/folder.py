@@ -143,7 +143,7 @@ class ImageReader:
                 return decode_image(self.root / file.path, channels, self.side)
             except MemoryError:
                 raise
-            except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on bad bytes
+            except Exception as error:
                 self._note(file, error)
                 return None
 
@@ -158,7 +158,7 @@ class ImageReader:
                 return image.mode, image.size
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self._note(file, error)
             return None
 

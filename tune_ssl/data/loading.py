@@ -192,15 +192,11 @@ class Loader:
         labeled = self._views(self.labeled_pixels(at_N), self.labeled_views, size_N)
         labels = self.labels[at_N].to(device).split(size_N)
         if not size_U:
-            return [
-                Batch(views, labels_N) for views, labels_N in zip(labeled, labels, strict=True)
-            ]
+            return [Batch(views, labels_N) for views, labels_N in zip(labeled, labels, strict=True)]
         at_U = self.unlabeled_order.draw(steps * size_U)
         unlabeled = self._views(self.unlabeled_pixels(at_U), self.unlabeled_views, size_U)
         hidden = self.hidden[at_U].to(device).split(size_U)
-        return [
-            Batch(*parts) for parts in zip(labeled, labels, unlabeled, hidden, strict=True)
-        ]
+        return [Batch(*parts) for parts in zip(labeled, labels, unlabeled, hidden, strict=True)]
 
     def _views(self, images: Tensor, views: list[View], size: int) -> list[tuple[Tensor, ...]]:
         """Per step, a tuple with one float tensor (size, C, H, W) for each view."""

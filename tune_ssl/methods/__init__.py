@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from tune_ssl.errors import Problem, UserError, unknown
 from tune_ssl.methods.base import Method
@@ -16,7 +17,7 @@ def method_names() -> list[str]:
 
 
 @cache
-def find_method(name: str) -> type[Method]:
+def find_method(name: str) -> type[Method[Any]]:
     """The Method class of tune_ssl/methods/<name>.py. UserError with the nearest name if absent."""
     if name not in method_names():
         raise UserError(Problem(unknown("method", name, method_names()), "method.name"))

@@ -6,7 +6,7 @@ A stage is stateless. All that training changes (weights, centroids) lives in th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
@@ -14,6 +14,8 @@ from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Network = Any
+"""The nn.Module that a stage built: only the stage knows what it has inside."""
 SpecT = TypeVar("SpecT", bound=MethodSpec)
 
 
@@ -54,17 +56,17 @@ class Stage(Generic[SpecT]):
     def unlabeled_views(self) -> tuple[str, ...]:
         return ()
 
-    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> nn.Module:
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         """The network of this stage; `previous` is the network that the stage before it trained."""
         raise NotImplementedError
 
-    def start(self, network: nn.Module, sample: Batch) -> None:
+    def start(self, network: Network, sample: Batch) -> None:
         """Set what depends on data, from un-augmented images, before the first step."""
 
-    def step(self, network: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, network: Network, batch: Batch) -> StepOutput:
         raise NotImplementedError
 
-    def predict(self, network: nn.Module, images: Tensor) -> Prediction:
+    def predict(self, network: Network, images: Tensor) -> Prediction:
         """Outputs for un-augmented images (N, C, H, W); called in eval mode, without gradients."""
         raise NotImplementedError
 
@@ -75,7 +77,7 @@ class Method(Generic[SpecT]):
     name: ClassVar[str]
     Spec: ClassVar[type[MethodSpec]]
     losses: ClassVar[dict[str, LossSpec]]
-    stage_types: ClassVar[tuple[type[Stage], ...]]
+    stage_types: ClassVar[tuple[type[Stage[Any]], ...]]
 
     @classmethod
     def stages(cls, spec: SpecT) -> list[Stage[SpecT]]:

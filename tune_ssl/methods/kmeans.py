@@ -9,13 +9,13 @@ Shapes: N labeled, U unlabeled images, K classes = clusters, D feature dimension
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.lazy import LazyModule
-from tune_ssl.methods.base import Method, Prediction, StepOutput
+from tune_ssl.methods.base import Method, Network, Prediction, StepOutput
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
 from tune_ssl.spec import Fraction, LossSpec, ModelSpec
 
@@ -46,24 +46,24 @@ SpecT = TypeVar("SpecT", bound=KMeansSpec)
 
 
 class KMeansStage(SupervisedStage[SpecT]):
-    loss_terms = ("supervised", "cluster", "augmentation_consistency")
-    evaluators = ("classifier", "clusters")
+    loss_terms: ClassVar[tuple[str, ...]] = ("supervised", "cluster", "augmentation_consistency")
+    evaluators: ClassVar[tuple[str, ...]] = ("classifier", "clusters")
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
         return ("weak", "strong")
 
-    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> nn.Module:
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         return models.ClusterClassifier(task, model)
 
-    def start(self, network: nn.Module, sample: Batch) -> None:
+    def start(self, network: Network, sample: Batch) -> None:
         features_ND, _ = network(sample.labeled[0])
         features_UD, _ = network(sample.unlabeled[0])
         network.centroids.start(
             self.spec.centroid_init, normalize(features_ND), sample.labels_N, normalize(features_UD)
         )
 
-    def step(self, network: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, network: Network, batch: Batch) -> StepOutput:
         sizes = [len(batch.labels_N), *(len(view) for view in batch.unlabeled)]
         features, logits = network(torch.cat([batch.labeled[0], *batch.unlabeled]))
         features_ND, weak_UD, _ = normalize(features.detach()).split(sizes)
@@ -81,7 +81,9 @@ class KMeansStage(SupervisedStage[SpecT]):
             "augmentation_consistency": augmentation_consistency(
                 weak_UK, strong_UK, self.spec.consistency_temperature
             ),
-            **self.more_losses(logits_NK, weak_UK, clusters_NK[:, order_K], clusters_UK[:, order_K]),
+            **self.more_losses(
+                logits_NK, weak_UK, clusters_NK[:, order_K], clusters_UK[:, order_K]
+            ),
         }
 
         moved_MD, weights_MK = weak_UD, targets_UK
@@ -91,14 +93,14 @@ class KMeansStage(SupervisedStage[SpecT]):
         network.centroids.update(moved_MD, weights_MK, self.spec.centroid_momentum)
         return StepOutput(losses, cluster_diagnostics(targets_UK))
 
-    def predict(self, network: nn.Module, images: Tensor) -> Prediction:
+    def predict(self, network: Network, images: Tensor) -> Prediction:
         features_ND, logits_NK = network(images)
         clusters_NK = self.cluster_logits(network, normalize(features_ND))
         return Prediction(
             features_ND, logits_NK, clusters_NK[:, network.centroids.cluster_of_class]
         )
 
-    def cluster_logits(self, network: nn.Module, features_ND: Tensor) -> Tensor:
+    def cluster_logits(self, network: Network, features_ND: Tensor) -> Tensor:
         """Minus the Euclidean distance to each centroid: (N, K)."""
         return -torch.cdist(features_ND, network.centroids.centers_KD)
 

@@ -6,7 +6,7 @@ Shapes as in kmeans.py: N labeled, U unlabeled images, K classes = clusters, D f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method
@@ -26,7 +26,7 @@ class SoftKMeansSpec(KMeansSpec):
 
 
 class SoftKMeansStage(KMeansStage[SoftKMeansSpec]):
-    loss_terms = (*KMeansStage.loss_terms, "cluster_consistency")
+    loss_terms: ClassVar[tuple[str, ...]] = (*KMeansStage.loss_terms, "cluster_consistency")
 
     def assign(self, clusters_UK: Tensor) -> Tensor:
         """Cluster probabilities (U, K): softmax(-squared distance / T)."""

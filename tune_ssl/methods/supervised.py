@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.lazy import LazyModule
-from tune_ssl.methods.base import Method, Prediction, Stage, StepOutput
+from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
 from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ class SupervisedSpec(MethodSpec):
 
 
 class SupervisedStage(Stage[SpecT]):
-    loss_terms = ("supervised",)
+    loss_terms: ClassVar[tuple[str, ...]] = ("supervised",)
 
     @property
     def labeled_views(self) -> tuple[str, ...]:
         return (self.spec.labeled_view,)
 
-    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> nn.Module:
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         return models.Classifier(task, model)
 
-    def step(self, network: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, network: Network, batch: Batch) -> StepOutput:
         _, logits_NK = network(batch.labeled[0])
         return StepOutput({"supervised": supervised_loss(logits_NK, batch.labels_N)}, {})
 
-    def predict(self, network: nn.Module, images: Tensor) -> Prediction:
+    def predict(self, network: Network, images: Tensor) -> Prediction:
         return Prediction(*network(images))
 
 

@@ -6,6 +6,8 @@ pooling, He et al. 2016 section 4.2); a `large` stem reduces it at once by 4.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import Tensor, nn
 
 from tune_ssl.models import TIMM, check_encoder
@@ -75,7 +77,7 @@ def _resnet50(channels: int, stem: str) -> nn.Module:
     return _with_stem(resnet50(weights=None), channels, stem)
 
 
-def _with_stem(network: nn.Module, channels: int, stem: str) -> nn.Module:
+def _with_stem(network: Any, channels: int, stem: str) -> nn.Module:
     width = network.conv1.out_channels
     if stem == "small":
         network.conv1 = nn.Conv2d(channels, width, 3, 1, padding=1, bias=False)
@@ -84,7 +86,7 @@ def _with_stem(network: nn.Module, channels: int, stem: str) -> nn.Module:
         network.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
     network.out_dim = network.fc.in_features
     network.fc = nn.Identity()
-    return network
+    return cast(nn.Module, network)
 
 
 class WideResNet(nn.Module):
@@ -135,8 +137,6 @@ class _WideBlock(nn.Module):
 def _timm(name: str, channels: int) -> nn.Module:
     import timm
 
-    network: nn.Module = timm.create_model(
-        name, pretrained=False, in_chans=channels, num_classes=0
-    )
+    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
     network.out_dim = network.head_hidden_size
     return network

@@ -77,9 +77,7 @@ class Centroids(nn.Module):
             from sklearn.cluster import kmeans_plusplus
 
             seed = int(torch.randint(2**31, ()))
-            found, _ = kmeans_plusplus(
-                features_MD.cpu().numpy(), num_clusters, random_state=seed
-            )
+            found, _ = kmeans_plusplus(features_MD.cpu().numpy(), num_clusters, random_state=seed)
             centers_KD = torch.from_numpy(found).to(features_MD)
         self.centers_KD[: len(centers_KD)] = centers_KD
 
