@@ -126,6 +126,7 @@ COLUMNS: dict[str, list[Column]] = {
         _count("steps", "Steps"),
         _count("images_seen", "Images seen"),
         _count("seconds", "Device-seconds"),
+        _count("finalist_trials", "Finalist trials"),
         _count("confirm_trials", "Confirm trials"),
         _count("confirm_seconds", "Confirm device-seconds"),
         _text("flag", "Unequal", wide=True),

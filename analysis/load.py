@@ -37,7 +37,7 @@ TEST_METRIC = "test/mean_class_accuracy"
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
-    "step seconds images_seen reason started ended resumed split"
+    "step seconds images_seen reason started ended resumed split repeats"
 )
 HISTORY_COLUMNS = str.split("run label condition phase trial seed stage step seconds")
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
@@ -137,7 +137,9 @@ def _trial_rows(
         row = rows.setdefault(event["trial"], {"number": len(rows)})
         if event["event"] in (records.STARTED, records.RESUMED):
             row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
-            row.update({key: event[key] for key in ("number", "seed", "digest") if key in event})
+            row.update(
+                {key: event[key] for key in ("number", "seed", "digest", "repeats") if key in event}
+            )
             row.setdefault("started", event.get("time"))
         row.update({key: event[key] for key in ("phase", "trial", "condition")})
     for trial, row in rows.items():

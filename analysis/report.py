@@ -202,7 +202,7 @@ def _provenance(runs: Runs, study: Study, chosen: pd.DataFrame) -> dict[str, Any
     changed = " with uncommitted changes" if git.get("dirty") else ""
     seeds = {
         phase: sorted({int(s) for s in trials.loc[trials["phase"] == phase, "seed"].dropna()})
-        for phase in (records.SEARCH, records.CONFIRM)
+        for phase in (records.SEARCH, records.FINALIST, records.CONFIRM)
     }
     facts = {
         "Run": study.run,
@@ -219,6 +219,7 @@ def _provenance(runs: Runs, study: Study, chosen: pd.DataFrame) -> dict[str, Any
         "Versions": _listed(raw.get("versions")),
         "Machine": _listed(raw.get("machine")),
         "Seeds of the search": _listed(seeds[records.SEARCH]),
+        "Seeds of the finalists": _listed(seeds[records.FINALIST]),
         "Fresh seeds": _listed(seeds[records.CONFIRM]),
     }
     mine = chosen[chosen["run"] == study.run].to_dict("records")

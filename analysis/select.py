@@ -17,20 +17,26 @@ def half_width(validation: float) -> float:
 
 
 class BestFinalValue:
-    """The finished search trial with the best value at its end; ties go to the earliest start."""
+    """The finished search trial with the best value; the finalists' values are means over seeds."""
 
     name = "best final value"
     sentence = (
         "Among the finished search trials of a condition, the one with the best validation value "
-        "at its end is chosen. Trials that were stopped early, diverged or failed are never "
-        "candidates. Test data plays no part. Configurations within the 95 % half-width "
-        "sqrt(ln(40) / 2n) of the best, n being the number of validation images, count as ties."
+        "at its end is chosen; where the best ones (the finalists) were run again on further "
+        "tuning seeds, the one with the best mean over all tuning seeds. Trials that were stopped "
+        "early, diverged or failed are never candidates. Test data plays no part. Configurations "
+        "within the 95 % half-width sqrt(ln(40) / 2n) of the best, n being the number of "
+        "validation images, count as ties."
     )
 
     def candidates(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """The trials that may be chosen: searched, finished, with a value."""
-        allowed = (trials["phase"] == records.SEARCH) & (trials["status"] == records.FINISHED)
-        return trials[allowed & trials["value"].notna()]
+        """One condition's trials that may be chosen, with what they are chosen by as `value`."""
+        columns = trials[["phase", "trial", "status", "value", "repeats"]]
+        plain = columns.astype(object).where(columns.notna(), None)
+        scores = records.scores(dict(row) for _, row in plain.iterrows())
+        found = trials[trials["trial"].isin(list(scores))].copy()
+        found["value"] = found["trial"].map(scores)
+        return found
 
     def choose(self, trials: pd.DataFrame, mode: str = "max") -> pd.Series | None:
         """The chosen row of one condition's trials, or None when there is no candidate."""

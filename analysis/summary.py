@@ -192,9 +192,10 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
         trials = runs.trials[runs.trials["run"] == study.run]
         seeds = {
             phase: set(trials.loc[trials["phase"] == phase, "seed"].dropna())
-            for phase in (records.SEARCH, records.CONFIRM)
+            for phase in (records.SEARCH, records.FINALIST, records.CONFIRM)
         }
-        reused = sorted(int(s) for s in seeds[records.SEARCH] & seeds[records.CONFIRM])
+        tuning = seeds[records.SEARCH] | seeds[records.FINALIST]
+        reused = sorted(int(s) for s in tuning & seeds[records.CONFIRM])
         if reused:
             listed = ", ".join(map(str, reused))
             yield f"{study.label}: seed {listed} served both the search and the confirmation."

@@ -84,24 +84,28 @@ def results_table(runs: Runs) -> pd.DataFrame:
 def budget_table(runs: Runs) -> pd.DataFrame:
     """Per condition and method: trials by status, and what they cost. `flag` names what is unequal.
 
-    Steps, images and seconds are of trials that ended; the cost of running trials is not known.
+    Trials by status are those of the search; steps, images and seconds are of the search and the
+    finalists, as far as they ended: the cost of running trials is not known.
     """
     rows = []
     for study, condition, trials in _cells(runs, runs.trials):
         search = trials[trials["phase"] == records.SEARCH]
+        tuning = trials[trials["phase"] != records.CONFIRM]
+        confirm = trials[trials["phase"] == records.CONFIRM]
         rows.append(
             {
                 **_own(study, condition),
                 "trials": len(search),
                 **_counts(search),
-                "steps": _total(search, "step"),
-                "images_seen": _total(search, "images_seen"),
-                "seconds": _total(search, "seconds"),
-                "confirm_trials": len(trials) - len(search),
-                "confirm_seconds": _total(trials[trials["phase"] == records.CONFIRM], "seconds"),
+                "finalist_trials": len(tuning) - len(search),
+                "steps": _total(tuning, "step"),
+                "images_seen": _total(tuning, "images_seen"),
+                "seconds": _total(tuning, "seconds"),
+                "confirm_trials": len(confirm),
+                "confirm_seconds": _total(confirm, "seconds"),
             }
         )
-    columns = ["trials", *STATUSES, "steps", "images_seen", "seconds"]
+    columns = ["trials", *STATUSES, "finalist_trials", "steps", "images_seen", "seconds"]
     columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
     table = pd.DataFrame(rows, columns=columns)
     table["flag"] = ""

@@ -176,7 +176,10 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(run, monkeypat
         ),
         (["search", "nope.yaml"], "nope.yaml does not exist (in . there are: sound.yaml)"),
         (["search", "--resume", "nope"], "runs/nope is not a run folder"),
-        (["search", "--resume", "nope", "--name", "x"], "a resumed run keeps its name and its"),
+        (
+            ["search", "--resume", "nope", "--name", "x"],
+            "a resumed run keeps its name, study and data",
+        ),
         (["search", "sound.yaml", "--name", "one", "--runs", "sound.yaml"], "cannot be written: "),
         (["report", "nope"], "runs/nope"),
         (["report", "a", "b"], "a report of several runs needs a folder to write to: --out FOLDER"),

@@ -22,7 +22,7 @@ conditions:
 search:
   optim.lr: {log_uniform: [1e-4, 1e-2]}
   method.temperature: {log_uniform: [0.01, 1]}
-study: {num_trials: 4, seeds: [0, 1], checkpoint_seconds: 0}
+study: {num_trials: 4, finalists: 2, seeds: [0, 1], checkpoint_seconds: 0}
 """
 
 # One trial at a time, so that the second one meets the first one's rung.
@@ -40,6 +40,18 @@ study: {num_trials: 6, searcher: grid, max_concurrent: 1, seeds: [0], reduction_
 """
 
 
+def finalists(run):
+    """What the two best finished trials of a condition are called when they run again."""
+    names = []
+    finished = [e for e in records.endings(events(run)).values() if e["event"] == records.FINISHED]
+    for c in (0, 1):
+        own = [e for e in finished if e["trial"].startswith(f"c{c}-t")]
+        best = sorted(own, key=lambda e: (-e["value"], e["trial"]))[:2]
+        if len(best) > 1:
+            names += [f"c{c}-final{e['trial'][-4:]}-s{s}" for e in best for s in (1001, 1002)]
+    return names
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
@@ -53,6 +65,7 @@ def test_a_search_ends_with_its_whole_budget_in_each_condition_and_names_its_rep
     trials = endings(run)
     assert sorted(trials) == sorted(
         [f"c{c}-t{t:04d}" for c in (0, 1) for t in range(4)]
+        + finalists(run)
         + [f"c{c}-confirm-s{s}" for c in (0, 1) for s in (0, 1)]
     )
     assert set(trials.values()) <= {records.FINISHED, records.STOPPED}
@@ -93,21 +106,32 @@ def test_confirmation_uses_the_fresh_seeds_and_the_best_finished_config(searched
     lines = events(run)
     for condition in ("data.num_labels=20", "data.num_labels=40"):
         ours = [e for e in lines if e["condition"] == condition]
-        finished = [e for e in ours if e["event"] == records.FINISHED and e["phase"] == "search"]
         locked = next(e for e in ours if e["event"] == records.LOCKED)
-        assert locked["value"] == max(e["value"] for e in finished)
-        seeds = {e["phase"]: set() for e in ours}
-        for e in ours:
-            if e["event"] == records.STARTED:
-                seeds[e["phase"]].add(e["seed"])
-        assert seeds == {"search": {1000}, "confirm": {0, 1}}
+        ended = records.endings(ours)
+        values = {
+            e["trial"]: [e["value"]]
+            for e in ended.values()
+            if e["event"] == records.FINISHED and e["phase"] == records.SEARCH
+        }
+        again = {e["trial"]: e["repeats"] for e in ours if "repeats" in e}
+        for name, repeated in again.items():
+            values[repeated].append(ended[name]["value"])
+        compared = {t: sum(v) / len(v) for t, v in values.items() if not again or len(v) == 3}
+        assert locked["value"] == pytest.approx(max(compared.values()))
+        assert compared[locked["trial"]] == pytest.approx(locked["value"])
+        seeds = {"search": {1000}, "confirm": {0, 1}}
+        if again:
+            seeds["finalist"] = {1001, 1002}
+        for phase, expected in seeds.items():
+            starts = [e for e in ours if e["event"] == records.STARTED and e["phase"] == phase]
+            assert {e["seed"] for e in starts} == expected
 
 
 def test_the_splits_are_saved_for_every_condition_and_seed(searched):
     run, _, _ = searched
     splits = records.read(run / records.SPLITS)
     assert {(s["condition"], s["seed"]) for s in splits} == {
-        (f"data.num_labels={n}", seed) for n in (20, 40) for seed in (1000, 0, 1)
+        (f"data.num_labels={n}", seed) for n in (20, 40) for seed in (1000, 1001, 1002, 0, 1)
     }
     assert all(len(s["labeled"]) == int(s["condition"].split("=")[1]) for s in splits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import traceback
@@ -28,6 +29,9 @@ Overrides = Annotated[
     typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -35,6 +39,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def search(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
+    data_root: DataRoot = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
     runs: Runs = Path("runs"),
@@ -52,14 +57,14 @@ def search(
     if (study is None) == (resume is None):
         raise UserError("give either a study's YAML file or --resume RUN")
     if resume is not None:
-        if overrides or name:
-            raise UserError("a resumed run keeps its name and its study: no --name, no key=value")
+        if overrides or name or data_root:
+            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
         from tune_ssl.tuning import resume_study
 
         run = resume_study(resume, runs=runs, confirm=confirm, verbose=verbose, console=console)
     else:
         assert study is not None
-        loaded = load_study(study, overrides or ())
+        loaded = load_study(study, _all(overrides, data_root))
         chosen = name or loaded.settings.name
         if chosen is None:
             chosen = f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -102,12 +107,13 @@ def report(
 def train(
     study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
     overrides: Overrides = None,
+    data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
     """Train one spec here and now, without Ray; prints every evaluation."""
     from tune_ssl.study import load_fixed
 
-    loaded = load_fixed(study, overrides or ())
+    loaded = load_fixed(study, _all(overrides, data_root))
     from tune_ssl.spec import digest
     from tune_ssl.training import Diverged
     from tune_ssl.training import train as run_training
@@ -131,6 +137,7 @@ def train(
 def check(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
+    data_root: DataRoot = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print a JSON schema for editors instead.")
     ] = False,
@@ -138,8 +145,6 @@ def check(
 ) -> None:
     """Validate a study, both ends of every domain, its data and its splits; trains nothing."""
     if schema:
-        import json
-
         from tune_ssl.schema import study_schema
 
         print(json.dumps(study_schema(), indent=2))
@@ -149,7 +154,7 @@ def check(
     from tune_ssl.runfolder import check_data
     from tune_ssl.study import load_study
 
-    loaded = load_study(study, overrides or ())
+    loaded = load_study(study, _all(overrides, data_root))
     stores = check_data(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     Console(highlight=False).print(
@@ -164,27 +169,34 @@ def check(
 def prepare(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
     overrides: Overrides = None,
+    data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
     """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
-    _show_store(study, overrides)
+    _show_store(study, _all(overrides, data_root))
 
 
 @data_app.command()
 def info(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
     overrides: Overrides = None,
+    data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
     """Show what a dataset's store holds; builds it if it is not there yet."""
-    _show_store(study, overrides)
+    _show_store(study, _all(overrides, data_root))
 
 
-def _show_store(study: Path | None, overrides: list[str] | None) -> None:
+def _all(overrides: list[str] | None, data_root: str | None) -> list[str]:
+    """The overrides, with --data-root as one of them; quoted, for a path may look like a number."""
+    root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
+    return [*(overrides or ()), *root]
+
+
+def _show_store(study: Path | None, texts: list[str]) -> None:
     from tune_ssl.data.store import prepare as prepare_store
     from tune_ssl.study import load_fixed
 
-    texts = [*(overrides or ())]
     if study is not None and "=" in str(study):
         texts, study = [str(study), *texts], None
     loaded = load_fixed(study, texts)

@@ -17,18 +17,18 @@ from tune_ssl.data.sets import Images, LabeledSet, Piece
 from tune_ssl.data.splits import half_width
 from tune_ssl.data.store import Store, open_test
 from tune_ssl.evaluation import confusion, predict
-from tune_ssl.jobs import Job, JobSource, Progress, checkpoints
+from tune_ssl.jobs import Job
 from tune_ssl.records import Record
+from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import validation_count
-from tune_ssl.spec import digest
 from tune_ssl.study import Condition, Study
 from tune_ssl.trainable import run_job
 from tune_ssl.training import Trained
-from tune_ssl.trial import override
 
 RULE = (
-    "Of a condition's finished search trials, the one with the best {metric} at its end "
-    "({mode}imum; the earliest of equals). Stopped, diverged and failed trials are never chosen."
+    "Of a condition's finished search trials, the one with the best {metric} ({mode}imum) at its end; "
+    "where the {finalists} best were run again on tuning seeds {seeds}, the best mean over all "
+    "tuning seeds. Stopped, diverged and failed trials are never chosen."
 )
 
 
@@ -48,8 +48,10 @@ def measure_test(trained: Trained) -> dict[str, Any]:
     return {**values, "test/count": len(on), "test/confusion": counts_KK.tolist()}
 
 
-class ConfirmSource(JobSource):
-    """One job per condition and reporting seed; those that ended before a resume are not repeated."""
+class ConfirmSource(RepeatSource):
+    """One job per condition and reporting seed, all of the config that is locked for the condition."""
+
+    phase = records.CONFIRM
 
     def __init__(
         self,
@@ -58,82 +60,38 @@ class ConfirmSource(JobSource):
         stores: dict[str, Store],
         splits: dict[tuple[str, int], str],
     ) -> None:
-        settings = study.settings
-        super().__init__(run, [], settings.metric, settings.mode)
-        events = records.read(run / records.TRIALS)
-        ended = records.endings(events)
+        super().__init__(run, study, splits)
         for index, condition in enumerate(study.conditions):
-            locked = self._lock(events, ended, condition, study, stores[condition.id])
-            if locked is None:
+            locked = self.locked(condition) or self._lock(condition, stores[condition.id])
+            if locked is None:  # no search trial of this condition finished
                 continue
-            progress = Progress(condition.id, len(settings.seeds))
-            self.progress[condition.id] = progress
-            for number, seed in enumerate(settings.seeds):
-                name = f"c{index}-confirm-s{seed}"
-                if name in ended:
-                    self._count(progress, ended[name]["event"], ended[name]["value"])
-                    continue
-                spec = override(condition.spec, {**locked["config"], "seed": seed})
-                self.jobs.append(
-                    Job(
-                        trial=name,
-                        phase=records.CONFIRM,
-                        condition=condition.id,
-                        number=number,
-                        config=locked["config"],
-                        seed=seed,
-                        spec=spec.model_dump(mode="json"),
-                        digest=digest(spec),
-                        split=splits[condition.id, seed],
-                        metric=settings.metric,
-                        mode=settings.mode,
-                        cpus=settings.cpus_per_trial,
-                        checkpoint_seconds=settings.checkpoint_seconds,
-                        resume_from=checkpoints(run, name),
-                    )
-                )
+            for seed in study.settings.seeds:
+                self.again(f"c{index}-confirm-s{seed}", condition, locked["config"], seed, of=None)
 
-    def _lock(
-        self,
-        events: list[Record],
-        ended: dict[str, Record],
-        condition: Condition,
-        study: Study,
-        store: Store,
-    ) -> Record | None:
-        """The condition's chosen config: the locked one if there is, else chosen and locked now."""
-        for event in events:
-            if event["event"] == records.LOCKED and event["condition"] == condition.id:
-                return event
-        finished = [
-            e
-            for e in ended.values()
-            if e["phase"] == records.SEARCH
-            and e["condition"] == condition.id
-            and e["event"] == records.FINISHED
-            and e["value"] is not None
-        ]
-        if not finished:
+    def _lock(self, condition: Condition, store: Store) -> Record | None:
+        """Choose the condition's config and write it down: from here on test data may be opened."""
+        settings = self.study.settings
+        scores = self.scores(condition, records.SEARCH, records.FINALIST)
+        if not scores:
             return None
-        sign = 1 if self.mode == "max" else -1
-        best = max(sorted(finished, key=lambda e: str(e["trial"])), key=lambda e: sign * e["value"])
-        width = half_width(validation_count(store, condition, study.settings.tuning_seed))
-        ties = sum(abs(e["value"] - best["value"]) <= width for e in finished) - 1
-        start = next(
-            e
-            for e in events
-            if e["trial"] == best["trial"] and e["event"] in (records.STARTED, records.RESUMED)
-        )
+        best, value = next(iter(scores.items()))
+        width = half_width(validation_count(store, condition, settings.tuning_seed))
+        start = self.starts(condition)[best]
         locked = {
             "event": records.LOCKED,
             "phase": records.CONFIRM,
-            "trial": best["trial"],
+            "trial": best,
             "condition": condition.id,
             "digest": start["digest"],
             "config": start["config"],
-            "value": best["value"],
-            "rule": RULE.format(metric=self.metric, mode=self.mode),
-            "ties": ties,
+            "value": value,
+            "rule": RULE.format(
+                metric=self.metric,
+                mode=self.mode,
+                finalists=settings.finalists,
+                seeds=settings.finalist_seeds,
+            ),
+            "ties": sum(abs(other - value) <= width for other in scores.values()) - 1,
             "half_width": width,
         }
         records.append(self.run / records.TRIALS, locked)

@@ -28,7 +28,10 @@ class NotPickled:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run for a worker. `spec` is the whole TrialSpec as plain values."""
+    """One training run for a worker. `spec` is the whole TrialSpec as plain values.
+
+    `repeats` is the search trial whose config a finalist runs again.
+    """
 
     trial: str
     phase: str
@@ -43,6 +46,7 @@ class Job:
     mode: str
     cpus: float
     checkpoint_seconds: float
+    repeats: str | None = None
     resume_from: tuple[str, ...] = ()
 
     def to_config(self) -> dict[str, str]:
@@ -91,9 +95,10 @@ class JobSource:
         self.running[job.trial] = job
         self.progress[job.condition].running += 1
         event = records.RESUMED if job.resume_from else records.STARTED
-        self._event(
-            job, event, number=job.number, config=job.config, seed=job.seed, digest=job.digest
-        )
+        line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
+        if job.repeats:
+            line["repeats"] = job.repeats
+        self._event(job, event, digest=job.digest, **line)
         return job
 
     def report(self, job: Job, report: Record) -> bool:

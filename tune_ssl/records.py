@@ -17,7 +17,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl"
 STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED, DIVERGED, FAILED = "finished", "stopped_early", "diverged", "failed"
 LOCKED = "locked"
+BEGINNINGS = (STARTED, RESUMED)
 ENDINGS = (FINISHED, STOPPED, DIVERGED, FAILED)
-EVENTS = (STARTED, RESUMED, LOCKED, *ENDINGS)
-SEARCH, CONFIRM = "search", "confirm"
+EVENTS = (*BEGINNINGS, LOCKED, *ENDINGS)
+SEARCH, FINALIST, CONFIRM = "search", "finalist", "confirm"
 
 Record = dict[str, Any]
 
@@ -99,16 +100,25 @@ def endings(events: Iterable[Record]) -> dict[str, Record]:
     return ended
 
 
-def best_value(reports: Iterable[Record], metric: str, mode: str) -> float | None:
-    """The best finite value of `metric` over reports, or None when there is none."""
-    values = list(_finite(reports, metric))
-    if not values:
-        return None
-    return max(values) if mode == "max" else min(values)
+def scores(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """search trial -> what a condition's config is chosen by, for each trial that may be chosen.
 
-
-def _finite(reports: Iterable[Record], metric: str) -> Iterator[float]:
-    for report in reports:
-        value = report["metrics"].get(metric)
-        if value is not None and math.isfinite(value):
-            yield value
+    `trials` are one condition's, as mappings with phase, trial, status, value and (of finalists)
+    repeats. A candidate has finished with a finite value. Where the best ones were run again on
+    further tuning seeds, only those count whose repeats all finished, by their mean over all seeds.
+    """
+    own: dict[str, float] = {}
+    repeats: dict[str, list[float | None]] = {}
+    for trial in trials:
+        value = trial["value"] if trial["status"] == FINISHED else None
+        value = value if value is not None and math.isfinite(value) else None
+        if trial["phase"] == SEARCH and value is not None:
+            own[trial["trial"]] = value
+        elif trial["phase"] == FINALIST:
+            repeats.setdefault(trial["repeats"], []).append(value)
+    means = {
+        trial: sum([own[trial], *values]) / (1 + len(values))  # type: ignore[list-item]
+        for trial, values in repeats.items()
+        if trial in own and None not in values
+    }
+    return means or own

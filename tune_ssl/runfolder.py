@@ -36,7 +36,7 @@ def check_data(study: Study) -> dict[str, Store]:
     for condition in study.conditions:
         try:
             store = prepare(condition.spec.data)
-            for seed in (study.settings.tuning_seed, *study.settings.seeds):
+            for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
                 _split(store, condition, seed)
             stores[condition.id] = store
         except UserError as error:

@@ -166,6 +166,12 @@ class StudySpec(Spec):
     tuning_seed: Annotated[int, Field(ge=0)] = Field(
         1000, description="the seed of every search trial; never one of `seeds`"
     )
+    finalists: Size = Field(
+        4, description="best finished trials that are run again before one is chosen; 1: none"
+    )
+    finalist_seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [1001, 1002], description="further tuning seeds for the finalists; never among `seeds`"
+    )
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
         [0, 1, 2], description="fresh seeds on which the chosen config is confirmed"
     )
@@ -177,7 +183,7 @@ class StudySpec(Spec):
         5.0, description="least time between two checkpoints of a running trial"
     )
 
-    @field_validator("seeds")
+    @field_validator("finalist_seeds", "seeds")
     @classmethod
     def _fresh(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
         if len(set(seeds)) < len(seeds):
@@ -185,7 +191,18 @@ class StudySpec(Spec):
         if info.data.get("tuning_seed") in seeds:
             tuning = info.data["tuning_seed"]
             raise ValueError(f"is {seeds}, but must not have the tuning_seed, {tuning}")
+        if info.field_name == "seeds" and (
+            both := set(seeds) & set(info.data.get("finalist_seeds", []))
+        ):
+            raise ValueError(
+                f"is {seeds}, but must have none of the finalist_seeds, {sorted(both)}"
+            )
         return seeds
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Every seed on which configs are compared; none of them is a reporting seed."""
+        return [self.tuning_seed, *self.finalist_seeds]
 
 
 def digest(value: Spec | Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
 from tune_ssl.errors import Interrupted, Problem, UserError
+from tune_ssl.finalists import FinalistSource
 from tune_ssl.jobs import Job, JobSource
 from tune_ssl.live import LiveTable
 from tune_ssl.runfolder import (
@@ -95,10 +96,12 @@ def _carry_on(
 ) -> Path:
     with resume_hint(run):
         settings = study.settings
-        splits = record_splits(run, study, stores, [settings.tuning_seed, *settings.seeds])
+        splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         search = StudySource(run, study, splits)
         run_jobs(search, search_trial, settings, f"search {run.name}", console)
         if confirm:
+            finalists = FinalistSource(run, study, splits)
+            run_jobs(finalists, search_trial, settings, f"finalists {run.name}", console)
             winners = ConfirmSource(run, study, stores, splits)
             run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
         shutil.rmtree(run / "ray", ignore_errors=True)

@@ -7,8 +7,8 @@ from analysis.select import DEFAULT_RULE, half_width
 
 
 def trials(*rows):
-    columns = ["trial", "number", "phase", "status", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["trial", "number", "phase", "status", "value", "repeats"]
+    return pd.DataFrame([(*row, None)[:6] for row in rows], columns=columns)
 
 
 def test_only_finished_search_trials_are_candidates():
@@ -27,6 +27,25 @@ def test_only_finished_search_trials_are_candidates():
     assert DEFAULT_RULE.ties(table, "max", 100) == 2
     assert DEFAULT_RULE.choose(table.iloc[1:4]) is None
     assert DEFAULT_RULE.ties(table.iloc[1:4], "max", 100) == 0
+
+
+def test_finalists_are_compared_by_their_mean_over_all_tuning_seeds():
+    table = trials(
+        ("lucky", 0, "search", "finished", 0.90),
+        ("steady", 1, "search", "finished", 0.86),
+        ("shaky", 2, "search", "finished", 0.89),
+        ("fourth", 3, "search", "finished", 0.85),
+        ("l1", 0, "finalist", "finished", 0.60, "lucky"),
+        ("l2", 1, "finalist", "finished", 0.75, "lucky"),
+        ("s1", 2, "finalist", "finished", 0.85, "steady"),
+        ("s2", 3, "finalist", "finished", 0.87, "steady"),
+        ("d1", 4, "finalist", "finished", 0.99, "shaky"),
+        ("d2", 5, "finalist", "diverged", None, "shaky"),
+    )
+    chosen = DEFAULT_RULE.choose(table)
+    assert chosen["trial"] == "steady" and chosen["value"] == pytest.approx(0.86)
+    assert set(DEFAULT_RULE.candidates(table)["trial"]) == {"lucky", "steady"}
+    assert DEFAULT_RULE.choose(table.iloc[:4])["trial"] == "lucky"
 
 
 def test_half_width():

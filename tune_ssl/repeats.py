@@ -1,0 +1,91 @@
+"""What a run's records say of each condition, and a config run again: jobs for further seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tune_ssl import records
+from tune_ssl.jobs import Job, JobSource, Progress, checkpoints
+from tune_ssl.records import Record
+from tune_ssl.spec import digest
+from tune_ssl.study import Condition, Study
+from tune_ssl.trial import override
+
+
+class RepeatSource(JobSource):
+    """Runs chosen configs again, on given seeds; what ended before a resume is not repeated."""
+
+    phase: str
+
+    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
+        super().__init__(run, [], study.settings.metric, study.settings.mode)
+        self.study, self.splits = study, splits
+        self.events = records.read(run / records.TRIALS)
+        self.endings = records.endings(self.events)
+
+    def again(
+        self, name: str, condition: Condition, config: dict[str, Any], seed: int, of: str | None
+    ) -> None:
+        """One more job, unless a trial of that name has ended already."""
+        progress = self.progress.setdefault(condition.id, Progress(condition.id, 0))
+        progress.planned += 1
+        if name in self.endings:
+            self._count(progress, self.endings[name]["event"], self.endings[name]["value"])
+            return
+        settings = self.study.settings
+        spec = override(condition.spec, {**config, "seed": seed})
+        self.jobs.append(
+            Job(
+                trial=name,
+                phase=self.phase,
+                condition=condition.id,
+                number=progress.planned - 1,
+                config=config,
+                seed=seed,
+                spec=spec.model_dump(mode="json"),
+                digest=digest(spec),
+                split=self.splits[condition.id, seed],
+                metric=self.metric,
+                mode=self.mode,
+                cpus=settings.cpus_per_trial,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                repeats=of,
+                resume_from=checkpoints(self.run, name),
+            )
+        )
+
+    def scores(self, condition: Condition, *phases: str) -> dict[str, float]:
+        """search trial -> what it is chosen by (records.scores), best first, the earlier of equals.
+
+        Only trials of the given phases count.
+        """
+        trials = [
+            {
+                "trial": trial,
+                "phase": event["phase"],
+                "repeats": event.get("repeats"),
+                "status": self.endings.get(trial, {}).get("event"),
+                "value": self.endings.get(trial, {}).get("value"),
+            }
+            for trial, event in self.starts(condition).items()
+            if event["phase"] in phases
+        ]
+        sign = -1 if self.mode == "max" else 1
+        found = records.scores(trials)
+        return dict(sorted(found.items(), key=lambda item: (sign * item[1], item[0])))
+
+    def starts(self, condition: Condition) -> dict[str, Record]:
+        """trial -> the event of this condition that started it."""
+        starts: dict[str, Record] = {}
+        for event in self.events:
+            if event["condition"] == condition.id and event["event"] in records.BEGINNINGS:
+                starts.setdefault(event["trial"], event)
+        return starts
+
+    def locked(self, condition: Condition) -> Record | None:
+        """The config that was locked for the confirmation, if one was."""
+        for event in self.events:
+            if event["event"] == records.LOCKED and event["condition"] == condition.id:
+                return event
+        return None
