@@ -94,5 +94,5 @@ class ConfirmSource(RepeatSource):
             "ties": sum(abs(other - value) <= width for other in scores.values()) - 1,
             "half_width": width,
         }
-        records.append(self.run / records.TRIALS, locked)
+        records.append(self.run / records.TRIALS, locked, durable=True)
         return locked

@@ -25,7 +25,7 @@ def predict(stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet) -
     """The stage's outputs for a whole set, on the CPU in float32; the network stays in its mode."""
     training = network.training
     network.eval()
-    parts = [stage.predict(network, images) for images, _ in in_chunks(data, on)]
+    parts = [stage.predict(network, images) for images in in_chunks(data, on)]
     network.train(training)
     columns: list[Any] = [
         None if column[0] is None else torch.cat([part.float().cpu() for part in column])

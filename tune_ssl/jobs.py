@@ -94,17 +94,13 @@ class JobSource:
             return None
         self.running[job.trial] = job
         self.progress[job.condition].running += 1
-        event = records.RESUMED if job.resume_from else records.STARTED
-        line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
-        if job.repeats:
-            line["repeats"] = job.repeats
-        self._event(job, event, digest=job.digest, **line)
+        self._begin(job, records.RESUMED if job.resume_from else records.STARTED)
         return job
 
     def report(self, job: Job, report: Record) -> bool:
-        """Take one report of a running job. True when the trial shall be stopped early."""
-        if job.trial not in self.running:  # Ray hands the last report over twice
-            return False
+        """Take one report of a running job. True when the trial is over and Ray shall stop it."""
+        if job.trial not in self.running:  # ended already
+            return True
         if "metrics" in report:
             line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
             records.append(self.run / records.HISTORY, {"trial": job.trial, **line})
@@ -116,8 +112,11 @@ class JobSource:
             self.end(job, status, report, report.get("reason"))
         elif self.should_stop(job, report):
             self.end(job, records.STOPPED, report, "below the study's pruner")
-            return True
-        return False
+        return job.trial not in self.running
+
+    def recover(self, job: Job) -> None:
+        """Its worker died, and Ray runs the trial again from its newest checkpoint."""
+        self._begin(job, records.RESUMED)
 
     def end(self, job: Job, status: str, report: Record | None, reason: str | None) -> None:
         """Record an ending, once. The record is written before any study is told."""
@@ -164,9 +163,15 @@ class JobSource:
             better = max if self.mode == "max" else min
             progress.best = value if progress.best is None else better(progress.best, value)
 
+    def _begin(self, job: Job, event: str) -> None:
+        line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
+        if job.repeats:
+            line["repeats"] = job.repeats
+        self._event(job, event, digest=job.digest, **line)
+
     def _event(self, job: Job, event: str, **fields: Any) -> None:
         line = {"event": event, "phase": job.phase, "trial": job.trial, "condition": job.condition}
-        records.append(self.run / records.TRIALS, {**line, **fields})
+        records.append(self.run / records.TRIALS, {**line, **fields}, durable=True)
 
 
 def checkpoints(run: Path, trial: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from tune_ssl import records
@@ -48,13 +49,13 @@ class LiveTable(NotPickled, tune.Callback):
         progress = list(self.source.progress.values())
         done, planned = sum(p.ended.total() for p in progress), sum(p.planned for p in progress)
         caption = f"{done} of {planned} trials, {_span(time.monotonic() - self.began)}{self._eta()}"
-        table = Table(title=self.title, caption=caption)
+        table = Table(title=escape(self.title), caption=caption)
         table.add_column("condition", overflow="fold")
         for column in ("running", "done", "stopped", "failed", f"best {self.source.metric}"):
             table.add_column(column, justify="right")
         for p in progress:
             table.add_row(
-                p.condition,
+                escape(p.condition),
                 str(p.running),
                 f"{p.ended[records.FINISHED]}/{p.planned}",
                 str(p.ended[records.STOPPED]),

@@ -46,8 +46,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record as one line, in one write. A torn line left by a crash is closed first."""
+def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Append one record as one line, in one write. A torn line left by a crash is closed first.
+
+    A `durable` record is on the disk when the call returns, so that a power cut cannot undo it.
+    """
     line = json.dumps({"schema": SCHEMA, "time": time.time(), **plain(record)}, allow_nan=False)
     with open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
@@ -57,6 +60,8 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             torn = file.read(1) != b"\n"
         file.write((b"\n" if torn else b"") + line.encode() + b"\n")
         file.flush()
+        if durable:
+            os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[Record]:

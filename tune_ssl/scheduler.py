@@ -37,29 +37,43 @@ class RoutingScheduler(NotPickled, FIFOScheduler):
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Its worker died more often than max_retries allows."""
-        self._lost(trial, "its worker died too often")
+        """Nothing: Ray calls this before a retry too. `Bookkeeper` hears of final failures."""
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
-        self._lost(trial, "it ended without a last report")
-
-    def _lost(self, trial: Trial, reason: str) -> None:
-        """An ending that no report announced; does nothing where one did."""
-        last = trial.last_result or {}
-        report = json.loads(last[REPORT]) if REPORT in last else None
-        self.source.end(Job.from_config(trial.config), records.FAILED, report, reason)
+        lost(self.source, trial, "it ended without a last report")
 
 
-class Sweeper(tune.Callback):
-    """Deletes an ended trial's checkpoints: nothing will resume it."""
+class Bookkeeper(NotPickled, tune.Callback):
+    """Hears of what no report tells: dead workers. Deletes the checkpoints that nothing will need."""
 
-    def __init__(self, session: Path) -> None:
-        self.session = session
+    def __init__(self, source: JobSource, session: Path) -> None:
+        self.source, self.session = source, session
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        self.source.recover(Job.from_config(trial.config))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        lost(self.source, trial, "its worker died more often than study.max_retries allows")
+        self._sweep(trial, keep=0)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
-        name = Job.from_config(trial.config).trial
-        shutil.rmtree(self.session / name, ignore_errors=True)
+        self._sweep(trial, keep=0)
 
-    on_trial_error = on_trial_complete
+    def on_checkpoint(
+        self, iteration: int, trials: Any, trial: Trial, checkpoint: Any, **info: Any
+    ) -> None:
+        self._sweep(trial, keep=2)  # the newest may be torn by a power cut
+
+    def _sweep(self, trial: Trial, keep: int) -> None:
+        folder = self.session / Job.from_config(trial.config).trial
+        for old in sorted(folder.glob("checkpoint_*"))[: -keep or None]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def lost(source: JobSource, trial: Trial, reason: str) -> None:
+    """Record a failure that no report announced; does nothing where one did."""
+    last = trial.last_result or {}
+    report = json.loads(last[REPORT]) if REPORT in last else None
+    source.end(Job.from_config(trial.config), records.FAILED, report, reason)

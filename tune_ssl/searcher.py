@@ -7,6 +7,7 @@ PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,14 @@ class StudySource(JobSource):
         settings = study.settings
         super().__init__(run, [], settings.metric, settings.mode)
         self.study, self.splits = study, splits
+        repair_storage(run)
         storage = open_storage(run)
         self.cells = [
             Cell(storage, study, index, condition)
             for index, condition in enumerate(study.conditions)
         ]
         self.progress = {
-            cell.condition.id: Progress(cell.condition.id, settings.num_trials)
-            for cell in self.cells
+            cell.condition.id: Progress(cell.condition.id, cell.budget) for cell in self.cells
         }
         self._settle()
 
@@ -153,7 +154,7 @@ class Cell:
         trials = self.optuna.get_trials(deepcopy=False)
         # A sampler that starts from the same seed after a resume would repeat its suggestions.
         self.optuna.sampler = build_sampler(
-            study.settings, study.settings.tuning_seed + 7919 * index + len(trials)
+            study.settings, study.settings.tuning_seed + 7919 * index, len(trials)
         )
         self.orphans = [t.number for t in trials if t.state == TrialState.RUNNING]
         self.live: dict[int, optuna.Trial] = {
@@ -162,9 +163,12 @@ class Cell:
             if t.state == TrialState.RUNNING
         }
         self._asked = sum(t.state != TrialState.WAITING for t in trials)
-        if study.settings.searcher == "grid" and not trials:
-            for values in grid(study.search, study.settings.num_trials):
-                self.optuna.enqueue_trial(values)
+        self.budget = study.settings.num_trials
+        if study.settings.searcher == "grid":
+            points = grid(study.search, self.budget)
+            self.budget = len(points)
+            for values in points:  # again after a resume: a crash may have enqueued only some
+                self.optuna.enqueue_trial(values, skip_if_exists=True)
 
     def trial_name(self, number: int) -> str:
         return f"c{self.index}-t{number:04d}"
@@ -174,10 +178,7 @@ class Cell:
 
     def open_trials(self) -> int:
         """Trials that can still be drawn: orphans of a killed driver, and the rest of the budget."""
-        budget = self.settings.num_trials
-        if self.settings.searcher == "grid":
-            budget = min(budget, len(self.optuna.get_trials(deepcopy=False)))
-        return len(self.orphans) + max(0, budget - self._asked)
+        return len(self.orphans) + max(0, self.budget - self._asked)
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         if self.orphans:
@@ -208,17 +209,32 @@ def open_storage(run: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(run / STORAGE)))
 
 
-def build_sampler(settings: StudySpec, seed: int) -> optuna.samplers.BaseSampler:
-    if settings.searcher == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if settings.searcher == "grid":  # every value is enqueued
-        return optuna.samplers.RandomSampler(seed=seed)
+def repair_storage(run: Path) -> None:
+    """Drop what a crash tore: half a line at the journal's end, and the lock of a dead process.
+
+    Only for the one driver that holds the run's lock.
+    """
+    journal = run / STORAGE
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(journal, whole)
+    journal.with_name(STORAGE + ".lock").unlink(missing_ok=True)
+
+
+def build_sampler(settings: StudySpec, seed: int, told: int) -> optuna.samplers.BaseSampler:
+    """The sampler of the settings; `told` trials are in the study already."""
+    fresh = seed + told
+    if settings.searcher in ("random", "grid"):  # a grid's values are all enqueued
+        return optuna.samplers.RandomSampler(seed=fresh)
     samplers = {
         "tpe": lambda: optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=max(4, min(10, settings.num_trials // 3))
+            seed=fresh, n_startup_trials=max(4, min(10, settings.num_trials // 3))
         ),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+        "gp": lambda: optuna.samplers.GPSampler(seed=fresh),
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=fresh),
         "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
     }
     return samplers[settings.sampler]()
@@ -235,5 +251,5 @@ def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePr
             min_resource=grace, reduction_factor=settings.reduction_factor
         )
     if settings.scheduler == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace)
     return optuna.pruners.NopPruner()

@@ -71,11 +71,19 @@ class Stepper:
         return self.device.type == "cuda"
 
     def start(self) -> None:
-        """Let the stage set what depends on data; the averaged weights start equal."""
+        """Let the stage set what depends on data; the averaged weights start equal.
+
+        The features are those of a step: BatchNorm normalises by the batch, for its own statistics
+        are still empty, and does not learn from it.
+        """
+        norms = [
+            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
+        kept = [copy.deepcopy(norm.state_dict()) for norm in norms]
         with torch.no_grad():
-            self.network.eval()
             self.stage.start(self.network, self.loader.sample())
-            self.network.train()
+        for norm, state in zip(norms, kept, strict=True):
+            norm.load_state_dict(state)
         self.average.update(weight=1.0)
 
     def factors(self, progress: float) -> dict[str, float]:
@@ -125,7 +133,7 @@ class Stepper:
             else out.losses[t].detach().float().nan_to_num()
             for t in self.stage.loss_terms
         ]
-        guarded = norm if self.precision is not torch.float16 else norm.nan_to_num()
+        guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
         self.guard.add(torch.stack([*losses, guarded]), self.before + self.step)
         for name, value in out.diagnostics.items():
             self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
@@ -206,7 +214,7 @@ class Guard:
     def check(self, step: int) -> None:
         if not self.pending:
             return
-        rows = torch.stack(self.pending).double().cpu()
+        rows = torch.stack(self.pending).cpu().double()
         first = step - len(self.pending) + 1
         self.pending = []
         bad = (~torch.isfinite(rows)).nonzero()
@@ -290,7 +298,11 @@ def pick_precision(compute: ComputeSpec, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     if compute.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
 
 

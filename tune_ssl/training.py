@@ -117,17 +117,18 @@ def train(
             images_seen += stepper.loader.images_per_step
             try:
                 stepper.advance()
+                if stepper.step % every and stepper.step < steps:
+                    continue
+                means = stepper.take_means()
             except Diverged as error:
                 error.images_seen = images_seen
                 error.seconds = seconds_before + time.perf_counter() - began
                 raise
-            if stepper.step % every and stepper.step < steps:
-                continue
 
             # Evaluate
             trained = Trained(stage, stepper.averaged, data)
             result = trained.evaluate(data.sets.validation, "val")
-            metrics = {**stepper.take_means(), **result}
+            metrics = {**means, **result}
             if best:
                 best.offer(stepper.averaged, result)
                 if stepper.step == steps:

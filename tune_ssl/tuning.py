@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from tune_ssl.runfolder import (
     refuse_other_data,
     reopen,
 )
-from tune_ssl.scheduler import RoutingScheduler, Sweeper
+from tune_ssl.scheduler import Bookkeeper, RoutingScheduler
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.spec import StudySpec
 from tune_ssl.study import Study
@@ -121,7 +123,7 @@ def run_jobs(
     resources, concurrent = fit_resources(settings)
     sessions = source.run / "ray"
     session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
-    with LiveTable(source, title, console) as table:
+    with LiveTable(source, title, console) as table, own_interrupt():
         tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -137,9 +139,8 @@ def run_jobs(
                 name=session,
                 storage_path=str(sessions.absolute()),
                 verbose=0,
-                callbacks=[table, Sweeper(sessions / session)],
+                callbacks=[table, Bookkeeper(source, sessions / session)],
                 failure_config=tune.FailureConfig(max_failures=settings.max_retries),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             ),
         ).fit()
     if source.running or source.remaining():  # fit() returns normally after Ctrl-C
@@ -162,6 +163,17 @@ def fit_resources(settings: StudySpec) -> tuple[dict[str, float], int]:
             raise UserError(Problem(text, f"study.{kind}s_per_trial"))
     fitting = min(int(total[kind.upper()] / amount) for kind, amount in wanted.items())
     return wanted, min(fitting, settings.max_concurrent or fitting)
+
+
+@contextlib.contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Ray replaces the handler of Ctrl-C for a run and leaves its own behind: put ours back."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -206,7 +218,7 @@ def quiet_environment() -> None:
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }.items():
         os.environ.setdefault(name, value)

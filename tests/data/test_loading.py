@@ -62,18 +62,28 @@ def test_labels_stay_with_their_images():
         assert own[image[None].numpy().tobytes()] == label
 
 
-def test_the_order_does_not_depend_on_the_views():
-    _, plain = make(views=(("none",), ("none",)))
+def test_the_order_and_the_labeled_views_do_not_depend_on_the_unlabeled_views():
+    _, plain = make(views=(("strong",), ("none",)))
     _, rich = make(views=(("strong",), ("weak", "strong")))
     for _ in range(40):
         a, b = plain.next(), rich.next()
         assert torch.equal(a.labels_N, b.labels_N)
+        assert torch.equal(a.labeled[0], b.labeled[0])
         assert torch.equal(a.hidden_labels_U, b.hidden_labels_U)
+
+
+def test_a_stage_starts_from_images_of_every_class_though_the_data_is_in_class_order():
+    _, loader = make(**{"data.num_labels": 600})
+    loader.labels = loader.labels.sort().values
+    assert loader.labels[:50].unique().tolist() == [0]
+    assert set(loader.sample(labeled=200).labels_N.tolist()) == set(range(10))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 7])
 def test_a_loaded_state_goes_on_with_the_same_batches(taken, monkeypatch):
-    monkeypatch.setattr(loading, "CHUNK_PIXELS", 4 * 24 * 64)  # four steps a chunk
+    monkeypatch.setattr(
+        loading, "CHUNK_PIXELS", 4 * 24 * 64
+    )  # 8 labeled and 2 x 8 unlabeled: four steps a chunk
     _, first = make()
     assert first.chunk_steps == 4
     for _ in range(taken):
@@ -99,10 +109,8 @@ def test_normalised_pixels_have_mean_zero_and_deviation_one_over_the_train_part(
 def test_evaluation_sees_every_validation_image_once_and_unchanged():
     data, _ = make()
     on = data.sets.validation
-    chunks = in_chunks(data, on, size=100)
-    assert torch.cat([labels for _, labels in chunks]).tolist() == on.labels.tolist()
     raw = data.normalize(torch.from_numpy(on.images.gather(np.arange(len(on)))))
-    assert torch.equal(torch.cat([images for images, _ in chunks]), raw)
+    assert torch.equal(torch.cat(list(in_chunks(data, on, size=100))), raw)
 
 
 def test_streams_of_a_seed_differ_and_repeat():

@@ -7,6 +7,7 @@ variants of a method see the same images in the same order whatever their views 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from tune_ssl.spec import DataSpec
 
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
 PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on
+START_PIXELS = 1 << 22  # likewise, for the images that a stage starts from
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
 
 
@@ -136,9 +138,12 @@ class Loader:
         self.sizes = (spec.batch_size, spec.batch_size * spec.mu if unlabeled_views else 0)
         self.labeled_order = Order(len(labeled), stream(seed, 1))
         self.unlabeled_order = Order(len(unlabeled), stream(seed, 2))
-        self.augmentation = stream(seed, 3)
-        drawn = self.sizes[0] * len(labeled_views) + self.sizes[1] * len(unlabeled_views)
-        self.chunk_steps = max(1, CHUNK_PIXELS // (drawn * data.task.image_size**2))
+        self.labeled_augmentation = stream(seed, 3)
+        self.unlabeled_augmentation = stream(seed, 4)
+        # The chunk depends on nothing of the method, so that labeled images are augmented alike.
+        drawn = spec.batch_size * (1 + 2 * spec.mu) * data.task.image_size**2
+        self.chunk_steps = max(1, CHUNK_PIXELS // drawn)
+        self.start_stream = stream(seed, 5)
         self.chunk: list[Batch] = []
         self.taken = 0
         self.chunk_start = self._position()
@@ -156,13 +161,18 @@ class Loader:
         return self.chunk[self.taken - 1]
 
     def sample(self, labeled: int = 512, unlabeled: int = 2048) -> Batch:
-        """The first images of each set, un-augmented: what a stage starts from."""
-        labeled, unlabeled = min(labeled, len(self.labels)), min(unlabeled, len(self.hidden))
+        """Random images of each set, un-augmented: what a stage starts from.
+
+        Fewer where images are large, for they go through the network at once.
+        """
+        most = max(64, START_PIXELS // self.data.task.image_size**2)
+        at_N = torch.randperm(len(self.labels), generator=self.start_stream)[: min(labeled, most)]
+        at_U = torch.randperm(len(self.hidden), generator=self.start_stream)[: min(unlabeled, most)]
         return Batch(
-            (self.data.normalize(self.labeled_pixels(torch.arange(labeled))),),
-            self.labels[:labeled].to(self.data.device),
-            (self.data.normalize(self.unlabeled_pixels(torch.arange(unlabeled))),),
-            self.hidden[:unlabeled].to(self.data.device),
+            (self.data.normalize(self.labeled_pixels(at_N)),),
+            self.labels[at_N].to(self.data.device),
+            (self.data.normalize(self.unlabeled_pixels(at_U)),),
+            self.hidden[at_U].to(self.data.device),
         )
 
     def state(self) -> dict[str, Any]:
@@ -173,7 +183,8 @@ class Loader:
         start = state["chunk_start"]
         self.labeled_order.load(start["labeled"])
         self.unlabeled_order.load(start["unlabeled"])
-        self.augmentation.set_state(start["augmentation"])
+        self.labeled_augmentation.set_state(start["labeled_augmentation"])
+        self.unlabeled_augmentation.set_state(start["unlabeled_augmentation"])
         self.chunk_start, self.chunk, self.taken = start, [], 0
         if state["taken"]:
             self.chunk, self.taken = self._draw_chunk(), state["taken"]
@@ -182,25 +193,32 @@ class Loader:
         return {
             "labeled": self.labeled_order.state(),
             "unlabeled": self.unlabeled_order.state(),
-            "augmentation": self.augmentation.get_state(),
+            "labeled_augmentation": self.labeled_augmentation.get_state(),
+            "unlabeled_augmentation": self.unlabeled_augmentation.get_state(),
         }
 
     def _draw_chunk(self) -> list[Batch]:
         steps, device = self.chunk_steps, self.data.device
         size_N, size_U = self.sizes
         at_N = self.labeled_order.draw(steps * size_N)
-        labeled = self._views(self.labeled_pixels(at_N), self.labeled_views, size_N)
+        labeled = self._views(
+            self.labeled_pixels(at_N), self.labeled_views, size_N, self.labeled_augmentation
+        )
         labels = self.labels[at_N].to(device).split(size_N)
         if not size_U:
             return [Batch(views, labels_N) for views, labels_N in zip(labeled, labels, strict=True)]
         at_U = self.unlabeled_order.draw(steps * size_U)
-        unlabeled = self._views(self.unlabeled_pixels(at_U), self.unlabeled_views, size_U)
+        unlabeled = self._views(
+            self.unlabeled_pixels(at_U), self.unlabeled_views, size_U, self.unlabeled_augmentation
+        )
         hidden = self.hidden[at_U].to(device).split(size_U)
         return [Batch(*parts) for parts in zip(labeled, labels, unlabeled, hidden, strict=True)]
 
-    def _views(self, images: Tensor, views: list[View], size: int) -> list[tuple[Tensor, ...]]:
+    def _views(
+        self, images: Tensor, views: list[View], size: int, generator: Generator
+    ) -> list[tuple[Tensor, ...]]:
         """Per step, a tuple with one float tensor (size, C, H, W) for each view."""
-        seen = [self.data.normalize(v(images, self.augmentation)).split(size) for v in views]
+        seen = [self.data.normalize(v(images, generator)).split(size) for v in views]
         return list(zip(*seen, strict=True))
 
 
@@ -210,12 +228,8 @@ def stream(seed: int, number: int) -> Generator:
     return Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def in_chunks(data: Data, labeled: LabeledSet, size: int = 512) -> list[tuple[Tensor, Tensor]]:
-    """Un-augmented (images, labels) pairs over a whole set, for evaluation."""
+def in_chunks(data: Data, labeled: LabeledSet, size: int = 512) -> Iterator[Tensor]:
+    """Un-augmented float images over a whole set, for evaluation; one chunk at a time in memory."""
     pixels = Pixels(labeled.images, torch.device("cpu"))
-    chunks = []
     for positions in torch.arange(len(labeled)).split(size):
-        images = data.normalize(pixels(positions).to(data.device))
-        labels = torch.from_numpy(labeled.labels[positions.numpy()]).to(data.device)
-        chunks.append((images, labels))
-    return chunks
+        yield data.normalize(pixels(positions).to(data.device))

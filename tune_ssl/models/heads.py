@@ -88,7 +88,9 @@ class Centroids(nn.Module):
         center = normalize(momentum * center + (1 - momentum) * mean); a cluster without weight stays.
         """
         mass_K = weights_MK.sum(dim=0)
-        means_KD = weights_MK.T @ features_MD / mass_K.clamp(min=1e-12)[:, None]
+        with torch.autocast(features_MD.device.type, enabled=False):
+            sums_KD = weights_MK.T.float() @ features_MD.float()
+        means_KD = sums_KD / mass_K.clamp(min=1e-12)[:, None]
         moved_KD = nn.functional.normalize(
             momentum * self.centers_KD + (1 - momentum) * means_KD, dim=1
         )
