@@ -49,15 +49,20 @@ def run_job(job: Job, finish: Finish | None = None) -> None:
 
 def _train_and_report(job: Job, finish: Finish | None) -> None:
     spec = build_trial(job.spec)
+    state = _newest_state(job)
+    if state is not None:  # the driver may have died before it took the checkpoint's own report
+        _send(json.loads(state["report"]))
     written = time.monotonic()
-    for report in train(spec, resume=_newest_state(job), metric=job.metric, mode=job.mode):
+    for report in train(spec, resume=state, metric=job.metric, mode=job.mode):
         if report.last:
             more = finish(report.trained) if finish else {}
             _send(_plain(report) | {"status": records.FINISHED, "result": report.result | more})
         elif time.monotonic() - written >= job.checkpoint_seconds:
             with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
-                torch.save(report.snapshot(), Path(folder) / CHECKPOINT)
-                _send(_plain(report), tune.Checkpoint.from_directory(folder))
+                plain = _plain(report)
+                state = report.snapshot() | {"report": json.dumps(records.plain(plain))}
+                torch.save(state, Path(folder) / CHECKPOINT)
+                _send(plain, tune.Checkpoint.from_directory(folder))
             written = time.monotonic()
         else:
             _send(_plain(report))
