@@ -110,7 +110,7 @@ def test_a_torn_line_in_the_optuna_journal_is_dropped_and_the_run_goes_on(tmp_pa
     journal = tmp_path / "runs" / "t" / "optuna.log"
     journal.write_bytes(journal.read_bytes()[:-7])
     journal.with_name("optuna.log.lock").symlink_to("nowhere")
-    code, out, err = finish(start(tmp_path, "search", "--resume", "t"))
+    code, out, err = finish(start(tmp_path, "search", "--resume", "t", "--no-confirm"))
     assert code == 0, out + err
     assert optuna_states(tmp_path / "runs" / "t") == {"all": ["COMPLETE", "COMPLETE"]}
 

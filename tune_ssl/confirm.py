@@ -7,23 +7,23 @@ says when: the `locked` event comes before the first of its runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tune_ssl import records
 from tune_ssl.data.sets import Images, LabeledSet, Piece
 from tune_ssl.data.splits import half_width
 from tune_ssl.data.store import Store, open_test
-from tune_ssl.evaluation import confusion, predict
 from tune_ssl.jobs import Job
 from tune_ssl.records import Record
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import validation_count
 from tune_ssl.study import Condition, Study
 from tune_ssl.trainable import run_job
-from tune_ssl.training import Trained
+
+if TYPE_CHECKING:
+    from tune_ssl.training import Trained
 
 RULE = (
     "Of a condition's finished search trials, the one with the best {metric} ({mode}imum) at its end; "
@@ -39,6 +39,10 @@ def confirm_trial(config: dict[str, Any]) -> None:
 
 def measure_test(trained: Trained) -> dict[str, Any]:
     """test/accuracy, test/mean_class_accuracy, test/loss, test/count and test/confusion (K x K)."""
+    import torch  # in the worker: the driver never loads it
+
+    from tune_ssl.evaluation import confusion, predict
+
     part = open_test(trained.data.store)
     images = Images((Piece(part.images, np.arange(len(part.labels))),))
     on = LabeledSet(images, part.labels)

@@ -1,26 +1,36 @@
-"""What runs in a Ray worker: one job is trained, and every report of it goes to the driver."""
+"""What runs in a Ray worker: one job is trained, and every report of it goes to the driver.
+
+torch loads in the worker only: the driver, which imports this module too, never waits for it.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import tune
 
 from tune_ssl import records
 from tune_ssl.jobs import CHECKPOINT, Job
+from tune_ssl.lazy import LazyModule
 from tune_ssl.scheduler import REPORT
-from tune_ssl.training import Diverged, Report, Trained, train
 from tune_ssl.trial import build_trial
 
-Finish = Callable[[Trained], dict[str, Any]]
+if TYPE_CHECKING:
+    import torch
+
+    from tune_ssl import training
+else:
+    torch = LazyModule("torch")
+    training = LazyModule("tune_ssl.training")
 
 
 def search_trial(config: dict[str, Any]) -> None:
@@ -28,15 +38,16 @@ def search_trial(config: dict[str, Any]) -> None:
     run_job(Job.from_config(config))
 
 
-def run_job(job: Job, finish: Finish | None = None) -> None:
+def run_job(job: Job, finish: Callable[[training.Trained], dict[str, Any]] | None = None) -> None:
     """Train one job. Whatever goes wrong in it is reported as its ending and never raised.
 
     `finish` adds to the last report's result; the confirmation measures test data there.
     """
     torch.set_num_threads(max(1, int(job.cpus)))
+    freeze_libraries()
     try:
         _train_and_report(job, finish)
-    except Diverged as error:
+    except training.Diverged as error:
         spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
         _send({"status": records.DIVERGED, "reason": str(error), **spent})
     except Exception:
@@ -47,13 +58,23 @@ def run_job(job: Job, finish: Finish | None = None) -> None:
             torch.cuda.empty_cache()
 
 
-def _train_and_report(job: Job, finish: Finish | None) -> None:
+@cache
+def freeze_libraries() -> None:
+    """Once in a worker: the collector need not look through torch and Ray after every trial."""
+    importlib.import_module("tune_ssl.training")
+    gc.collect()
+    gc.freeze()
+
+
+def _train_and_report(
+    job: Job, finish: Callable[[training.Trained], dict[str, Any]] | None
+) -> None:
     spec = build_trial(job.spec)
     state = _newest_state(job)
     if state is not None:  # the driver may have died before it took the checkpoint's own report
         _send(json.loads(state["report"]))
     written = time.monotonic()
-    for report in train(spec, resume=state, metric=job.metric, mode=job.mode):
+    for report in training.train(spec, resume=state, metric=job.metric, mode=job.mode):
         if report.last:
             more = finish(report.trained) if finish else {}
             _send(_plain(report) | {"status": records.FINISHED, "result": report.result | more})
@@ -68,7 +89,7 @@ def _train_and_report(job: Job, finish: Finish | None) -> None:
             _send(_plain(report))
 
 
-def _plain(report: Report) -> dict[str, Any]:
+def _plain(report: training.Report) -> dict[str, Any]:
     return {
         "status": "running",
         "stage": report.stage,
