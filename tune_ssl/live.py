@@ -49,9 +49,9 @@ class LiveTable(NotPickled, tune.Callback):
         progress = list(self.source.progress.values())
         done, planned = sum(p.ended.total() for p in progress), sum(p.planned for p in progress)
         caption = f"{done} of {planned} trials, {_span(time.monotonic() - self.began)}{self._eta()}"
-        table = Table(title=escape(self.title), caption=caption)
-        table.add_column("condition", overflow="fold")
-        for column in ("running", "done", "stopped", "failed", f"best {self.source.metric}"):
+        table = Table(title=escape(self.title), caption=f"{caption}; best {self.source.metric}")
+        table.add_column("condition", no_wrap=True)
+        for column in ("running", "done", "stopped", "failed", "best"):
             table.add_column(column, justify="right")
         for p in progress:
             table.add_row(
