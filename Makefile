@@ -28,7 +28,6 @@ bench: .venv/installed         ## measure step efficiency and what a trial costs
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -q .venv/lib || true
 	touch $@
 
 clean:
