@@ -15,6 +15,9 @@ from typing import Any
 
 from tune_ssl import records
 from tune_ssl.records import Record
+from tune_ssl.spec import digest
+from tune_ssl.study import Condition, Study
+from tune_ssl.trial import override
 
 CHECKPOINT = "state.pt"
 
@@ -70,15 +73,19 @@ class Progress:
 
 
 class JobSource:
-    """Base: an explicit list of jobs. Subclasses decide what is next, and who is stopped early."""
+    """Base: the jobs of one phase. Subclasses decide what is next, and who is stopped early.
 
-    def __init__(self, run: Path, jobs: list[Job], metric: str, mode: str) -> None:
-        self.run, self.jobs, self.metric, self.mode = run, jobs, metric, mode
+    `splits` has the split digest of each (condition, seed) that a job may train on.
+    """
+
+    phase: str
+
+    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
+        self.run, self.study, self.splits = run, study, splits
+        self.metric, self.mode = study.settings.metric, study.settings.mode
+        self.jobs: list[Job] = []
         self.progress: dict[str, Progress] = {}
-        for job in jobs:
-            self.progress.setdefault(job.condition, Progress(job.condition, 0)).planned += 1
         self.running: dict[str, Job] = {}
-        self.failures: list[str] = []
         self.on_end: Callable[[Job, str, float | None], None] | None = None
 
     # ---- what Ray asks -------------------------------------------------------------------------
@@ -138,8 +145,6 @@ class JobSource:
         progress = self.progress[job.condition]
         progress.running -= 1
         self._count(progress, status, value)
-        if status == records.FAILED and reason:
-            self.failures.append(f"{job.trial}: {reason.strip().splitlines()[-1]}")
         self.ended(job, status, value)
         if self.on_end:
             self.on_end(job, status, value)
@@ -156,6 +161,36 @@ class JobSource:
         """Called after the ending was recorded."""
 
     # ---- helpers -------------------------------------------------------------------------------
+
+    def job(
+        self,
+        name: str,
+        condition: Condition,
+        config: dict[str, Any],
+        seed: int,
+        number: int,
+        repeats: str | None = None,
+    ) -> Job:
+        """The job that trains `config` in a condition, from its newest checkpoint if it has one."""
+        settings = self.study.settings
+        spec = override(condition.spec, {**config, "seed": seed})
+        return Job(
+            trial=name,
+            phase=self.phase,
+            condition=condition.id,
+            number=number,
+            config=config,
+            seed=seed,
+            spec=spec.model_dump(mode="json"),
+            digest=digest(spec),
+            split=self.splits[condition.id, seed],
+            metric=self.metric,
+            mode=self.mode,
+            cpus=settings.cpus_per_trial,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            repeats=repeats,
+            resume_from=checkpoints(self.run, name),
+        )
 
     def _count(self, progress: Progress, status: str, value: float | None) -> None:
         progress.ended[status] += 1

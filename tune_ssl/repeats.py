@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl import records
-from tune_ssl.jobs import Job, JobSource, Progress, checkpoints
+from tune_ssl.jobs import JobSource, Progress
 from tune_ssl.records import Record
-from tune_ssl.spec import digest
 from tune_ssl.study import Condition, Study
-from tune_ssl.trial import override
 
 
 class RepeatSource(JobSource):
     """Runs chosen configs again, on given seeds; what ended before a resume is not repeated."""
 
-    phase: str
-
     def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
-        super().__init__(run, [], study.settings.metric, study.settings.mode)
-        self.study, self.splits = study, splits
+        super().__init__(run, study, splits)
         self.events = records.read(run / records.TRIALS)
         self.endings = records.endings(self.events)
 
@@ -33,27 +28,7 @@ class RepeatSource(JobSource):
         if name in self.endings:
             self._count(progress, self.endings[name]["event"], self.endings[name]["value"])
             return
-        settings = self.study.settings
-        spec = override(condition.spec, {**config, "seed": seed})
-        self.jobs.append(
-            Job(
-                trial=name,
-                phase=self.phase,
-                condition=condition.id,
-                number=progress.planned - 1,
-                config=config,
-                seed=seed,
-                spec=spec.model_dump(mode="json"),
-                digest=digest(spec),
-                split=self.splits[condition.id, seed],
-                metric=self.metric,
-                mode=self.mode,
-                cpus=settings.cpus_per_trial,
-                checkpoint_seconds=settings.checkpoint_seconds,
-                repeats=of,
-                resume_from=checkpoints(self.run, name),
-            )
-        )
+        self.jobs.append(self.job(name, condition, config, seed, progress.planned - 1, of))
 
     def scores(self, condition: Condition, *phases: str) -> dict[str, float]:
         """search trial -> what it is chosen by (records.scores), best first, the earlier of equals.

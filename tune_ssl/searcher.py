@@ -18,12 +18,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tune_ssl import records
-from tune_ssl.jobs import Job, JobSource, NotPickled, Progress, checkpoints
+from tune_ssl.jobs import Job, JobSource, NotPickled, Progress
 from tune_ssl.records import Record
 from tune_ssl.space import grid
-from tune_ssl.spec import StudySpec, digest
+from tune_ssl.spec import StudySpec
 from tune_ssl.study import Condition, Study
-from tune_ssl.trial import override
 
 STORAGE = "optuna.log"
 STATES = {
@@ -60,10 +59,10 @@ class RoutingSearcher(NotPickled, Searcher):
 class StudySource(JobSource):
     """Draws trials from one Optuna study per condition, the least advanced condition first."""
 
+    phase = records.SEARCH
+
     def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
-        settings = study.settings
-        super().__init__(run, [], settings.metric, settings.mode)
-        self.study, self.splits = study, splits
+        super().__init__(run, study, splits)
         repair_storage(run)
         storage = open_storage(run)
         self.cells = [
@@ -82,28 +81,10 @@ class StudySource(JobSource):
         waiting = [cell for cell in self.cells if cell.open_trials()]
         if not waiting:
             return None
-        cell = min(waiting, key=lambda c: (not c.orphans, c.asked(), c.index))
+        cell = min(waiting, key=lambda c: (not c.orphans, c.asked, c.index))
         trial, values = cell.ask()
-        name = cell.trial_name(trial.number)
-        settings = self.study.settings
-        seed = settings.tuning_seed
-        spec = override(cell.condition.spec, {**values, "seed": seed})
-        return Job(
-            trial=name,
-            phase=records.SEARCH,
-            condition=cell.condition.id,
-            number=trial.number,
-            config=values,
-            seed=seed,
-            spec=spec.model_dump(mode="json"),
-            digest=digest(spec),
-            split=self.splits[cell.condition.id, seed],
-            metric=self.metric,
-            mode=self.mode,
-            cpus=settings.cpus_per_trial,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            resume_from=checkpoints(self.run, name),
-        )
+        name, seed = cell.trial_name(trial.number), self.study.settings.tuning_seed
+        return self.job(name, cell.condition, values, seed, trial.number)
 
     def should_stop(self, job: Job, report: Record) -> bool:
         value = report["result"].get(self.metric)
@@ -162,7 +143,7 @@ class Cell:
             for t in trials
             if t.state == TrialState.RUNNING
         }
-        self._asked = sum(t.state != TrialState.WAITING for t in trials)
+        self.asked = sum(t.state != TrialState.WAITING for t in trials)
         self.budget = study.settings.num_trials
         if study.settings.searcher == "grid":
             points = grid(study.search, self.budget)
@@ -173,19 +154,16 @@ class Cell:
     def trial_name(self, number: int) -> str:
         return f"c{self.index}-t{number:04d}"
 
-    def asked(self) -> int:
-        return self._asked
-
     def open_trials(self) -> int:
         """Trials that can still be drawn: orphans of a killed driver, and the rest of the budget."""
-        return len(self.orphans) + max(0, self.budget - self._asked)
+        return len(self.orphans) + max(0, self.budget - self.asked)
 
     def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         if self.orphans:
             trial = self.live[self.orphans.pop(0)]
         else:
             trial = self.optuna.ask()
-            self._asked += 1
+            self.asked += 1
             self.live[trial.number] = trial
         return trial, {key: d.suggest(trial, key) for key, d in self.domains.items()}
 

@@ -56,7 +56,7 @@ class Stepper:
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
-        self.weights = {term: loss for term, loss in spec.losses.items()}
+        self.weights = dict(spec.losses.items())
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
         self.diagnostics: dict[str, Tensor] = {}
         self.reported = 0
@@ -110,9 +110,8 @@ class Stepper:
             with self.autocast():
                 out = self.stage.step(self.network, batch)
         except Exception:
-            self.guard.check(
-                self.before + self.step
-            )  # a NaN that made the method fail is the cause
+            # Where a NaN made the method fail, the NaN is the cause to name.
+            self.guard.check(self.before + self.step)
             raise
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
