@@ -94,6 +94,7 @@ _STATUS = [
     _count("finished", "Finished"),
     _count("stopped_early", "Stopped early"),
     _count("diverged", "Diverged"),
+    _count("collapsed", "Collapsed"),
     _count("failed", "Failed"),
     _count("running", "Running"),
 ]
@@ -146,7 +147,7 @@ COLUMNS: dict[str, list[Column]] = {
         _text("method", "Method"),
         _count("trials", "Trials"),
         *_STATUS,
-        _text("reasons", "Why diverged or failed", wide=True),
+        _text("reasons", "Why diverged, collapsed or failed", wide=True),
     ],
     "trials": [
         _text("trial", "Trial"),

@@ -24,7 +24,7 @@ class BestFinalValue:
         "Among the finished search trials of a condition, the one with the best validation value "
         "at its end is chosen; where the best ones (the finalists) were run again on further "
         "tuning seeds, the one with the best mean over all tuning seeds. Trials that were stopped "
-        "early, diverged or failed are never candidates. Test data plays no part. Configurations "
+        "early, diverged, collapsed or failed are never candidates. Test data plays no part. Configurations "
         "within the 95 % half-width sqrt(ln(40) / 2n) of the best, n being the number of "
         "validation images, count as ties."
     )

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from tune_ssl import records
 
-# Okabe and Ito (2008), without black and yellow, which vanish on a dark and on a light page.
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# Okabe and Ito (2008), without black and yellow, which vanish on a dark and on a light page;
+# the last one is from Tol (2021), so that eight methods differ.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#882255")
 # Read against both page colours, so that a figure is legible before the page sets its own.
 NEUTRAL = "#777B82"
 GRID = "rgba(128,128,128,0.25)"
@@ -20,6 +21,7 @@ SYMBOLS = {
     records.FINISHED: "circle",
     records.STOPPED: "triangle-down-open",
     records.DIVERGED: "x",
+    records.COLLAPSED: "x-open",
     records.FAILED: "cross",
     "running": "circle-open",
 }

@@ -160,11 +160,11 @@ def _progress(runs: Runs) -> Iterator[str]:
                 f"{study.label}: {len(running)} trial(s) have no ending: the run is still going or "
                 "was interrupted. They are counted as running and enter no number."
             )
-        lost = search["status"].isin([records.FAILED, records.DIVERGED])
+        lost = search["status"].isin(records.BAD_ENDINGS)
         if len(search) and lost.all():
             reasons = [last_line(r) for r in search["reason"] if isinstance(r, str)]
             first = f" First reason: {reasons[0]}" if reasons else ""
-            yield f"{study.label}: all {len(search)} search trials failed or diverged.{first}"
+            yield f"{study.label}: all {len(search)} search trials failed, diverged or collapsed.{first}"
         blank = (trials["status"] != RUNNING) & trials["images_seen"].isna()
         if blank.any():
             yield (

@@ -177,11 +177,11 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
 
 
 def stability_table(runs: Runs) -> pd.DataFrame:
-    """Per method, search and confirm together: trials by status, and why trials diverged."""
+    """Per method, search and confirm together: trials by status, and why trials diverged, collapsed or failed."""
     rows = []
     for study in runs.studies:
         trials = runs.trials[runs.trials["run"] == study.run]
-        bad = trials[trials["status"].isin([records.DIVERGED, records.FAILED])]
+        bad = trials[trials["status"].isin(records.BAD_ENDINGS)]
         reasons = Counter(last_line(reason) or "no reason" for reason in bad["reason"])
         text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         counts = {"trials": len(trials), **_counts(trials)}

@@ -115,7 +115,7 @@ def train(
 
     loaded = load_fixed(study, _all(overrides, data_root))
     from tune_ssl.spec import digest
-    from tune_ssl.training import Diverged
+    from tune_ssl.training import Collapsed, Diverged
     from tune_ssl.training import train as run_training
 
     spec, settings = loaded.fixed, loaded.settings
@@ -128,8 +128,8 @@ def train(
                 kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
                 values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
                 console.print(f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}")
-    except Diverged as error:
-        console.print(f"diverged: {error}")
+    except (Diverged, Collapsed) as error:
+        console.print(f"{type(error).__name__.lower()}: {error}")
         raise typer.Exit(1) from None
 
 

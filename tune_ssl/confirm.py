@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RULE = (
     "Of a condition's finished search trials, the one with the best {metric} ({mode}imum) at its end; "
     "where the {finalists} best were run again on tuning seeds {seeds}, the best mean over all "
-    "tuning seeds. Stopped, diverged and failed trials are never chosen."
+    "tuning seeds. Stopped, diverged, collapsed and failed trials are never chosen."
 )
 
 
@@ -39,15 +39,13 @@ def confirm_trial(config: dict[str, Any]) -> None:
 
 def measure_test(trained: Trained) -> dict[str, Any]:
     """test/accuracy, test/mean_class_accuracy, test/loss, test/count and test/confusion (K x K)."""
-    import torch  # in the worker: the driver never loads it
-
     from tune_ssl.evaluation import confusion, predict
 
     part = open_test(trained.data.store)
     images = Images((Piece(part.images, np.arange(len(part.labels))),))
     on = LabeledSet(images, part.labels)
     prediction = predict(trained.stage, trained.network, trained.data, on)
-    counts_KK = confusion(prediction, torch.from_numpy(on.labels), trained.data.task.num_classes)
+    counts_KK = confusion(prediction, on, trained.data.task.num_classes)
     values: dict[str, Any] = trained.evaluate(on, "test")
     return {**values, "test/count": len(on), "test/confusion": counts_KK.tolist()}
 

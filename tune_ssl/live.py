@@ -15,7 +15,7 @@ from tune_ssl import records
 from tune_ssl.jobs import Job, JobSource, NotPickled
 
 REFRESH_SECONDS = 0.5
-BAD = (records.DIVERGED, records.FAILED)
+BAD = records.BAD_ENDINGS
 
 
 class LiveTable(NotPickled, tune.Callback):

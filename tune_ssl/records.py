@@ -25,10 +25,12 @@ SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
 
 STARTED, RESUMED = "started", "resumed"
-FINISHED, STOPPED, DIVERGED, FAILED = "finished", "stopped_early", "diverged", "failed"
+FINISHED, STOPPED = "finished", "stopped_early"
+DIVERGED, COLLAPSED, FAILED = "diverged", "collapsed", "failed"
 LOCKED = "locked"
 BEGINNINGS = (STARTED, RESUMED)
-ENDINGS = (FINISHED, STOPPED, DIVERGED, FAILED)
+BAD_ENDINGS = (DIVERGED, COLLAPSED, FAILED)
+ENDINGS = (FINISHED, STOPPED, *BAD_ENDINGS)
 EVENTS = (*BEGINNINGS, LOCKED, *ENDINGS)
 SEARCH, FINALIST, CONFIRM = "search", "finalist", "confirm"
 

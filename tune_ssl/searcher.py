@@ -29,6 +29,7 @@ STATES = {
     records.FINISHED: TrialState.COMPLETE,
     records.STOPPED: TrialState.PRUNED,
     records.DIVERGED: TrialState.FAIL,
+    records.COLLAPSED: TrialState.FAIL,
     records.FAILED: TrialState.FAIL,
 }
 
@@ -88,6 +89,8 @@ class StudySource(JobSource):
 
     def should_stop(self, job: Job, report: Record) -> bool:
         value = report["result"].get(self.metric)
+        if value is None:  # a stage before the one that measures it
+            value = report["stand_in"]
         cell = self._cell(job.condition)
         trial = cell.live[job.number]
         if value is None or not math.isfinite(value):

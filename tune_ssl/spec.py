@@ -91,30 +91,69 @@ class ModelSpec(Spec):
     stem: Literal["auto", "small", "large"] = Field(
         "auto", description="small: 3x3, no pooling; auto: small up to 40 px"
     )
+    head: Literal["mlp", "linear"] = Field(
+        "mlp", description="mlp: Linear to feature_dim, then two Linear; linear: one on the encoder"
+    )
     feature_dim: Size = 512
     hidden_dim: Size = 256
 
 
-class OptimSpec(Spec):
-    """Optimizer, learning-rate schedule and weight averaging."""
+Optimizer = Literal["adamw", "adam", "sgd"]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["cosine", "cosine_7_16", "constant"]
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+class OptimPart(Spec):
+    """What one stage, or one part of the network, does differently; what is absent is as in `optim`."""
+
+    name: Optimizer | None = None
+    lr: Rate | None = None
+    weight_decay: Decay | None = None
+    momentum: BelowOne | None = None
+    nesterov: bool | None = None
+    schedule: Schedule | None = None
+    warmup: BelowOne | None = None
+
+
+class OptimSpec(Spec):
+    """Optimizer, learning-rate schedule and weight averaging.
+
+    A method's own parts (`optim.finetune.lr`) are added as fields by `trial.trial_model`.
+    """
+
+    name: Optimizer = "adamw"
+    lr: Rate = 3e-3
+    weight_decay: Decay = 5e-4
+    momentum: BelowOne = 0.9
     nesterov: bool = True
-    schedule: Literal["cosine", "cosine_7_16", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the steps")
-    grad_clip: Annotated[float, Field(gt=0)] | None = None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+    schedule: Schedule = "cosine"
+    warmup: BelowOne = Field(0.0, description="share of the steps")
+    grad_clip: Rate | None = None
+    ema_decay: BelowOne = Field(
         0.999, description="0 is off; short runs use min(ema_decay, 1 - 10 / steps)"
     )
+
+    def of(self, *parts: str) -> OptimSpec:
+        """The settings of a stage, or of a part of the network within it: each one's own go first.
+
+        `optim.of("pretrain", "predictor")`: what optim.predictor gives, else optim.pretrain, else optim.
+        """
+        spec = self
+        for name in parts:
+            own = getattr(self, name, None)
+            if isinstance(own, OptimPart):
+                spec = spec.model_copy(update=own.model_dump(exclude_none=True))
+        return spec
 
 
 class BudgetSpec(Spec):
     """How long a trial trains, in optimizer steps; never in wall-clock."""
 
-    steps: Size | dict[str, Size] = Field(500, description="a number, or one per stage")
+    steps: Size | dict[str, Size] = Field(
+        500, description="of each stage: a number, or one per stage"
+    )
     eval_every: Size = 50
     checkpoint: Literal["last", "best"] = Field(
         "last", description="which weights are the result: the last, or the best on validation"
@@ -127,6 +166,7 @@ class ComputeSpec(Spec):
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
+    cache: bool = Field(True, description="reuse pretrained networks whose every cause is equal")
 
 
 class LossSpec(Spec):

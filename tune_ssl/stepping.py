@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from math import nan
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tune_ssl.data.loading import Data, Loader
 from tune_ssl.errors import Problem, UserError
-from tune_ssl.methods.base import Stage
+from tune_ssl.methods.base import Ratio, Stage
 from tune_ssl.schedules import ema_decay, learning_rate, ramp_up
 from tune_ssl.spec import ComputeSpec, OptimSpec
 from tune_ssl.trial import TrialSpec
@@ -25,6 +26,17 @@ class Diverged(ArithmeticError):
 
     def __init__(self, quantity: str, step: int, value: float) -> None:
         super().__init__(f"{quantity} is {value} at step {step}")
+        self.quantity, self.step, self.value = quantity, step, value
+        self.images_seen, self.seconds = 0, 0.0
+
+
+class Collapsed(ArithmeticError):
+    """A diagnostic's mean over some steps fell under the stage's floor: the features say nothing."""
+
+    def __init__(self, quantity: str, value: float, floor: float, first: int, step: int) -> None:
+        super().__init__(
+            f"{quantity} is {value:.3g} over steps {first} to {step}, under its floor {floor:g}"
+        )
         self.quantity, self.step, self.value = quantity, step, value
         self.images_seen, self.seconds = 0, 0.0
 
@@ -52,13 +64,13 @@ class Stepper:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
         self.average = Averaged(network, ema_decay(spec.optim.ema_decay, steps))
-        self.optimizer = build_optimizer(spec.optim, network)
+        self.optimizers = build_optimizers(spec.optim, stage, network)
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
         self.weights = dict(spec.losses.items())
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
-        self.diagnostics: dict[str, Tensor] = {}
+        self.diagnostics: dict[str, Tensor] = {}  # sums over steps of (part, whole)
         self.reported = 0
 
     @property
@@ -86,6 +98,17 @@ class Stepper:
             norm.load_state_dict(state)
         self.average.update(weight=1.0)
 
+    @property
+    def images_seen(self) -> int:
+        """Distinct images per step, times the steps so far."""
+        return self.step * self.loader.images_per_step
+
+    def advance_to(self, step: int) -> dict[str, float]:
+        """Optimizer steps until `step`; returns the means of `take_means`."""
+        while self.step < step:
+            self.advance()
+        return self.take_means()
+
     def factors(self, progress: float) -> dict[str, float]:
         """weight x ramp of each loss term at `progress` in [0, 1]."""
         return {
@@ -97,9 +120,9 @@ class Stepper:
         """One optimizer step. Raises Diverged, on a GPU at most 20 steps late."""
         progress = self.step / self.steps
         factors = self.factors(progress)
-        optim = self.spec.optim
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * learning_rate(progress, optim.schedule, optim.warmup)
+        for optim, optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = optim.lr * learning_rate(progress, optim.schedule, optim.warmup)
         batch = self.loader.next()
         if self.channels_last:
             batch = batch._replace(
@@ -116,12 +139,7 @@ class Stepper:
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
         if isinstance(total, Tensor) and total.requires_grad:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(total).backward()
-            self.scaler.unscale_(self.optimizer)
-            norm = self._gradient_norm()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            norm = self._descend(total)
         else:  # every term is ramped to 0
             norm = torch.zeros((), device=self.device)
         self.step += 1
@@ -135,10 +153,31 @@ class Stepper:
         guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
         self.guard.add(torch.stack([*losses, guarded]), self.before + self.step)
         for name, value in out.diagnostics.items():
-            self.diagnostics[name] = self.diagnostics.get(name, 0) + value.detach()
+            part, whole = value if isinstance(value, Ratio) else (value, torch.ones_like(value))
+            both = torch.stack([part.detach().double(), whole.detach().double()])
+            self.diagnostics[name] = (
+                self.diagnostics[name] + both if name in self.diagnostics else both
+            )
+
+    def _descend(self, total: Tensor) -> Tensor:
+        """The gradient of `total` and each optimizer's step along it; the gradient's norm."""
+        optimizers = [optimizer for _, optimizer in self.optimizers.values()]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = self._gradient_norm()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return norm
 
     def take_means(self) -> dict[str, float]:
-        """Mean losses and diagnostics since the last call, and the schedule's values at this step."""
+        """Mean losses and diagnostics since the last call, and the schedule's values at this step.
+
+        Raises Diverged as `advance` does, and Collapsed where a diagnostic is under its floor.
+        """
         self.guard.check(self.before + self.step)
         count = max(self.step - self.reported, 1)
         means = self.guard.take_sums() / count
@@ -149,9 +188,15 @@ class Stepper:
         values |= {f"weight/{term}": factor for term, factor in factors.items()}
         values["loss/total"] = sum(factors[t] * values[f"loss/{t}"] for t in self.stage.loss_terms)
         values["gradient_norm"] = float(means[-1])
-        values["lr"] = self.optimizer.param_groups[0]["lr"]
-        values |= {f"diag/{name}": float(v) / count for name, v in self.diagnostics.items()}
-        self.diagnostics, self.reported = {}, self.step
+        for part, (_, optimizer) in self.optimizers.items():
+            values[f"lr/{part}" if part else "lr"] = optimizer.param_groups[0]["lr"]
+        sums = {name: both.tolist() for name, both in self.diagnostics.items()}
+        values |= {f"diag/{n}": part / whole if whole else nan for n, (part, whole) in sums.items()}
+        first, self.reported, self.diagnostics = self.reported + 1, self.step, {}
+        for name, floor in self.stage.floors.items():
+            if values[f"diag/{name}"] < floor:
+                at = (self.before + first, self.before + self.step)
+                raise Collapsed(name, values[f"diag/{name}"], floor, *at)
         return values
 
     def state(self) -> dict[str, Any]:
@@ -160,7 +205,7 @@ class Stepper:
             "step": self.step,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {part: o.state_dict() for part, (_, o) in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state(),
             "rng": torch.get_rng_state(),
@@ -171,7 +216,8 @@ class Stepper:
         self.step = self.reported = state["step"]
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for part, (_, optimizer) in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][part])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load(state["loader"])
         torch.set_rng_state(state["rng"])
@@ -259,12 +305,30 @@ def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def build_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizers(
+    optim: OptimSpec, stage: Stage[Any], network: nn.Module
+) -> dict[str, tuple[OptimSpec, torch.optim.Optimizer]]:
+    """part -> its settings and optimizer; "" is all of the network that is in no part.
+
+    What does not require a gradient (a frozen encoder) is in none.
+    """
+    modules, taken = stage.parts(network), set[int]()
+    built: dict[str, tuple[OptimSpec, torch.optim.Optimizer]] = {}
+    for part in (*modules, ""):
+        within = modules.get(part, network)
+        parameters = [p for p in within.parameters() if p.requires_grad and id(p) not in taken]
+        taken.update(map(id, parameters))
+        if parameters:
+            settings = optim.of(stage.name, part)
+            built[part] = settings, build_optimizer(settings, parameters)
+    return built
+
+
+def build_optimizer(spec: OptimSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of the spec; biases and normalisation weights are not decayed."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if spec.name == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0

@@ -47,9 +47,11 @@ def run_job(job: Job, finish: Callable[[training.Trained], dict[str, Any]] | Non
     freeze_libraries()
     try:
         _train_and_report(job, finish)
-    except training.Diverged as error:
+    except (training.Diverged, training.Collapsed) as error:
+        diverged = isinstance(error, training.Diverged)
         spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
-        _send({"status": records.DIVERGED, "reason": str(error), **spent})
+        status = records.DIVERGED if diverged else records.COLLAPSED
+        _send({"status": status, "reason": str(error), **spent})
     except Exception:
         _send({"status": records.FAILED, "reason": traceback.format_exc(limit=-8)})
     finally:  # the worker is reused: leave nothing of this trial behind
@@ -78,7 +80,7 @@ def _train_and_report(
         if report.last:
             more = finish(report.trained) if finish else {}
             _send(_plain(report) | {"status": records.FINISHED, "result": report.result | more})
-        elif time.monotonic() - written >= job.checkpoint_seconds:
+        elif report.snapshot and time.monotonic() - written >= job.checkpoint_seconds:
             with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
                 plain = _plain(report)
                 state = report.snapshot() | {"report": json.dumps(records.plain(plain))}
@@ -97,6 +99,7 @@ def _plain(report: training.Report) -> dict[str, Any]:
         "evaluation": report.evaluation,
         "metrics": report.metrics,
         "result": report.result,
+        "stand_in": report.stand_in,
         "images_seen": report.images_seen,
         "seconds": report.seconds,
         "split": report.trained.data.split.digest,

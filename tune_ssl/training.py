@@ -6,6 +6,7 @@ for report in train(spec):
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from tune_ssl.data.loading import Data, load_data
+from tune_ssl.data.loading import Data, load_data, stream
 from tune_ssl.data.sets import LabeledSet
 from tune_ssl.evaluation import evaluate
-from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
+from tune_ssl.pretrained import Shelf, reusable, shelf_key
 from tune_ssl.spec import digest
-from tune_ssl.stepping import Diverged, Stepper, pick_device
+from tune_ssl.stepping import Collapsed, Diverged, Stepper, pick_device
 from tune_ssl.trial import TrialSpec
 
-__all__ = ["Diverged", "Report", "Trained", "train"]
+__all__ = ["Collapsed", "Diverged", "Report", "Trained", "train"]
 
 METRIC = "val/mean_class_accuracy"
 
@@ -46,9 +47,11 @@ class Trained:
 class Report:
     """What is known at one evaluation.
 
-    `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained` and `result`
-    are the weights and validation values that the checkpoint rule chose. `snapshot()` is all that
-    `train(spec, resume=...)` needs; take it before asking for the next report.
+    `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained`
+    and `result` are the weights and validation values that the checkpoint rule chose. `stand_in` is
+    what to compare trials on while `result` lacks the study's metric. `snapshot()` is all that
+    `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
+    the weights were taken from another trial's pretraining.
     """
 
     stage: str
@@ -57,10 +60,11 @@ class Report:
     last: bool
     metrics: dict[str, float]
     result: dict[str, float]
+    stand_in: float | None
     images_seen: int
     seconds: float
     trained: Trained
-    snapshot: Callable[[], dict[str, Any]]
+    snapshot: Callable[[], dict[str, Any]] | None
 
 
 def train(
@@ -77,91 +81,116 @@ def train(
 
     Raises:
         Diverged: a loss term or the gradient is NaN or infinite.
+        Collapsed: a diagnostic is under the floor that its stage states.
         UserError: the data is missing, or cannot be split as asked.
         ValueError: `resume` was written by another spec.
     """
-    at_stage, images_seen, seconds_before = 0, 0, 0.0
-    if resume is not None:
-        if resume["spec"] != digest(spec):
-            raise ValueError(f"the checkpoint is of spec {resume['spec']}, not {digest(spec)}")
-        at_stage, images_seen = resume["stage"], resume["images_seen"]
-        seconds_before = resume["seconds"]
+    if resume is not None and resume["spec"] != digest(spec):
+        raise ValueError(f"the checkpoint is of spec {resume['spec']}, not {digest(spec)}")
+    at_stage, seconds_before = (resume["stage"], resume["seconds"]) if resume else (0, 0.0)
     began = time.perf_counter()
 
-    # Data, and the random stream that initial weights come from
+    # Data
     device = pick_device(spec.compute.device)
     data = load_data(spec.data, spec.split_seed, device)
-    torch.manual_seed(spec.seed)
 
-    steps_before, evaluations_before, network = 0, 0, None
-    every = spec.budget.eval_every
-    steps_of = spec.stage_steps()
-    for index, stage in enumerate(find_method(spec.method.name).stages(spec.method)):
-        steps = steps_of[stage.name]
+    network: nn.Module | None = None
+    steps_before = evaluations_before = images_before = 0
+    key: str | None = ""  # of the shelf; None as soon as a stage has seen labels
+    stages, steps_of = spec.stages(), spec.stage_steps()
+    for index, stage in enumerate(stages):
+        # The stage's network, whose initial weights depend on nothing but the seed
+        torch.manual_seed(
+            spec.seed if index == 0 else stream(spec.seed, 100 + index).initial_seed()
+        )
         network = stage.build(data.task, spec.model, network).to(device)
+        steps, every = steps_of[stage.name], spec.budget.eval_every
+        targets = [*range(every, steps, every), steps]
+        key = shelf_key(spec, stage, data, key) if key is not None and reusable(stage) else None
+        shelf = Shelf(key, targets) if key and spec.compute.cache else None
         if index < at_stage:  # finished before the interruption: its weights are in the checkpoint
             steps_before += steps
-            evaluations_before += ceil(steps / every)
+            evaluations_before += len(targets)
             continue
         stepper = Stepper(spec, stage, network, data, steps, steps_before)
         best = Best(metric, mode) if spec.budget.checkpoint == "best" else None
         if resume is not None and index == at_stage:
+            images_before = resume["images_before"]
             stepper.load(resume["stepper"])
             if best:
                 best.load(resume["best"])
         else:
             stepper.start()
 
-        while stepper.step < steps:
-            # One optimizer step
-            images_seen += stepper.loader.images_per_step
-            try:
-                stepper.advance()
-                if stepper.step % every and stepper.step < steps:
-                    continue
-                means = stepper.take_means()
-            except Diverged as error:
-                error.images_seen = images_seen
-                error.seconds = seconds_before + time.perf_counter() - began
-                raise
+        try:
+            for means, taken in points(stepper, targets, shelf):
+                # Evaluate
+                trained = Trained(stage, stepper.averaged, data)
+                result = trained.evaluate(data.sets.validation, "val")
+                metrics = {**means, **result}
+                if best:
+                    best.offer(stepper.averaged, result)
+                    if stepper.step == steps:
+                        result = best.restore(stepper.averaged)
 
-            # Evaluate
-            trained = Trained(stage, stepper.averaged, data)
-            result = trained.evaluate(data.sets.validation, "val")
-            metrics = {**means, **result}
-            if best:
-                best.offer(stepper.averaged, result)
-                if stepper.step == steps:
-                    result = best.restore(stepper.averaged)
+                # Report
+                seconds = seconds_before + time.perf_counter() - began
+                progress = {"stage": index, "images_before": images_before, "seconds": seconds}
 
-            # Report
-            seconds = seconds_before + time.perf_counter() - began
-            progress = {"stage": index, "images_seen": images_seen, "seconds": seconds}
+                def snapshot(
+                    stepper: Stepper = stepper, best: Best | None = best, progress: Any = progress
+                ) -> dict[str, Any]:
+                    kept = best.state() if best else None
+                    spec_and_state = {"spec": digest(spec), "stepper": stepper.state()}
+                    return {**progress, **spec_and_state, "best": kept}
 
-            def snapshot(
-                stepper: Stepper = stepper, best: Best | None = best, progress: Any = progress
-            ) -> dict[str, Any]:
-                kept = best.state() if best else None
-                return {**progress, "spec": digest(spec), "stepper": stepper.state(), "best": kept}
-
-            last = stepper.step == steps and index == len(steps_of) - 1
-            step = steps_before + stepper.step
-            evaluation = evaluations_before + ceil(stepper.step / every)
-            yield Report(
-                stage.name,
-                step,
-                evaluation,
-                last,
-                metrics,
-                result,
-                images_seen,
-                seconds,
-                trained,
-                snapshot,
-            )
+                yield Report(
+                    stage=stage.name,
+                    step=steps_before + stepper.step,
+                    evaluation=evaluations_before + ceil(stepper.step / every),
+                    last=stepper.step == steps and index == len(stages) - 1,
+                    metrics=metrics,
+                    result=result,
+                    stand_in=metrics.get(f"val/{stage.stand_in}"),
+                    images_seen=images_before + stepper.images_seen,
+                    seconds=seconds,
+                    trained=trained,
+                    snapshot=None if taken else snapshot,
+                )
+        except (Diverged, Collapsed) as error:
+            error.images_seen = images_before + stepper.images_seen
+            error.seconds = seconds_before + time.perf_counter() - began
+            raise
         network = stepper.averaged.requires_grad_(True)
         steps_before += steps
-        evaluations_before += ceil(steps / every)
+        evaluations_before += len(targets)
+        images_before += stepper.images_seen
+
+
+def points(
+    stepper: Stepper, targets: list[int], shelf: Shelf | None
+) -> Iterator[tuple[dict[str, float], bool]]:
+    """At each of the steps `targets`: the means since the last, and whether they were taken.
+
+    With a shelf, one process trains and the others wait for what it puts there.
+    """
+    with contextlib.ExitStack() as held:
+        if shelf and not shelf.complete():
+            held.enter_context(shelf.alone())
+        full = shelf is not None and shelf.complete()  # now it may be, by whoever had the lock
+        if full:
+            held.close()
+        for target in targets:
+            if target <= stepper.step:  # before an interruption
+                continue
+            if shelf and full:
+                means = shelf.take(target, stepper.averaged)
+                stepper.step = target
+            else:
+                means = stepper.advance_to(target)
+                if shelf:
+                    shelf.put(target, stepper.averaged, means)
+            yield means, full
 
 
 class Best:

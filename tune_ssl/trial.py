@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from math import ceil
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 
@@ -19,12 +19,14 @@ from tune_ssl.spec import (
     ComputeSpec,
     DataSpec,
     LossesSpec,
-    LossSpec,
     MethodSpec,
     ModelSpec,
     OptimSpec,
     Spec,
 )
+
+if TYPE_CHECKING:
+    from tune_ssl.methods.base import Stage
 
 
 class TrialSpec(Spec):
@@ -45,10 +47,13 @@ class TrialSpec(Spec):
 
     def stage_steps(self) -> dict[str, int]:
         """Optimizer steps of each stage, in order."""
-        names = [stage.name for stage in find_method(self.method.name).stages(self.method)]
         steps = self.budget.steps
-        each = dict.fromkeys(names, steps) if isinstance(steps, int) else steps
-        return {name: each[name] for name in names}
+        names = [stage.name for stage in self.stages()]
+        return {name: steps if isinstance(steps, int) else steps[name] for name in names}
+
+    def stages(self) -> list[Stage[Any]]:
+        """The method's stages, in order."""
+        return find_method(self.method.name).stages(self.method)
 
     def evaluations(self) -> int:
         """How many times a whole run is evaluated."""
@@ -57,14 +62,15 @@ class TrialSpec(Spec):
 
 @cache
 def trial_model(method_name: str) -> type[TrialSpec]:
-    """TrialSpec narrowed to one method: its own spec, its own loss terms with their defaults."""
+    """TrialSpec narrowed to one method: its own spec, its own loss terms and optimizer parts."""
     method = find_method(method_name)
-    terms: dict[str, Any] = {}
-    for term, default in method.losses.items():
-        loss = create_model(f"LossSpec[{term}]", __base__=LossSpec, **_defaults(default))
-        terms[term] = (loss, loss())
-    losses = create_model(f"LossesSpec[{method_name}]", __base__=LossesSpec, **terms)
-    fields: dict[str, Any] = {"method": (method.Spec, ...), "losses": (losses, losses())}
+    losses = _with_defaults(f"LossesSpec[{method_name}]", LossesSpec, method.losses)
+    optim = _with_defaults(f"OptimSpec[{method_name}]", OptimSpec, method.optim_parts)
+    fields: dict[str, Any] = {
+        "method": (method.Spec, ...),
+        "losses": (losses, losses()),
+        "optim": (optim, optim()),
+    }
     return create_model(f"TrialSpec[{method_name}]", __base__=TrialSpec, **fields)
 
 
@@ -78,6 +84,9 @@ def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     else:  # everything but the method's own part can be checked all the same
         problems.append(wrong)
         raw = {**raw, "method": {"name": ""}, "losses": {}}
+        if isinstance(raw.get("optim"), Mapping):
+            known = OptimSpec.model_fields
+            raw["optim"] = {k: v for k, v in raw["optim"].items() if k in known}
     try:
         spec = model.model_validate(raw)
     except ValidationError as error:
@@ -98,10 +107,9 @@ def override(spec: TrialSpec, values: Mapping[str, Any]) -> TrialSpec:
     whole = values.get("method")
     name = whole.get("name") if isinstance(whole, Mapping) else None
     if values.get("method.name", name or spec.method.name) != spec.method.name:
-        raw["method"], raw["losses"] = (
-            {},
-            {},
-        )  # another method's options and terms do not carry over
+        # another method's options, loss terms and optimizer parts do not carry over
+        raw["method"], raw["losses"] = {}, {}
+        raw["optim"] = {key: raw["optim"][key] for key in OptimSpec.model_fields}
     return build_trial(set_dotted(raw, values))
 
 
@@ -146,20 +154,30 @@ def _check_names(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _check_steps(spec: TrialSpec) -> Iterator[Problem]:
-    names = [stage.name for stage in find_method(spec.method.name).stages(spec.method)]
+    """Each stage needs its steps; a stage that the method's options left out may have some too."""
+    names = [stage.name for stage in spec.stages()]
+    every = {stage.name for stage in find_method(spec.method.name).stage_types}
     steps = spec.budget.steps
-    if isinstance(steps, dict) and set(steps) != set(names):
+    if isinstance(steps, dict) and not set(names) <= set(steps) <= every:
         wanted = "{" + ", ".join(f"{name}: STEPS" for name in names) + "}"
         text = f"is {shown(steps)}, but must be one number, or {wanted} for the method's stages"
         yield Problem(text, "budget.steps")
 
 
-def _defaults(loss: LossSpec) -> dict[str, Any]:
-    fields = LossSpec.model_fields
-    return {
-        name: (Annotated[field.annotation, *field.metadata], getattr(loss, name))
-        for name, field in fields.items()
-    }
+def _with_defaults(name: str, base: type[Spec], parts: Mapping[str, Spec]) -> type[Spec]:
+    """`base` with a field for each part, whose own values are that field's defaults."""
+    fields: dict[str, Any] = {}
+    for part, given in parts.items():
+        defaults: dict[str, Any] = {
+            key: (
+                Annotated[field.annotation, Field(description=field.description), *field.metadata],
+                getattr(given, key),
+            )
+            for key, field in type(given).model_fields.items()
+        }
+        model = create_model(f"{type(given).__name__}[{part}]", __base__=type(given), **defaults)
+        fields[part] = (model, model())
+    return create_model(name, __base__=base, **fields)
 
 
 def _copy(value: Any) -> Any:

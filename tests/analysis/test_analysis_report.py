@@ -129,7 +129,7 @@ def test_three_seeds_are_said_to_be_few(tmp_path, write_run):
 def test_everything_failed(tmp_path, write_run):
     search = (("failed", None, "Traceback:\n  File x\ncuda broke\n"), ("diverged", None, "nan"))
     text = page_of(tmp_path, write_run(tmp_path / "a", search=search, confirm={}))
-    assert "all 4 search trials failed or diverged. First reason: cuda broke" in text
+    assert "all 4 search trials failed, diverged or collapsed. First reason: cuda broke" in text
 
 
 def test_empty_run(tmp_path, write_run):

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from tune_ssl.data.augment import VIEW_NAMES, View, view
 from tune_ssl.data.ops import (
     Apply,
+    ColorAffine,
     Flip,
     GaussianBlur,
     GaussianNoise,
@@ -19,6 +20,7 @@ from tune_ssl.data.ops import (
     RandomErasing,
     ReflectCrop,
     ResizedCrop,
+    TranslateZoom,
 )
 
 KINDS = [(8, 1), (16, 1), (16, 3), (32, 3), (32, 1), (96, 3)]
@@ -163,6 +165,14 @@ def test_small_images_keep_at_least_half_of_themselves(size: int, smallest: floa
     crop = make("contrastive", size).ops[0]
     assert isinstance(crop, ResizedCrop)
     assert crop.scale == (smallest, 1.0)
+
+
+@pytest.mark.parametrize(("size", "area"), [(8, 0.5), (16, 0.5), (32, 0.25), (96, 0.25)])
+def test_the_joint_views_are_those_of_the_keras_example(size: int, area: float) -> None:
+    contrastive = (Flip(0.5), TranslateZoom(area), ColorAffine(0.6, 0.2))
+    classification = (Flip(0.5), TranslateZoom(0.75), ColorAffine(0.3, 0.1))
+    assert make("joint_contrastive", size).ops == contrastive
+    assert make("joint_classification", size).ops == classification
 
 
 def test_repr_tells_what_a_view_does() -> None:

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from tune_ssl.data.ops import (
     Apply,
+    ColorAffine,
     ColorJitter,
     Cutout,
     Flip,
@@ -18,6 +19,7 @@ from tune_ssl.data.ops import (
     RandomErasing,
     ReflectCrop,
     ResizedCrop,
+    TranslateZoom,
 )
 
 
@@ -55,6 +57,9 @@ RANDOM_OPS: list[tuple[Op, int]] = [
     (Apply("solarize", 0, 256), 30),
     (ReflectCrop(), 30),
     (ResizedCrop(), 55),
+    (TranslateZoom(0.25), 64),
+    (TranslateZoom(0.75), 64),
+    (ColorAffine(0.6, 0.2), 64),
     (ColorJitter(p=1), 55),
     (RandAugment(CHOICES), 30),
     (RandomErasing(p=1), 55),
@@ -121,6 +126,82 @@ def test_resized_crop_of_everything_is_the_identity() -> None:
     assert torch.equal(ResizedCrop(scale=(1, 1), ratio=(1, 1))(images, seeded()), images)
     impossible = ResizedCrop(scale=(1, 1), ratio=(3, 3))
     assert torch.equal(impossible(images, seeded()), images)
+
+
+KERAS_OPS = [TranslateZoom(0.25), TranslateZoom(0.75), ColorAffine(0.6, 0.2), ColorAffine(0.3, 0.1)]
+
+
+@pytest.mark.parametrize(("size", "channels"), [(s, c) for s in (8, 32, 96) for c in (1, 3)])
+@pytest.mark.parametrize("op", KERAS_OPS, ids=repr)
+def test_the_keras_operations_draw_per_image_at_every_size(
+    op: Op, size: int, channels: int
+) -> None:
+    shape = (1, channels, size, size)
+    one = torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded(7))
+    images = one.expand(32, *shape[1:]).contiguous()
+    out = op(images, seeded())
+    assert out.shape == images.shape
+    assert out.dtype == torch.uint8
+    assert distinct(out) == 32
+    assert torch.equal(images, one.expand_as(images))
+    assert torch.equal(out, op(images, seeded()))
+
+
+def window(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """How far lines of 64 pixels, 4 k at place k, were moved, and the part of them in view."""
+    left, right = lines[:, 24].float() / 4, lines[:, 39].float() / 4
+    return (31.5 - (left + right) / 2) / 64, (right - left) / 15
+
+
+@pytest.mark.parametrize(("min_area", "z"), [(0.25, 0.5), (0.75, 1 - 0.75**0.5)])
+def test_translate_zoom_moves_and_zooms_each_side_over_its_whole_range(
+    min_area: float, z: float
+) -> None:
+    line, op = (4 * torch.arange(64)).to(torch.uint8), TranslateZoom(min_area)
+    # The draws depend on the generator alone: the same windows, seen down and across.
+    down, part_y = window(op(line[:, None].expand(2000, 1, 64, 64), seeded())[:, 0, :, 32])
+    right, part_x = window(op(line.expand(2000, 1, 64, 64), seeded())[:, 0, 32])
+    for move in (down, right):
+        assert move.abs().max().item() == pytest.approx(z / 2, abs=0.01)
+        assert move.std().item() == pytest.approx(z / 12**0.5, rel=0.05)
+        assert move.mean().item() == pytest.approx(0, abs=0.01)
+    for part in (part_y, part_x):
+        assert part.min().item() == pytest.approx(1 - z, abs=0.03)
+        assert part.max().item() == pytest.approx(1, abs=0.03)
+        assert part.mean().item() == pytest.approx(1 - z / 2, abs=0.02)
+    between = torch.stack((down, part_y, right, part_x)).corrcoef() - torch.eye(4)
+    assert between.abs().max() < 0.1
+
+
+def test_the_keras_operations_without_strength_are_the_identity() -> None:
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=seeded())
+    assert torch.equal(TranslateZoom(1.0)(images, seeded()), images)
+    assert torch.equal(ColorAffine(0, 0)(images, seeded()), images)
+
+
+@pytest.mark.parametrize(("brightness", "jitter"), [(0.15, 0.05), (0.05, 0.1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_affine_is_one_brightness_and_one_jitter_per_entry(
+    channels: int, brightness: float, jitter: float
+) -> None:
+    # Pixel 0 is grey 100, pixel k has 100 more in channel k: the differences are the matrix's rows,
+    # times 100. At these strengths nothing is clipped.
+    pixel_CW = 100 + torch.cat((torch.zeros(channels, 1), 100 * torch.eye(channels)), dim=1)
+    images = pixel_CW.to(torch.uint8)[:, None].expand(4000, channels, 1, channels + 1)
+    out = ColorAffine(brightness, jitter)(images, seeded())[:, :, 0].float()
+    matrix = (out[:, :, 1:] - out[:, :, :1]).mT / 100
+    diagonal = matrix.diagonal(dim1=1, dim2=2) - 1
+    limit, variance = brightness + jitter, (brightness**2 + jitter**2) / 3
+    assert 0.8 * limit < diagonal.abs().max() < limit + 0.011
+    assert diagonal.std().item() == pytest.approx(variance**0.5, rel=0.05)
+    if channels == 3:
+        others = matrix[:, ~torch.eye(3, dtype=torch.bool)]
+        assert others.abs().max().item() == pytest.approx(jitter, abs=0.011)
+        assert others.std().item() == pytest.approx(jitter / 3**0.5, rel=0.05)
+        # The entries of the diagonal share the brightness; the others share nothing.
+        shared = brightness**2 / 3 / variance
+        assert diagonal.T.corrcoef()[0, 1].item() == pytest.approx(shared, abs=0.05)
+        assert (others.T.corrcoef() - torch.eye(6)).abs().max() < 0.1
 
 
 def test_color_jitter_without_strength_is_the_identity() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from tune_ssl.data import pixels
 
 SHAPES = [(1, 8, 8), (3, 16, 16), (3, 32, 32), (1, 32, 24), (3, 96, 96)]
+KERAS_SHAPES = [(c, h, w) for c in (1, 3) for h, w in ((8, 8), (32, 32), (32, 24), (96, 96))]
 
 
 def photo_like(n: int, c: int, h: int, w: int, seed: int = 0) -> Tensor:
@@ -96,6 +99,70 @@ def test_resized_crop_is_torchvisions_within_one_level(shape: tuple[int, int, in
     assert torch.equal(got[0], images[0])
 
 
+# Moves (down, right) and visible parts (height, width): the limits of min_area 0.25 and the identity.
+MOVES = [(0.0, 0.0), (0.25, -0.25), (-0.25, 0.25), (0.1, 0.2), (-0.07, 0.13)]
+PARTS = [(1.0, 1.0), (1.0, 1.0), (0.5, 0.9), (0.83, 0.61), (0.97, 0.5)]
+
+
+@pytest.mark.parametrize("shape", KERAS_SHAPES, ids=str)
+def test_translate_zoom_is_scipys_affine_transform(shape: tuple[int, int, int]) -> None:
+    images = photo_like(len(MOVES), *shape)
+    before = images.clone()
+    got = pixels.translate_zoom(images, torch.tensor(MOVES), torch.tensor(PARTS))
+    assert got.dtype == torch.uint8
+    assert torch.equal(images, before)
+    assert torch.equal(got[0], images[0])
+    side = np.array(shape[1:])
+    centre = (side - 1) / 2
+    for image, out, move, part in zip(images, got, MOVES, PARTS, strict=True):
+        start = centre - np.array(move) * side - np.array(part) * centre
+        for plane, out_plane in zip(image.numpy(), out.numpy(), strict=True):
+            # scipy calls the mirror that repeats the border pixel "reflect", as Keras does.
+            want = ndimage.affine_transform(
+                plane.astype(float), part, start, order=1, mode="reflect"
+            )
+            assert np.abs(out_plane - want).max() < 0.51
+
+
+def mirrored(k: int, n: int) -> int:
+    return -1 - k if k < 0 else 2 * n - 1 - k if k >= n else k
+
+
+@pytest.mark.parametrize("shape", KERAS_SHAPES, ids=str)
+def test_translate_zoom_pixel_by_pixel(shape: tuple[int, int, int]) -> None:
+    images, (_, h, w) = photo_like(len(MOVES), *shape), shape
+    got = pixels.translate_zoom(images, torch.tensor(MOVES), torch.tensor(PARTS))
+    places = [(0, 0), (0, w - 1), (h - 1, 0), (h - 1, w - 1), (h // 2, 1), (h // 3, w // 4)]
+    for n, ((down, right), (part_y, part_x)) in enumerate(zip(MOVES, PARTS, strict=True)):
+        for i, j in places:
+            # Undo the zoom about the centre, then the move; pixel k has its centre at k + 0.5.
+            y = h / 2 + part_y * (i + 0.5 - h / 2) - down * h - 0.5
+            x = w / 2 + part_x * (j + 0.5 - w / 2) - right * w - 0.5
+            top, left = math.floor(y), math.floor(x)
+            want = torch.zeros(shape[0])
+            for row, col in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+                weight = (1 - abs(y - row)) * (1 - abs(x - col))
+                want += weight * images[n, :, mirrored(row, h), mirrored(col, w)]
+            assert (got[n, :, i, j] - want).abs().max() < 0.51
+
+
+@pytest.mark.parametrize(
+    ("right", "part", "row"),
+    [
+        (0.25, 1.0, [0, 0, 40, 80]),
+        (-0.5, 1.0, [80, 120, 120, 80]),
+        (0.0, 0.5, [30, 50, 70, 90]),
+        (0.25, 0.5, [0, 10, 30, 50]),
+    ],
+)
+def test_translate_zoom_moves_right_repeats_the_border_and_zooms_in(
+    right: float, part: float, row: list[int]
+) -> None:
+    image = torch.tensor([0, 40, 80, 120], dtype=torch.uint8).expand(1, 1, 2, 4)
+    got = pixels.translate_zoom(image, torch.tensor([[0, right]]), torch.tensor([[1, part]]))
+    assert got[0, 0].tolist() == [row, row]
+
+
 def test_fill_box_is_torchvisions_erase_and_clips_at_the_border() -> None:
     images = photo_like(3, 3, 16, 16)
     got = pixels.fill_box(images, torch.tensor([[2, 3, 5, 4], [-2, 12, 6, 8], [0, 0, 0, 0]]), 127)
@@ -116,6 +183,28 @@ def test_noise_is_rounded_and_clipped() -> None:
     images = torch.tensor([0, 100, 250], dtype=torch.uint8).view(1, 1, 1, 3)
     got = pixels.add(images, torch.tensor([-5.0, 1.6, 20.0]).view(1, 1, 1, 3))
     assert got.flatten().tolist() == [0, 102, 255]
+
+
+@pytest.mark.parametrize("shape", KERAS_SHAPES, ids=str)
+def test_color_matrix_multiplies_pixel_by_pixel(shape: tuple[int, int, int]) -> None:
+    images, c = photo_like(4, *shape), shape[0]
+    before = images.clone()
+    generator = torch.Generator().manual_seed(1)
+    matrices = 1.3 * torch.eye(c) + 0.8 * torch.rand(4, c, c, generator=generator) - 0.5
+    got = pixels.color_matrix(images, matrices)
+    assert got.dtype == torch.uint8
+    assert torch.equal(images, before)
+    for image, out, matrix in zip(images, got, matrices.double().numpy(), strict=True):
+        for pixel, mixed in zip(image.flatten(1).T.numpy(), out.flatten(1).T.numpy(), strict=True):
+            want = np.clip(pixel / 255 @ matrix, 0, 1) * 255
+            assert np.abs(mixed - want).max() < 0.501
+
+
+def test_color_matrix_takes_the_pixel_as_a_row_and_clips() -> None:
+    pixel = torch.tensor([10, 20, 100], dtype=torch.uint8).view(1, 3, 1, 1)
+    matrix = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 3.0]]])
+    assert pixels.color_matrix(pixel, matrix).flatten().tolist() == [0, 40, 255]
+    assert torch.equal(pixels.color_matrix(pixel, torch.eye(3)[None]), pixel)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from tune_ssl.data.ops import (
     Apply,
+    ColorAffine,
     ColorJitter,
     Cutout,
     Flip,
@@ -31,6 +32,7 @@ from tune_ssl.data.ops import (
     RandomErasing,
     ReflectCrop,
     ResizedCrop,
+    TranslateZoom,
 )
 from tune_ssl.errors import Problem, UserError, unknown
 
@@ -131,6 +133,23 @@ def contrastive_noise(images: Images) -> tuple[Op, ...]:
     return (_crop(images, 0.2), _jitter(images), GaussianNoise(), *images.flips)
 
 
+def joint_contrastive(images: Images) -> tuple[Op, ...]:
+    """Flip, crop, colour matrix: the contrastive view where labels and contrast train together.
+
+    Source: https://keras.io/examples/vision/semisupervised_simclr/ (`contrastive_augmentation`).
+    """
+    area = 0.5 if images.small else 0.25
+    return (*images.flips, TranslateZoom(area), ColorAffine(brightness=0.6, jitter=0.2))
+
+
+def joint_classification(images: Images) -> tuple[Op, ...]:
+    """The same, milder, for the labelled images.
+
+    Source: https://keras.io/examples/vision/semisupervised_simclr/ (`classification_augmentation`).
+    """
+    return (*images.flips, TranslateZoom(0.75), ColorAffine(brightness=0.3, jitter=0.1))
+
+
 def _crop(images: Images, smallest: float) -> ResizedCrop:
     return ResizedCrop(scale=(0.5 if images.small else smallest, 1.0))
 
@@ -141,7 +160,10 @@ def _jitter(images: Images) -> ColorJitter:
 
 _VIEWS: dict[str, Callable[[Images], tuple[Op, ...]]] = {
     recipe.__name__: recipe
-    for recipe in (none, weak, strong, randaugment, contrastive, contrastive_noise)
+    for recipe in (
+        *(none, weak, strong, randaugment, contrastive, contrastive_noise),
+        *(joint_contrastive, joint_classification),
+    )
 }
 VIEW_NAMES: tuple[str, ...] = tuple(_VIEWS)
 

@@ -19,10 +19,11 @@ class Task(NamedTuple):
 class Batch(NamedTuple):
     """N labeled and U unlabeled images; a tuple holds one normalised float tensor for each view.
 
-    `hidden_labels_U` are for diagnostics only: no loss may read them; -1 where nobody knows.
+    N or U is 0 where the stage asks for no such view. `hidden_labels_U` are for diagnostics only: no
+    loss may read them; -1 where nobody knows.
     """
 
     labeled: tuple[Tensor, ...]
     labels_N: Tensor
-    unlabeled: tuple[Tensor, ...] = ()
-    hidden_labels_U: Tensor | None = None
+    unlabeled: tuple[Tensor, ...]
+    hidden_labels_U: Tensor

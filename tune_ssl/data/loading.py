@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from tune_ssl.data.augment import View, view
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.data.sets import Images, LabeledSet, Sets, build_sets
+from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets
 from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.spec import DataSpec
@@ -116,6 +116,51 @@ class Order:
         self.generator.set_state(state["generator"])
 
 
+class Side:
+    """The labeled or the unlabeled half of the batches: `size` images a step, seen through `views`."""
+
+    def __init__(
+        self,
+        data: Data,
+        on: LabeledSet | UnlabeledSet,
+        views: tuple[str, ...],
+        size: int,
+        order: Generator,
+        augmentation: Generator,
+    ) -> None:
+        self.data, self.size = data, size if views else 0
+        labels = on.labels if isinstance(on, LabeledSet) else on.hidden_labels
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.views = [data.view(name) for name in views]
+        self.pixels = Pixels(on.images, data.device)
+        self.order, self.augmentation = Order(len(self.labels), order), augmentation
+
+    def draw(self, steps: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """Per step: a float tensor (size, C, H, W) for each view, and the labels (size,)."""
+        if not self.size:
+            return [((), self.labels[:0].to(self.data.device))] * steps
+        at = self.order.draw(steps * self.size)
+        images, labels = self.pixels(at), self.labels[at].to(self.data.device)
+        seen = [
+            self.data.normalize(view(images, self.augmentation)).split(self.size)
+            for view in self.views
+        ]
+        return list(zip(zip(*seen, strict=True), labels.split(self.size), strict=True))
+
+    def sample(self, most: int, generator: Generator) -> tuple[tuple[Tensor], Tensor]:
+        """At most `most` random images, un-augmented, and their labels."""
+        at = torch.randperm(len(self.labels) if most else 0, generator=generator)[:most]
+        images = self.data.normalize(self.pixels(at))
+        return (images,), self.labels[at].to(self.data.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"order": self.order.state(), "augmentation": self.augmentation.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.order.load(state["order"])
+        self.augmentation.set_state(state["augmentation"])
+
+
 class Loader:
     """Endless batches for one stage. `state` and `load` make a resumed run see the same batches."""
 
@@ -127,23 +172,23 @@ class Loader:
         unlabeled_views: tuple[str, ...],
         seed: int,
     ) -> None:
-        labeled, unlabeled = data.sets.labeled, data.sets.unlabeled
-        self.data = data
-        self.labels = torch.from_numpy(labeled.labels.astype(np.int64))
-        self.hidden = torch.from_numpy(unlabeled.hidden_labels.astype(np.int64))
-        self.labeled_views = [data.view(name) for name in labeled_views]
-        self.unlabeled_views = [data.view(name) for name in unlabeled_views]
-        self.labeled_pixels = Pixels(labeled.images, data.device)
-        self.unlabeled_pixels = Pixels(unlabeled.images, data.device)
-        self.sizes = (spec.batch_size, spec.batch_size * spec.mu if unlabeled_views else 0)
-        self.labeled_order = Order(len(labeled), stream(seed, 1))
-        self.unlabeled_order = Order(len(unlabeled), stream(seed, 2))
-        self.labeled_augmentation = stream(seed, 3)
-        self.unlabeled_augmentation = stream(seed, 4)
-        # The chunk depends on nothing of the method, so that labeled images are augmented alike.
-        drawn = spec.batch_size * (1 + 2 * spec.mu) * data.task.image_size**2
-        self.chunk_steps = max(1, CHUNK_PIXELS // drawn)
+        size = spec.batch_size
+        self.labeled = Side(
+            data, data.sets.labeled, labeled_views, size, stream(seed, 1), stream(seed, 3)
+        )
+        self.unlabeled = Side(
+            data,
+            data.sets.unlabeled,
+            unlabeled_views,
+            size * spec.mu,
+            stream(seed, 2),
+            stream(seed, 4),
+        )
         self.start_stream = stream(seed, 5)
+        # The chunk depends on nothing of the method, so that labeled images are augmented alike.
+        area = data.task.image_size**2
+        self.chunk_steps = max(1, CHUNK_PIXELS // (size * (1 + 2 * spec.mu) * area))
+        self.most = max(64, START_PIXELS // area)
         self.chunk: list[Batch] = []
         self.taken = 0
         self.chunk_start = self._position()
@@ -151,7 +196,7 @@ class Loader:
     @property
     def images_per_step(self) -> int:
         """Distinct images drawn in one step, labeled and unlabeled."""
-        return sum(self.sizes)
+        return self.labeled.size + self.unlabeled.size
 
     def next(self) -> Batch:
         if self.taken >= len(self.chunk):
@@ -163,16 +208,13 @@ class Loader:
     def sample(self, labeled: int = 512, unlabeled: int = 2048) -> Batch:
         """Random images of each set, un-augmented: what a stage starts from.
 
-        Fewer where images are large, for they go through the network at once.
+        Fewer where images are large, for they go through the network at once. Without labeled views
+        none is labeled: what sees no label must not depend on how many there are.
         """
-        most = max(64, START_PIXELS // self.data.task.image_size**2)
-        at_N = torch.randperm(len(self.labels), generator=self.start_stream)[: min(labeled, most)]
-        at_U = torch.randperm(len(self.hidden), generator=self.start_stream)[: min(unlabeled, most)]
+        labeled = min(labeled, self.most) if self.labeled.views else 0
+        views, labels_N = self.labeled.sample(labeled, self.start_stream)
         return Batch(
-            (self.data.normalize(self.labeled_pixels(at_N)),),
-            self.labels[at_N].to(self.data.device),
-            (self.data.normalize(self.unlabeled_pixels(at_U)),),
-            self.hidden[at_U].to(self.data.device),
+            views, labels_N, *self.unlabeled.sample(min(unlabeled, self.most), self.start_stream)
         )
 
     def state(self) -> dict[str, Any]:
@@ -181,45 +223,22 @@ class Loader:
 
     def load(self, state: dict[str, Any]) -> None:
         start = state["chunk_start"]
-        self.labeled_order.load(start["labeled"])
-        self.unlabeled_order.load(start["unlabeled"])
-        self.labeled_augmentation.set_state(start["labeled_augmentation"])
-        self.unlabeled_augmentation.set_state(start["unlabeled_augmentation"])
+        self.labeled.load(start["labeled"])
+        self.unlabeled.load(start["unlabeled"])
         self.chunk_start, self.chunk, self.taken = start, [], 0
         if state["taken"]:
             self.chunk, self.taken = self._draw_chunk(), state["taken"]
 
     def _position(self) -> dict[str, Any]:
-        return {
-            "labeled": self.labeled_order.state(),
-            "unlabeled": self.unlabeled_order.state(),
-            "labeled_augmentation": self.labeled_augmentation.get_state(),
-            "unlabeled_augmentation": self.unlabeled_augmentation.get_state(),
-        }
+        return {"labeled": self.labeled.state(), "unlabeled": self.unlabeled.state()}
 
     def _draw_chunk(self) -> list[Batch]:
-        steps, device = self.chunk_steps, self.data.device
-        size_N, size_U = self.sizes
-        at_N = self.labeled_order.draw(steps * size_N)
-        labeled = self._views(
-            self.labeled_pixels(at_N), self.labeled_views, size_N, self.labeled_augmentation
+        both = zip(
+            self.labeled.draw(self.chunk_steps),
+            self.unlabeled.draw(self.chunk_steps),
+            strict=True,
         )
-        labels = self.labels[at_N].to(device).split(size_N)
-        if not size_U:
-            return [Batch(views, labels_N) for views, labels_N in zip(labeled, labels, strict=True)]
-        at_U = self.unlabeled_order.draw(steps * size_U)
-        unlabeled = self._views(
-            self.unlabeled_pixels(at_U), self.unlabeled_views, size_U, self.unlabeled_augmentation
-        )
-        hidden = self.hidden[at_U].to(device).split(size_U)
-        return [Batch(*parts) for parts in zip(labeled, labels, unlabeled, hidden, strict=True)]
-
-    def _views(
-        self, images: Tensor, views: list[View], size: int, generator: Generator
-    ) -> list[tuple[Tensor, ...]]:
-        """Per step, a tuple with one float tensor (size, C, H, W) for each view."""
-        seen = [self.data.normalize(v(images, generator)).split(size) for v in views]
-        return list(zip(*seen, strict=True))
+        return [Batch(*labeled, *unlabeled) for labeled, unlabeled in both]
 
 
 def stream(seed: int, number: int) -> Generator:

@@ -147,6 +147,44 @@ class ResizedCrop:
 
 
 @dataclass(frozen=True)
+class TranslateZoom:
+    """Move, then zoom in: with z = 1 - sqrt(min_area), by up to z / 2 of each side, and to a part
+    of 1 - z to 1 of each side; what comes in from outside is mirrored.
+
+    Height and width are drawn apart: (N, 2) moves and (N, 2) parts. The crop of the Keras example
+    https://keras.io/examples/vision/semisupervised_simclr/ (`get_augmenter`).
+    """
+
+    min_area: float
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        n, z = len(images), 1 - math.sqrt(self.min_area)
+        shift_N2 = _uniform(2 * n, -z / 2, z / 2, generator).view(n, 2)
+        part_N2 = 1 - _uniform(2 * n, 0.0, z, generator).view(n, 2)
+        device = images.device
+        return pixels.translate_zoom(images, shift_N2.to(device), part_N2.to(device))
+
+
+@dataclass(frozen=True)
+class ColorAffine:
+    """Multiply each pixel's channels by (1 + u) I + J, a (C, C) per image; on one channel 1 + u + j.
+
+    u is uniform in [-brightness, brightness), each of the C x C entries of J in [-jitter, jitter).
+    `RandomColorAffine` of https://keras.io/examples/vision/semisupervised_simclr/.
+    """
+
+    brightness: float
+    jitter: float
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        n, c = images.shape[:2]
+        scale_N11 = 1 + _uniform(n, -self.brightness, self.brightness, generator).view(n, 1, 1)
+        jitter_NCC = _uniform(n * c * c, -self.jitter, self.jitter, generator).view(n, c, c)
+        matrix_NCC = torch.eye(c) * scale_N11 + jitter_NCC
+        return pixels.color_matrix(images, matrix_NCC.to(images.device))
+
+
+@dataclass(frozen=True)
 class ColorJitter:
     """With probability p, the four adjustments in a random order, as torchvision's ColorJitter.
 

@@ -2,7 +2,7 @@
 
 Nothing here is random; `ops.py` draws the parameters. The results are those of
 `torchvision.transforms.v2.functional` for the same image and parameter, except that one call
-serves a whole batch. Inputs are never written to.
+serves a whole batch; `translate_zoom` and `color_matrix` are Keras's. Inputs are never written to.
 
 Shapes: N images, C channels (1 or 3), H rows, W columns. `images_NCHW` is uint8; a parameter
 `x_N` is a tensor on the same device as the images. On one channel `color`, `hue` and `grayscale`
@@ -36,6 +36,18 @@ def _gather(images_NCHW: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     n, c, h, w = images_NCHW.shape
     index = (rows * w + cols).view(n, 1, h * w).expand(n, c, h * w)
     return images_NCHW.flatten(2).gather(2, index).view(n, c, h, w)
+
+
+def _bilinear(images_NCHW: Tensor, y_NH: Tensor, x_NW: Tensor, outside: str) -> Tensor:
+    """Each image at rows y and columns x, both in pixels; `outside` is grid_sample's padding."""
+    _, _, h, w = images_NCHW.shape
+    grid_y = ((2 * y_NH + 1) / h - 1)[:, :, None].expand(-1, h, w)
+    grid_x = ((2 * x_NW + 1) / w - 1)[:, None, :].expand(-1, h, w)
+    grid_NHW2 = torch.stack((grid_x, grid_y), dim=-1)
+    sampled = F.grid_sample(
+        images_NCHW.float(), grid_NHW2, padding_mode=outside, align_corners=False
+    )
+    return _to_uint8(sampled.round_())
 
 
 def flip(images_NCHW: Tensor, flipped_N: Tensor) -> Tensor:
@@ -132,13 +144,22 @@ def resized_crop(images_NCHW: Tensor, box_N4: Tensor) -> Tensor:
     # Clamped inside the crop: pixels beyond its border must not bleed in.
     y_NH = top + (i_H * (height / h) - 0.5).clamp_(min=0).minimum(height - 1)
     x_NW = left + (j_W * (width / w) - 0.5).clamp_(min=0).minimum(width - 1)
-    grid_y = ((2 * y_NH + 1) / h - 1)[:, :, None].expand(-1, h, w)
-    grid_x = ((2 * x_NW + 1) / w - 1)[:, None, :].expand(-1, h, w)
-    grid_NHW2 = torch.stack((grid_x, grid_y), dim=-1)
-    resized = F.grid_sample(
-        images_NCHW.float(), grid_NHW2, padding_mode="border", align_corners=False
-    )
-    return _to_uint8(resized.round_())
+    return _bilinear(images_NCHW, y_NH, x_NW, "border")
+
+
+def translate_zoom(images_NCHW: Tensor, shift_N2: Tensor, part_N2: Tensor) -> Tensor:
+    """Move by `shift` of each side, then enlarge the middle `part` of each; (down, right), bilinear.
+
+    Outside, the image is mirrored with its border pixels repeated. It is `RandomTranslation` and
+    then `RandomZoom` of Keras, as one resampling: a zoom in shows only what the move left in view.
+    """
+    _, _, h, w = images_NCHW.shape
+    (down, right), (part_y, part_x) = shift_N2.T[..., None], part_N2.T[..., None]
+    i_H = torch.arange(h, device=shift_N2.device) + (0.5 - h / 2)
+    j_W = torch.arange(w, device=shift_N2.device) + (0.5 - w / 2)
+    y_NH = part_y * i_H - down * h + (h / 2 - 0.5)
+    x_NW = part_x * j_W - right * w + (w / 2 - 0.5)
+    return _bilinear(images_NCHW, y_NH, x_NW, "reflection")
 
 
 def fill_box(images_NCHW: Tensor, box_N4: Tensor, value: int) -> Tensor:
@@ -213,6 +234,12 @@ def hue(images_NCHW: Tensor, turn_N: Tensor) -> Tensor:
         ((sector - 3).abs_() - 1, 2 - (sector - 2).abs_(), 2 - (sector - 4).abs_()), dim=1
     ).clamp_(0, 1)
     return _to_uint8(share.mul_(chroma[:, None]).add_(low[:, None]).round_())
+
+
+def color_matrix(images_NCHW: Tensor, matrix_NCC: Tensor) -> Tensor:
+    """Each pixel's channels, as a row, times the image's matrix; rounded and clipped."""
+    mixed_NCP = matrix_NCC.mT @ images_NCHW.flatten(2).float()
+    return _to_uint8(mixed_NCP.view(images_NCHW.shape).round_())
 
 
 def grayscale(images_NCHW: Tensor) -> Tensor:

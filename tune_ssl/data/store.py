@@ -130,10 +130,15 @@ def open_test(store: Store) -> LabeledPart:
 
 
 def _target(dataset: Dataset, spec: DataSpec, cache: Path | None) -> Path:
-    base = cache or Path(os.environ.get("TUNE_SSL_CACHE") or DEFAULT_CACHE)
     shaping = [FORMAT, dataset.name, spec.image_size, spec.on_bad_image, dataset.key(spec)]
     key = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:12]
-    return base.expanduser().absolute() / "stores" / f"{dataset.name}-{key}"
+    return cache_folder(cache) / "stores" / f"{dataset.name}-{key}"
+
+
+def cache_folder(given: Path | None = None) -> Path:
+    """What this machine keeps between runs: `given`, else $TUNE_SSL_CACHE, else ~/.cache/tune-ssl."""
+    base = given or Path(os.environ.get("TUNE_SSL_CACHE") or DEFAULT_CACHE)
+    return base.expanduser().absolute()
 
 
 def _opened(path: Path) -> Store | None:

@@ -10,10 +10,12 @@ from typing import Any
 from tune_ssl.errors import Problem, UserError, unknown
 from tune_ssl.methods.base import Method
 
+NOT_METHODS = ("base", "transfer")
+
 
 def method_names() -> list[str]:
     """Every file of this folder that holds a method."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_METHODS)
 
 
 @cache

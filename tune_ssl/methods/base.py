@@ -6,10 +6,11 @@ A stage is stateless. All that training changes (weights, centroids) lives in th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
+from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec, OptimPart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,11 +20,18 @@ Network = Any
 SpecT = TypeVar("SpecT", bound=MethodSpec)
 
 
+class Ratio(NamedTuple):
+    """A diagnostic whose mean over steps is sum(part) / sum(whole): a share of what varies in size."""
+
+    part: Tensor
+    whole: Tensor
+
+
 class StepOutput(NamedTuple):
     """Raw scalar losses, keyed by the stage's `loss_terms`, and detached scalar diagnostics."""
 
-    losses: dict[str, Tensor]
-    diagnostics: dict[str, Tensor]
+    losses: Mapping[str, Tensor]
+    diagnostics: Mapping[str, Tensor | Ratio]
 
 
 class Prediction(NamedTuple):
@@ -38,12 +46,19 @@ class Stage(Generic[SpecT]):
     """One stage of training.
 
     `labeled_views` and `unlabeled_views` name the views that a batch holds, in that order; without
-    unlabeled views no unlabeled image is drawn. `evaluators` are names in tune_ssl.evaluation.
+    labeled views no label is ever seen, without unlabeled ones no unlabeled image. `evaluators` are
+    names in tune_ssl.evaluation. `stand_in` is what a scheduler compares while the stage does not
+    measure the study's metric ("probe_accuracy").
+
+    A stage that sees no label is kept once trained, and reused where all that shaped it is equal.
+    `shaped_without` names the options of the method that only later stages read.
     """
 
     name: ClassVar[str] = "train"
     loss_terms: ClassVar[tuple[str, ...]]
     evaluators: ClassVar[tuple[str, ...]] = ("classifier",)
+    stand_in: ClassVar[str | None] = None
+    shaped_without: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
@@ -56,12 +71,24 @@ class Stage(Generic[SpecT]):
     def unlabeled_views(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def floors(self) -> dict[str, float]:
+        """Diagnostic -> the least mean of a healthy run; below it the run has collapsed."""
+        return {}
+
+    def parts(self, network: Network) -> dict[str, nn.Module]:
+        """What of the network is trained by the settings of `optim.<part>` instead of the stage's."""
+        return {}
+
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         """The network of this stage; `previous` is the network that the stage before it trained."""
         raise NotImplementedError
 
     def start(self, network: Network, sample: Batch) -> None:
-        """Set what depends on data, from un-augmented images, before the first step."""
+        """Set what depends on data, from un-augmented images, before the first step.
+
+        The sample has no labeled image where the stage has no labeled view.
+        """
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         raise NotImplementedError
@@ -70,15 +97,24 @@ class Stage(Generic[SpecT]):
         """Outputs for un-augmented images (N, C, H, W); called in eval mode, without gradients."""
         raise NotImplementedError
 
+    def pictures(self, network: Network, batch: Batch) -> dict[str, Tensor]:
+        """Rows of images (n, C, H, W), normalised as in a batch, that the report shows one below another."""
+        return {}
+
 
 class Method(Generic[SpecT]):
-    """A name, a spec, the loss terms with their default weights, and the stages in order."""
+    """A name, a spec, the loss terms with their default weights, and the stages in order.
+
+    `optim_parts` are the stages and the parts of networks that have optimizer settings of their own.
+    """
 
     name: ClassVar[str]
     Spec: ClassVar[type[MethodSpec]]
     losses: ClassVar[dict[str, LossSpec]]
+    optim_parts: ClassVar[dict[str, OptimPart]] = {}
     stage_types: ClassVar[tuple[type[Stage[Any]], ...]]
 
     @classmethod
     def stages(cls, spec: SpecT) -> list[Stage[SpecT]]:
+        """The stages that this spec asks for, in order."""
         return [stage(spec) for stage in cls.stage_types]

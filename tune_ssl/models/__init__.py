@@ -1,15 +1,40 @@
-"""Encoders and heads. `Classifier` and `ClusterClassifier` load torch when they are asked for."""
+"""Encoders and heads. Networks load torch only when they are asked for by name."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tune_ssl.errors import Problem, UserError, unknown
 
 if TYPE_CHECKING:
-    from tune_ssl.models.heads import Classifier, ClusterClassifier
+    from tune_ssl.models.cvae import ConditionalVAE
+    from tune_ssl.models.heads import (
+        Classifier,
+        ClusterClassifier,
+        PerturbedClassifier,
+        Predicted,
+        Probed,
+        Projected,
+        TransferClassifier,
+        encoder_for,
+    )
 
-__all__ = ["ENCODERS", "TIMM", "Classifier", "ClusterClassifier", "check_encoder", "stem"]
+__all__ = [
+    "ENCODERS",
+    "TIMM",
+    "Classifier",
+    "ClusterClassifier",
+    "ConditionalVAE",
+    "PerturbedClassifier",
+    "Predicted",
+    "Probed",
+    "Projected",
+    "TransferClassifier",
+    "check_encoder",
+    "encoder_for",
+    "stem",
+]
 
 ENCODERS = ("keras_cnn", "resnet18", "resnet50", "small_cnn", "wrn_28_2")
 TIMM = "timm:"
@@ -38,8 +63,7 @@ def stem(choice: str, image_size: int) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Classifier", "ClusterClassifier"):
-        from tune_ssl.models import heads
-
-        return getattr(heads, name)
+    if name in __all__:
+        module = "cvae" if name == "ConditionalVAE" else "heads"
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,6 +28,26 @@ def build_encoder(name: str, channels: int, stem: str) -> nn.Module:
     return build(channels, stem)
 
 
+def blocks(encoder: nn.Module) -> list[list[nn.Module]]:
+    """The modules that have weights, in the order of the forward pass, in blocks to freeze.
+
+    A block is a stage of a ResNet or WRN, a convolution of a small CNN with its normalisation, and
+    of a timm model whatever its top level has.
+    """
+    found: list[list[nn.Module]] = []
+    children = [*encoder.children()]
+    if isinstance(encoder, WideResNet):
+        children = [encoder.conv, *encoder.stages(), encoder.norm]
+    for module in children:
+        if not any(True for _ in module.parameters()):
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and found:
+            found[-1].append(module)  # it belongs to the convolution before it
+        else:
+            found.append([module])
+    return found
+
+
 class SmallCNN(nn.Sequential):
     """Three blocks of 3x3 convolution, BatchNorm and ReLU, strided instead of pooled; fast on a CPU.
 
@@ -111,6 +131,12 @@ class WideResNet(nn.Module):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.out_dim = widths[-1]
+        self.blocks_per_stage = blocks
+
+    def stages(self) -> list[nn.Module]:
+        """The three groups of residual blocks of one width."""
+        size = self.blocks_per_stage
+        return [self.groups[i : i + size] for i in range(0, len(self.groups), size)]
 
     def forward(self, images: Tensor) -> Tensor:
         maps = nn.functional.leaky_relu(self.norm(self.groups(self.conv(images))), 0.1)

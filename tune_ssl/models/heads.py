@@ -10,19 +10,28 @@ from torch import Tensor, nn
 
 from tune_ssl.data.batch import Task
 from tune_ssl.models import stem
-from tune_ssl.models.encoders import build_encoder
+from tune_ssl.models.encoders import blocks, build_encoder
 from tune_ssl.spec import ModelSpec
 
 
 class Classifier(nn.Module):
-    """Encoder -> Linear to D features -> two Linear layers with ReLU -> K logits."""
+    """Encoder -> features -> K logits.
+
+    Head `mlp`: Linear to D = feature_dim features, then two Linear layers with ReLU. Head `linear`:
+    the features are the encoder's own output, D = out_dim, and one Linear layer reads them.
+    """
 
     def __init__(self, task: Task, model: ModelSpec) -> None:
         super().__init__()
-        self.encoder = build_encoder(
-            model.encoder, task.channels, stem(model.stem, task.image_size)
-        )
-        self.features = nn.Linear(self.encoder.out_dim, model.feature_dim)  # type: ignore[arg-type]
+        self.encoder = encoder_for(task, model)
+        out_dim: int = self.encoder.out_dim  # type: ignore[assignment]
+        if model.head == "linear":
+            self.feature_dim = out_dim
+            self.features: nn.Module = nn.Identity()
+            self.classifier: nn.Module = nn.Linear(out_dim, task.num_classes)
+            return
+        self.feature_dim = model.feature_dim
+        self.features = nn.Linear(out_dim, model.feature_dim)
         self.classifier = nn.Sequential(
             nn.ReLU(),
             nn.Linear(model.feature_dim, model.hidden_dim),
@@ -36,12 +45,51 @@ class Classifier(nn.Module):
         return features_ND, self.classifier(features_ND)
 
 
+def encoder_for(task: Task, model: ModelSpec) -> nn.Module:
+    """The spec's encoder for the task's images, with random weights."""
+    return build_encoder(model.encoder, task.channels, stem(model.stem, task.image_size))
+
+
+class TransferClassifier(Classifier):
+    """A classifier whose encoder was pretrained, and may be frozen in part.
+
+    `freeze` is `all`, `none` or the number of first blocks (`encoders.blocks`) that stay as they are,
+    BatchNorm statistics included.
+    """
+
+    def __init__(
+        self, task: Task, model: ModelSpec, pretrained: nn.Module | None, freeze: str | int
+    ) -> None:
+        super().__init__(task, model)
+        if pretrained is not None:
+            self.encoder.load_state_dict(pretrained.state_dict())
+        parts = blocks(self.encoder)
+        count = freeze if isinstance(freeze, int) else len(parts) if freeze == "all" else 0
+        self.frozen = [module for part in parts[:count] for module in part]
+        for module in self.frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TransferClassifier:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+
+class PerturbedClassifier(Classifier):
+    """A classifier that carries the network which perturbs its training images; that one is frozen."""
+
+    def __init__(self, task: Task, model: ModelSpec, perturbation: nn.Module) -> None:
+        super().__init__(task, model)
+        self.perturbation = perturbation.requires_grad_(False)
+
+
 class ClusterClassifier(Classifier):
     """A classifier whose features are clustered around K centroids."""
 
     def __init__(self, task: Task, model: ModelSpec) -> None:
         super().__init__(task, model)
-        self.centroids = Centroids(task.num_classes, model.feature_dim)
+        self.centroids = Centroids(task.num_classes, self.feature_dim)
 
 
 class Centroids(nn.Module):
@@ -106,3 +154,55 @@ class Centroids(nn.Module):
         self.counts_KK.index_put_((labels_N, clusters_N), ones_N, accumulate=True)
         _, columns = linear_sum_assignment(self.counts_KK.cpu().numpy(), maximize=True)
         self.cluster_of_class.copy_(torch.from_numpy(columns))
+
+
+class Projected(nn.Module):
+    """Encoder -> Linear -> BatchNorm -> ReLU -> Linear to D = `sizes[1]` (SimCLR's projector).
+
+    `forward` gives the projection (N, D); the encoder is what is kept. `norm=False` is without
+    BatchNorm.
+    """
+
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], norm: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        hidden, out = sizes
+        self.projector = nn.Sequential(
+            nn.Linear(encoder.out_dim, hidden, bias=not norm),  # type: ignore[arg-type]
+            nn.BatchNorm1d(hidden) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Linear(hidden, out),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        projected: Tensor = self.projector(self.encoder(images))
+        return projected
+
+
+class Predicted(Projected):
+    """SimSiam's heads: a projector that ends in BatchNorm without affine, and a predictor.
+
+    The predictor is Linear -> BatchNorm -> ReLU -> Linear through `bottleneck` dimensions; without
+    one it is the identity.
+    """
+
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], bottleneck: int | None) -> None:
+        super().__init__(encoder, sizes)
+        width = sizes[1]
+        self.projector.append(nn.BatchNorm1d(width, affine=False))
+        self.predictor: nn.Module = nn.Identity()
+        if bottleneck is not None:
+            self.predictor = nn.Sequential(
+                nn.Linear(width, bottleneck, bias=False),
+                nn.BatchNorm1d(bottleneck),
+                nn.ReLU(),
+                nn.Linear(bottleneck, width),
+            )
+
+
+class Probed(Projected):
+    """A projector without BatchNorm, and beside it a linear probe on the encoder's features."""
+
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], num_classes: int) -> None:
+        super().__init__(encoder, sizes, norm=False)
+        self.probe = nn.Linear(encoder.out_dim, num_classes)  # type: ignore[arg-type]

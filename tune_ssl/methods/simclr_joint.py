@@ -1,0 +1,111 @@
+"""Joint SimCLR (Keras example "Semi-supervised image classification using contrastive pretraining with
+SimCLR"): contrastive learning, while a linear probe learns on the side; then `finetune`.
+
+The probe reads detached features of the labeled images and has an optimizer of its own
+(`optim.probe`), so that it changes nothing of the encoder.
+
+Shapes: N labeled, U unlabeled images, M = N + U, D projected dimension, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.lazy import LazyModule
+from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
+from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, unit
+from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.methods.transfer import FinetuneStage, TransferSpec
+from tune_ssl.spec import LossSpec, ModelSpec, OptimPart, Size
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    from tune_ssl import models
+else:
+    torch = LazyModule("torch")
+    F = LazyModule("torch.nn.functional")
+    models = LazyModule("tune_ssl.models")
+
+
+class SimCLRJointSpec(TransferSpec):
+    name: Literal["simclr_joint"] = "simclr_joint"  # type: ignore[assignment]
+    transfer: Literal["finetune"] = "finetune"  # type: ignore[assignment]
+    view: Literal["joint_contrastive", "contrastive", "contrastive_noise"] = "joint_contrastive"
+    labeled_view: Literal["none", "weak", "strong", "randaugment", "joint_classification"] = (
+        "joint_classification"
+    )
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    projector_hidden: Size = 128
+    projector_dim: Size = 128
+
+
+class JointStage(Stage[SimCLRJointSpec]):
+    name = "joint"
+    loss_terms: ClassVar[tuple[str, ...]] = ("contrastive", "probe")
+    evaluators: ClassVar[tuple[str, ...]] = ("classifier", "knn")
+
+    @property
+    def labeled_views(self) -> tuple[str, ...]:
+        return (self.spec.view, self.spec.view, self.spec.labeled_view)
+
+    @property
+    def unlabeled_views(self) -> tuple[str, ...]:
+        return (self.spec.view, self.spec.view)
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
+        sizes = (self.spec.projector_hidden, self.spec.projector_dim)
+        return models.Probed(models.encoder_for(task, model), sizes, task.num_classes)
+
+    def parts(self, network: Network) -> dict[str, nn.Module]:
+        return {"probe": network.probe}
+
+    def step(self, network: Network, batch: Batch) -> StepOutput:
+        pairs = zip(batch.labeled[:2], batch.unlabeled, strict=True)
+        first, second = (torch.cat(pair) for pair in pairs)
+        first_MD, second_MD = network(torch.cat([first, second])).chunk(2)
+        logits_NK = network.probe(network.encoder(batch.labeled[2]).detach())
+        losses = {
+            "contrastive": info_nce(first_MD, second_MD, self.spec.temperature),
+            "probe": supervised_loss(logits_NK, batch.labels_N),
+        }
+        diagnostics = {
+            "contrastive_accuracy": contrastive_accuracy(first_MD, second_MD),
+            "probe_accuracy": (logits_NK.argmax(dim=1) == batch.labels_N).float().mean(),
+            "embedding_std": embedding_std(first_MD),
+        }
+        return StepOutput(losses, diagnostics)
+
+    def predict(self, network: Network, images: Tensor) -> Prediction:
+        features_ND = network.encoder(images)
+        return Prediction(features_ND, network.probe(features_ND))
+
+
+class SimCLRJoint(Method[SimCLRJointSpec]):
+    name = "simclr_joint"
+    Spec = SimCLRJointSpec
+    losses = {"contrastive": LossSpec(), "probe": LossSpec(), "supervised": LossSpec()}
+    optim_parts = {"finetune": OptimPart(), "probe": OptimPart()}
+    stage_types = (JointStage, FinetuneStage)
+
+    @classmethod
+    def stages(cls, spec: SimCLRJointSpec) -> list[Stage[SimCLRJointSpec]]:
+        types = cls.stage_types if spec.init == "pretrained" else cls.stage_types[1:]
+        return [stage(spec) for stage in types]
+
+
+def info_nce(first_MD: Tensor, second_MD: Tensor, temperature: float) -> Tensor:
+    """InfoNCE on the M x M cosine similarities between two views, mean of both directions.
+
+    Each view's row is a classification problem: which of the M other views is of the same image?
+    Projections (M, D), T > 0; in float32. With one image the loss is 0.
+    """
+    with torch.autocast(first_MD.device.type, enabled=False):
+        similarity_MM = unit(first_MD) @ unit(second_MD).T / temperature
+    own_M = torch.arange(len(first_MD), device=first_MD.device)
+    return (F.cross_entropy(similarity_MM, own_M) + F.cross_entropy(similarity_MM.T, own_M)) / 2

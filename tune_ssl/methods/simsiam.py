@@ -1,0 +1,77 @@
+"""SimSiam (Chen & He 2021, arXiv 2011.10566): each view predicts the other one, which is held still.
+
+Stage `pretrain` sees every image and no label; then `finetune` or `linear_probe` (transfer.py).
+`stop_gradient: false` and `predictor: false` are the paper's own ablations, and both collapse.
+
+Shapes: U unlabeled images, D projected dimension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.lazy import LazyModule
+from tune_ssl.methods.base import Network, StepOutput
+from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
+from tune_ssl.methods.transfer import (
+    OPTIM_PARTS,
+    FinetuneStage,
+    LinearProbeStage,
+    PretrainedMethod,
+)
+from tune_ssl.spec import LossSpec, ModelSpec, OptimPart, Size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tune_ssl import models
+else:
+    torch = LazyModule("torch")
+    models = LazyModule("tune_ssl.models")
+
+
+class SimSiamSpec(ContrastSpec):
+    name: Literal["simsiam"] = "simsiam"  # type: ignore[assignment]
+    projector_hidden: Size = 2048
+    projector_dim: Size = 2048
+    predictor_hidden: Size = 512
+    predictor: bool = Field(True, description="false: the projection itself is compared")
+    stop_gradient: bool = Field(True, description="false: the target learns too")
+
+
+class SimSiamPretrain(PretrainStage[SimSiamSpec]):
+    loss_terms: ClassVar[tuple[str, ...]] = ("similarity",)
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
+        sizes = (self.spec.projector_hidden, self.spec.projector_dim)
+        bottleneck = self.spec.predictor_hidden if self.spec.predictor else None
+        return models.Predicted(models.encoder_for(task, model), sizes, bottleneck)
+
+    def parts(self, network: Network) -> dict[str, nn.Module]:
+        return {"predictor": network.predictor}
+
+    def step(self, network: Network, batch: Batch) -> StepOutput:
+        projected = network(torch.cat(batch.unlabeled))
+        first_UD, second_UD = projected.chunk(2)
+        predicted_first_UD, predicted_second_UD = network.predictor(projected).chunk(2)
+        if self.spec.stop_gradient:
+            first_UD, second_UD = first_UD.detach(), second_UD.detach()
+        loss = similarity(predicted_first_UD, second_UD) + similarity(predicted_second_UD, first_UD)
+        return StepOutput({"similarity": loss / 2}, {"embedding_std": embedding_std(first_UD)})
+
+
+class SimSiam(PretrainedMethod[SimSiamSpec]):
+    name = "simsiam"
+    Spec = SimSiamSpec
+    losses = {"similarity": LossSpec(), "supervised": LossSpec()}
+    optim_parts = {**OPTIM_PARTS, "predictor": OptimPart(schedule="constant")}
+    stage_types = (SimSiamPretrain, FinetuneStage, LinearProbeStage)
+
+
+def similarity(predicted_UD: Tensor, target_UD: Tensor) -> Tensor:
+    """D(p, z) = -cosine(p, z), mean over the batch, in [-1, 1]; equation 1 of arXiv 2011.10566."""
+    return -(unit(predicted_UD) * unit(target_UD)).sum(dim=1).mean()

@@ -1,0 +1,93 @@
+"""From a pretrained encoder to a classifier: the stages `finetune` and `linear_probe`, for any pretraining.
+
+Both see the label budget only. With `init: random` there is no pretraining, and the same stages
+start from random weights: the control that every pretraining result needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.lazy import LazyModule
+from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
+from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.spec import MethodSpec, ModelSpec, OptimPart
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tune_ssl import models
+else:
+    models = LazyModule("tune_ssl.models")
+
+
+class TransferSpec(MethodSpec):
+    """What comes after pretraining; no pretraining depends on it."""
+
+    transfer: Literal["finetune", "linear_probe"] = "finetune"
+    freeze: Literal["all", "none"] | Annotated[int, Field(ge=1)] = Field(
+        "none", description="of the encoder while fine-tuning: all, none, or its first k blocks"
+    )
+    labeled_view: Literal["none", "weak", "strong", "randaugment", "joint_classification"] = "weak"
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: without pretraining, as the control"
+    )
+
+
+SpecT = TypeVar("SpecT", bound=TransferSpec)
+OPTIM_PARTS = {"finetune": OptimPart(), "linear_probe": OptimPart()}
+
+
+class FinetuneStage(Stage[SpecT]):
+    """Cross-entropy on the labeled images, from the encoder of the stage before it."""
+
+    name = "finetune"
+    loss_terms: ClassVar[tuple[str, ...]] = ("supervised",)
+
+    @property
+    def labeled_views(self) -> tuple[str, ...]:
+        return (self.spec.labeled_view,)
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
+        encoder: Any = previous.encoder if previous is not None else None
+        return models.TransferClassifier(task, self.head(model), encoder, self.freeze)
+
+    def step(self, network: Network, batch: Batch) -> StepOutput:
+        _, logits_NK = network(batch.labeled[0])
+        return StepOutput({"supervised": supervised_loss(logits_NK, batch.labels_N)}, {})
+
+    def predict(self, network: Network, images: Tensor) -> Prediction:
+        return Prediction(*network(images))
+
+    @property
+    def freeze(self) -> str | int:
+        return self.spec.freeze
+
+    def head(self, model: ModelSpec) -> ModelSpec:
+        return model
+
+
+class LinearProbeStage(FinetuneStage[SpecT]):
+    """One Linear layer on the frozen encoder."""
+
+    name = "linear_probe"
+
+    @property
+    def freeze(self) -> str | int:
+        return "all"
+
+    def head(self, model: ModelSpec) -> ModelSpec:
+        return model.model_copy(update={"head": "linear"})
+
+
+class PretrainedMethod(Method[SpecT]):
+    """A method whose first stage pretrains: it names that one first, then the two transfers."""
+
+    @classmethod
+    def stages(cls, spec: SpecT) -> list[Stage[SpecT]]:
+        pretrain, *transfers = cls.stage_types
+        chosen = [stage for stage in transfers if stage.name == spec.transfer]
+        return [stage(spec) for stage in ([pretrain] if spec.init == "pretrained" else []) + chosen]
