@@ -91,8 +91,8 @@ class ModelSpec(Spec):
     stem: Literal["auto", "small", "large"] = Field(
         "auto", description="small: 3x3, no pooling; auto: small up to 40 px"
     )
-    head: Literal["mlp", "linear"] = Field(
-        "mlp", description="mlp: Linear to feature_dim, then two Linear; linear: one on the encoder"
+    head: Literal["linear", "mlp"] = Field(
+        "linear", description="linear: on the encoder; mlp: Linear to feature_dim, then two Linear"
     )
     feature_dim: Size = 512
     hidden_dim: Size = 256
