@@ -6,6 +6,7 @@ normalising the batch, weighting the terms, the NaN guard, weight averaging. Bot
 block by block, so that a machine that slows down slows both. 1.0 is a loop that costs nothing.
 
     python -m benchmarks.step_efficiency
+    python -m benchmarks.step_efficiency --only fixmatch
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import Any
 import torch
 
 from tune_ssl.data.loading import load_data
-from tune_ssl.methods import find_method
-from tune_ssl.stepping import Stepper, build_optimizer, pick_device, to_channels_last
+from tune_ssl.stepping import Stepper, build_optimizers, pick_device, to_channels_last
 from tune_ssl.trial import TrialSpec, build_trial
 
 DIGITS = {"data": {"dataset": "digits", "num_labels": 50}}
@@ -32,9 +32,17 @@ def cases(cifar: str | None) -> dict[str, dict[str, Any]]:
         data: dict[str, Any] = {"dataset": "folder", "root": cifar, "num_labels": 250}
     else:
         data = {"dataset": "digits", "num_labels": 250, "image_size": 32}
+    fixmatch = {"method": {"name": "fixmatch"}, "model": {"encoder": "resnet18"}}
+    small = {"batch_size": 8, "mu": 7}
     return {
         "digits small_cnn supervised": {**DIGITS, "method": {"name": "supervised"}},
         "digits small_cnn soft_kmeans": {**DIGITS, "method": {"name": "soft_kmeans"}},
+        "digits small_cnn fixmatch": {
+            "data": {"dataset": "digits", "num_labels": 50, "mu": 7},
+            "method": {"name": "fixmatch"},
+        },
+        "32 px resnet18 fixmatch": {"data": {**data, **small}, **fixmatch},
+        "96 px resnet18 fixmatch": {"data": {**data, **small, "image_size": 96}, **fixmatch},
         "32 px resnet18 supervised": {
             "data": data,
             "model": {"encoder": "resnet18"},
@@ -52,7 +60,7 @@ def measure(spec: TrialSpec, block: int, blocks: int) -> tuple[float, float, flo
     """Medians over blocks: (ratio, pure seconds, full seconds) of one step."""
     device = pick_device("auto")
     data = load_data(spec.data, spec.split_seed, device)
-    stage = find_method(spec.method.name).stages(spec.method)[0]
+    stage = spec.stages()[0]
 
     def build() -> Stepper:
         torch.manual_seed(0)
@@ -67,7 +75,7 @@ def measure(spec: TrialSpec, block: int, blocks: int) -> tuple[float, float, flo
         labeled=tuple(map(to_channels_last, batch.labeled)),
         unlabeled=tuple(map(to_channels_last, batch.unlabeled)),
     )
-    optimizer = build_optimizer(spec.optim, pure.network)
+    [(_, optimizer)] = build_optimizers(spec.optim, stage, pure.network).values()
 
     def pure_step() -> None:
         with pure.autocast():
@@ -103,18 +111,19 @@ def main() -> None:
     parser.add_argument("--cifar", help="a folder dataset with 32 px colour images")
     parser.add_argument("--threads", type=int, default=1, help="as many as a trial has CPUs")
     parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{pick_device('auto')}, {arguments.threads} thread(s); pure and full: ms per step")
+    print(f"{pick_device('auto')}, {arguments.threads} thread(s); pure and full: steps per second")
     for name, raw in cases(arguments.cifar).items():
+        if arguments.only not in name:
+            continue
         spec = build_trial(raw)
         # Whole chunks of batches, so that each block carries its share of the augmentation.
-        block = 4 if "resnet" in name else 120
+        block = 4 if "32 px" in name else 2 if "96 px" in name else 120
         ratio, pure, full = measure(spec, block, arguments.blocks)
-        print(
-            f"{name:32} efficiency {ratio:.3f}   pure {pure * 1e3:8.2f}   full {full * 1e3:8.2f}",
-            flush=True,
-        )
+        rates = f"pure {1 / pure:8.2f}   full {1 / full:8.2f}"
+        print(f"{name:32} efficiency {ratio:.3f}   {rates}", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,35 @@ def test_a_batch_has_a_float_tensor_for_each_view_and_mu_unlabeled_images_per_la
 def test_without_unlabeled_views_no_unlabeled_image_is_drawn():
     _, loader = make(views=(("weak",), ()))
     batch = loader.next()
-    assert batch.unlabeled == () and batch.hidden_labels_U is None
+    assert batch.unlabeled == () and len(batch.hidden_labels_U) == 0
     assert loader.images_per_step == 8
+
+
+def test_without_labeled_views_no_labeled_image_is_drawn_and_none_is_in_the_sample():
+    data, loader = make(views=((), ("weak", "strong")))
+    for batch in (loader.next(), loader.sample()):
+        assert len(batch.labels_N) == 0 and not any(len(view) for view in batch.labeled)
+        assert len(batch.hidden_labels_U) > 0
+    assert loader.next().labeled == () and loader.images_per_step == 8
+    assert len(loader.sample().unlabeled[0]) == len(data.sets.unlabeled)
+
+
+def test_without_labeled_views_batches_and_sample_do_not_depend_on_the_number_of_labels():
+    _, few = make(views=((), ("weak", "strong")), **{"data.num_labels": 20})
+    _, many = make(views=((), ("weak", "strong")), **{"data.num_labels": 600})
+    samples = [(few.sample(), many.sample()) for _ in range(2)]
+    for a, b in [*samples, *((few.next(), many.next()) for _ in range(40))]:
+        assert all(torch.equal(x, y) for x, y in zip(a.unlabeled, b.unlabeled, strict=True))
+        assert torch.equal(a.hidden_labels_U, b.hidden_labels_U)
+
+
+def test_a_state_without_labeled_views_goes_on_with_the_same_batches():
+    _, first = make(views=((), ("weak",)))
+    first.next()
+    state, expected = first.state(), first.next()
+    _, second = make(views=((), ("weak",)), seed=99)
+    second.load(state)
+    assert torch.equal(second.next().unlabeled[0], expected.unlabeled[0])
 
 
 def test_every_labeled_image_comes_once_before_any_comes_again():
@@ -74,8 +101,8 @@ def test_the_order_and_the_labeled_views_do_not_depend_on_the_unlabeled_views():
 
 def test_a_stage_starts_from_images_of_every_class_though_the_data_is_in_class_order():
     _, loader = make(**{"data.num_labels": 600})
-    loader.labels = loader.labels.sort().values
-    assert loader.labels[:50].unique().tolist() == [0]
+    loader.labeled.labels = loader.labeled.labels.sort().values
+    assert loader.labeled.labels[:50].unique().tolist() == [0]
     assert set(loader.sample(labeled=200).labels_N.tolist()) == set(range(10))
 
 

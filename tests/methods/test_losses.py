@@ -1,57 +1,86 @@
-"""Each loss against a slow second implementation written from its formula, in float64 numpy."""
+"""Each loss against its slow version (slow.py), its gradients, and its edge cases; the centroids."""
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 
+from tests.methods.slow import LOSSES, draw, plain, rounded
+from tune_ssl.methods.fixmatch import consistency, pseudo_label_diagnostics
 from tune_ssl.methods.kmeans import augmentation_consistency, cluster_diagnostics, normalize
-from tune_ssl.methods.soft_kmeans import cluster_consistency
-from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
+from tune_ssl.methods.simclr_joint import info_nce
+from tune_ssl.methods.simsiam import similarity
 from tune_ssl.models.heads import Centroids
 
-SHAPES = [(1, 2), (2, 3), (7, 10), (64, 5)]
+NO_LOSS = ("mask_rate", "pseudo_label_accuracy", "contrastive_accuracy", "embedding_std")
+TRAINED = [name for name in LOSSES if name not in NO_LOSS]
 
 
-def logits(n: int, k: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
-    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * scale
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_loss_is_that_of_the_slow_loop_also_for_inputs_of_half_precision(name, dtype):
+    loss = LOSSES[name]
+    errors = {case: loss.error(case, dtype) for case in loss.inputs}
+    assert {case: error for case, error in errors.items() if error > 2e-5} == {}
 
 
-def softmax(row: np.ndarray) -> np.ndarray:
-    e = np.exp(row - row.max())
-    return e / e.sum()
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_is_a_float32_scalar_and_autocast_does_not_change_it(name, dtype):
+    loss = LOSSES[name]
+    arguments = rounded(next(iter(loss.inputs.values())), dtype)
+    expected = loss.fast(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss.fast(*arguments)
+    assert found.dtype == torch.float32 and found.shape == () and torch.equal(found, expected)
 
 
-def slow_cross_entropy(rows: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean([-np.log(softmax(r)[t]) for r, t in zip(rows, labels, strict=True)]))
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_are_the_slow_versions_finite_differences(name):
+    loss, step = LOSSES[name], 1e-5
+    case = next(case for case in loss.inputs if case.startswith("a few"))
+    arguments = loss.inputs[case]
+    inputs = [a.clone().requires_grad_() if is_float(a) else a for a in arguments]
+    loss.fast(*inputs).backward()
+    for index, given in enumerate(inputs):
+        if not is_float(given):
+            continue
+        gradient = torch.zeros_like(given) if given.grad is None else given.grad
+        for at in np.ndindex(*given.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = [a.double() if is_float(a) else a for a in arguments]
+                moved[index] = moved[index].clone()
+                moved[index][at] += sign * step
+                ends.append(loss.slow(*plain(moved)))
+            expected = (ends[0] - ends[1]) / (2 * step)
+            assert gradient[at].item() == pytest.approx(expected, rel=1e-3, abs=1e-5), (index, at)
 
 
-@pytest.mark.parametrize("n, k", SHAPES)
-def test_supervised_is_the_mean_cross_entropy(n, k):
-    x, labels = logits(n, k), torch.arange(n) % k
-    expected = slow_cross_entropy(x.double().numpy(), labels.numpy())
-    assert supervised_loss(x, labels).item() == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_stay_finite_in_every_edge_case(name):
+    for case, arguments in LOSSES[name].inputs.items():
+        inputs = [a.clone().requires_grad_() if is_float(a) else a for a in arguments]
+        LOSSES[name].fast(*inputs).backward()
+        for given in inputs:
+            if is_float(given) and given.grad is not None:
+                assert torch.isfinite(given.grad).all(), case
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 10.0])
-@pytest.mark.parametrize("n, k", SHAPES)
-def test_augmentation_consistency_is_the_symmetric_kl_of_the_softmaxes(n, k, temperature):
-    weak, strong = logits(n, k, 1, 0.5), logits(n, k, 2, 0.5)
-    total = 0.0
-    for a, b in zip(weak.double().numpy(), strong.double().numpy(), strict=True):
-        # in log space here too: at T = 0.01 a probability underflows to 0 even in float64
-        la = a / temperature - np.logaddexp.reduce(a / temperature)
-        lb = b / temperature - np.logaddexp.reduce(b / temperature)
-        total += 0.5 * float((np.exp(la) * (la - lb)).sum() + (np.exp(lb) * (lb - la)).sum())
-    found = augmentation_consistency(weak, strong, temperature).item()
-    assert found == pytest.approx(total / n, rel=1e-4, abs=1e-7)
+def is_float(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+# ---- augmentation consistency ------------------------------------------------------------------
 
 
 def test_augmentation_consistency_is_zero_for_equal_views_and_finite_for_opposite_certainties():
-    x = logits(5, 4)
+    x = draw(5, 4, 0)
     assert augmentation_consistency(x, x, 0.5).item() == 0.0
     certain = torch.tensor([[1000.0, 0.0]])
     value = augmentation_consistency(certain, -certain, 1.0)
@@ -59,41 +88,121 @@ def test_augmentation_consistency_is_zero_for_equal_views_and_finite_for_opposit
 
 
 def test_augmentation_consistency_teaches_both_views():
-    weak, strong = logits(4, 3, 1).requires_grad_(), logits(4, 3, 2).requires_grad_()
+    weak, strong = draw(4, 3, 1).requires_grad_(), draw(4, 3, 2).requires_grad_()
     augmentation_consistency(weak, strong, 1.0).backward()
     assert weak.grad is not None and weak.grad.abs().sum() > 0
     assert strong.grad is not None and strong.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_summed_in_float32(dtype):
-    weak, strong = logits(8, 4, 1).to(dtype), logits(8, 4, 2).to(dtype)
-    for found, expected in (
-        (
-            augmentation_consistency(weak, strong, 1.0),
-            augmentation_consistency(weak.double(), strong.double(), 1.0),
-        ),
-        (
-            supervised_loss(weak, torch.arange(8) % 4),
-            supervised_loss(weak.double(), torch.arange(8) % 4),
-        ),
-    ):
-        assert found.dtype == torch.float32
-        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+# ---- pseudo-labels -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n, k", SHAPES)
-def test_cluster_consistency_is_half_of_both_cross_entropies_against_the_nearest_cluster(n, k):
-    parts = [logits(n, k, seed) for seed in range(4)]
-    a, b, c, d = (part.double().numpy() for part in parts)
-    expected = 0.5 * (
-        slow_cross_entropy(b, d.argmax(axis=1)) + slow_cross_entropy(a, c.argmax(axis=1))
-    )
-    assert cluster_consistency(*parts).item() == pytest.approx(expected, rel=1e-5)
+def test_unsure_images_count_in_the_mean_of_the_consistency():
+    sure, unsure, strong = torch.tensor([[9.0, 0.0]]), torch.zeros(3, 2), draw(4, 2, 0)
+    alone = consistency(sure, strong[:1], 0.95)
+    among = consistency(torch.cat([sure, unsure]), strong, 0.95)
+    assert among.item() == pytest.approx(alone.item() / 4)
+
+
+def test_without_a_confident_image_the_consistency_and_its_gradient_are_zero():
+    strong = draw(4, 3, 1).requires_grad_()
+    loss = consistency(torch.zeros(4, 3), strong, 0.95)
+    loss.backward()
+    assert loss.item() == 0 and not strong.grad.any()
+
+
+def test_the_pseudo_labels_get_no_gradient():
+    weak, strong = draw(8, 3, 0, 5.0).requires_grad_(), draw(8, 3, 1).requires_grad_()
+    consistency(weak, strong, 0.5).backward()
+    assert weak.grad is None and strong.grad.any()
+
+
+def test_a_confidence_of_exactly_the_threshold_is_confident():
+    assert pseudo_label_diagnostics(torch.zeros(1, 2), torch.tensor([0]), 0.5)["mask_rate"] == 1
+
+
+def test_an_image_that_nobody_labeled_is_neither_right_nor_wrong():
+    weak = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0], [0.1, 0.0]])
+    hidden = torch.tensor([0, -1, 0, -1, 0])  # right, unknown, wrong, unknown, unsure
+    found = pseudo_label_diagnostics(weak, hidden, 0.9)
+    assert found["mask_rate"].item() == pytest.approx(4 / 5)
+    right, known = found["pseudo_label_accuracy"]
+    assert (right.item(), known.item()) == (1, 2)
+    _, none = pseudo_label_diagnostics(weak, torch.full((5,), -1), 0.9)["pseudo_label_accuracy"]
+    assert none.item() == 0
+
+
+# ---- two views ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contrast", [nt_xent, info_nce])
+def test_one_image_has_nothing_to_repel(contrast):
+    assert contrast(draw(1, 4, 0), draw(1, 4, 1), 0.01).item() == 0
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_collapsed_features_cost_the_logarithm_of_the_choices(count):
+    same = torch.ones(count, 3)
+    assert nt_xent(same, same, 0.1).item() == pytest.approx(math.log(2 * count - 1))
+    assert info_nce(same, same, 0.1).item() == pytest.approx(math.log(count))
+
+
+def test_only_nt_xent_repels_images_within_a_view():
+    near = torch.tensor([[1.0, 0.0], [1.0, 0.01]])  # two images alike in the first view only
+    apart = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    turned = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    across = [info_nce(first, turned, 0.5).item() for first in (near, apart)]
+    assert across[0] == pytest.approx(across[1], abs=0.02)
+    assert nt_xent(near, turned, 0.5) > nt_xent(apart, turned, 0.5) + 0.1
+
+
+@pytest.mark.parametrize("contrast", [nt_xent, info_nce])
+def test_a_contrast_does_not_depend_on_order_length_or_which_view_is_first(contrast):
+    first, second, order = draw(6, 4, 0), draw(6, 4, 1), torch.randperm(6)
+    expected = contrast(first, second, 0.5).item()
+    assert contrast(second, first, 0.5).item() == pytest.approx(expected, rel=1e-5)
+    assert contrast(first[order], second[order], 0.5).item() == pytest.approx(expected, rel=1e-5)
+    assert contrast(3 * first, 0.1 * second, 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("contrast", [nt_xent, info_nce])
+def test_a_contrast_of_matched_views_is_less_than_of_swapped_ones(contrast):
+    views = draw(6, 8, 0)
+    assert contrast(views, views, 0.01) < 1e-6 < 10 < contrast(views, views.flip(0), 0.01)
+
+
+def test_contrastive_accuracy_is_one_for_own_views_and_zero_for_those_of_others():
+    views = torch.eye(4)
+    assert contrastive_accuracy(views, views) == 1
+    assert contrastive_accuracy(views, views.roll(1, 0)) == 0
+
+
+def test_similarity_runs_from_minus_one_for_equal_to_one_for_opposite_directions():
+    rows = draw(5, 3, 0)
+    assert similarity(rows, 7 * rows).item() == pytest.approx(-1)
+    assert similarity(rows, -rows).item() == pytest.approx(1)
+
+
+def test_embedding_std_is_one_where_rows_point_everywhere_and_zero_where_all_are_the_same():
+    assert embedding_std(draw(4000, 16, 0)).item() == pytest.approx(1, abs=0.02)
+    assert embedding_std(torch.ones(9, 4)).item() == pytest.approx(0, abs=1e-6)
+    assert embedding_std(torch.zeros(9, 4)).item() == 0
+    assert embedding_std(draw(1, 4, 0)).item() == 0
+
+
+def test_diagnostics_carry_no_gradient():
+    first, second = draw(5, 3, 0).requires_grad_(), draw(5, 3, 1).requires_grad_()
+    found = pseudo_label_diagnostics(first, torch.zeros(5, dtype=torch.int64), 0.1)
+    flat = [found["mask_rate"], *found["pseudo_label_accuracy"]]
+    flat += [contrastive_accuracy(first, second), embedding_std(first)]
+    assert not any(value.requires_grad for value in flat)
+
+
+# ---- clusters ----------------------------------------------------------------------------------
 
 
 def test_normalised_rows_have_length_one_and_zero_rows_stay_finite():
-    rows = torch.cat([logits(3, 8), torch.zeros(1, 8)])
+    rows = torch.cat([draw(3, 8, 0), torch.zeros(1, 8)])
     lengths = normalize(rows).norm(dim=1)
     assert torch.allclose(lengths[:3], torch.ones(3)) and lengths[3] == 0
 
@@ -125,7 +234,7 @@ def slow_update(centers, features, weights, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_centroid_moves_towards_the_weighted_mean_and_an_empty_one_stays(momentum):
     centroids = Centroids(3, 4)
-    features, weights = normalize(logits(6, 4, 5)), torch.rand(6, 3)
+    features, weights = normalize(draw(6, 4, 5)), torch.rand(6, 3)
     weights[:, 1] = 0
     expected = slow_update(
         centroids.centers_KD.double().numpy(),
@@ -139,7 +248,7 @@ def test_a_centroid_moves_towards_the_weighted_mean_and_an_empty_one_stays(momen
 
 def test_labeled_means_start_each_centroid_at_its_own_class():
     centroids = Centroids(3, 4)
-    features, labels = normalize(logits(9, 4, 7)), torch.arange(9) % 3
+    features, labels = normalize(draw(9, 4, 7)), torch.arange(9) % 3
     centroids.start("labeled_means", features, labels, features)
     for k in range(3):
         mean = features[labels == k].mean(dim=0)
@@ -148,7 +257,7 @@ def test_labeled_means_start_each_centroid_at_its_own_class():
 
 @pytest.mark.parametrize("how", ["kmeans++", "random"])
 def test_other_starts_are_images_of_the_sample_and_follow_the_seed(how):
-    features = normalize(logits(30, 4, 7))
+    features = normalize(draw(30, 4, 7))
 
     def start() -> torch.Tensor:
         torch.manual_seed(3)

@@ -1,81 +1,183 @@
-"""The contract of every method: what the loop may rely on, checked for each file in tune_ssl/methods."""
+"""The contract of every method: what the loop may rely on, checked for each file in tune_ssl/methods.
+
+Then what single methods promise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, get_args
+
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers import small_spec
-from tune_ssl.data.batch import Task
-from tune_ssl.data.loading import Loader, load_data
-from tune_ssl.evaluation import EVALUATORS
+from tune_ssl import metrics
+from tune_ssl.data.batch import Batch, Task
+from tune_ssl.data.loading import Data, Loader, load_data
 from tune_ssl.methods import find_method, method_names
-from tune_ssl.training import train
+from tune_ssl.methods.base import Ratio, Stage
+from tune_ssl.methods.simsiam import SimSiamPretrain
+from tune_ssl.stepping import build_optimizers
+from tune_ssl.training import Collapsed, train
+from tune_ssl.trial import TrialSpec
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_every_stage_returns_exactly_its_loss_terms_as_finite_scalars_with_gradients(name):
-    spec = small_spec(name)
-    data = load_data(spec.data, 0, CPU)
-    network = None
-    for stage in find_method(name).stages(spec.method):
+def choices(name: str) -> list[dict[str, str]]:
+    """Every combination of options that changes which stages a method has."""
+    fields = find_method(name).Spec.model_fields
+    shaping = [option for option in ("transfer", "init") if option in fields]
+    values = [get_args(fields[option].annotation) for option in shaping]
+    return [dict(zip(shaping, chosen, strict=True)) for chosen in product(*values)]
+
+
+CHOICES = [
+    pytest.param(name, chosen, id="-".join([name, *chosen.values()]))
+    for name in method_names()
+    for chosen in choices(name)
+]
+
+
+def spec_of(name: str, chosen: dict[str, str], **values: Any) -> TrialSpec:
+    return small_spec(name, **{f"method.{k}": v for k, v in chosen.items()}, **values)
+
+
+def loader_of(spec: TrialSpec, stage: Stage[Any], data: Data) -> Loader:
+    return Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, seed=0)
+
+
+def started(spec: TrialSpec, data: Data) -> Iterator[tuple[Stage[Any], Any, Loader]]:
+    """Each stage with its network, ready for the first step; the next one starts from that network."""
+    network: nn.Module | None = None
+    for stage in spec.stages():
         network = stage.build(data.task, spec.model, network)
-        loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, seed=0)
+        loader = loader_of(spec, stage, data)
         with torch.no_grad():
-            stage.start(network.eval(), loader.sample())
-        out = stage.step(network.train(), loader.next())
+            stage.start(network.train(), loader.sample())
+        yield stage, network, loader
+        network.requires_grad_(True)
+
+
+def same(ours: nn.Module, theirs: nn.Module | dict[str, torch.Tensor]) -> bool:
+    """Whether all weights and statistics are bit-identical."""
+    other = theirs.state_dict() if isinstance(theirs, nn.Module) else theirs
+    own = ours.state_dict()
+    return own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+
+
+def copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name, chosen", CHOICES)
+def test_every_stage_returns_exactly_its_loss_terms_as_finite_scalars_with_gradients(name, chosen):
+    spec = spec_of(name, chosen)
+    for stage, network, loader in started(spec, load_data(spec.data, 0, CPU)):
+        batch = loader.next()
+        assert len(batch.labeled) == len(stage.labeled_views)
+        assert len(batch.unlabeled) == len(stage.unlabeled_views)
+        out = stage.step(network, batch)
         assert tuple(out.losses) == stage.loss_terms
         for term, loss in out.losses.items():
             assert loss.shape == () and torch.isfinite(loss) and loss.requires_grad, term
         for term, value in out.diagnostics.items():
-            assert value.shape == () and not value.requires_grad, term
-        assert set(stage.evaluators) <= set(EVALUATORS)
+            for number in value if isinstance(value, Ratio) else [value]:
+                assert number.shape == () and not number.requires_grad, term
+        assert set(stage.floors) <= set(out.diagnostics)
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_method_has_a_default_weight_for_each_term_of_its_stages_and_no_other(name):
-    method = find_method(name)
-    terms = [term for stage in method.stage_types for term in stage.loss_terms]
-    assert sorted(terms) == sorted(method.losses)
+    method, found = find_method(name), set()
+    for chosen in choices(name):
+        terms = [term for stage in spec_of(name, chosen).stages() for term in stage.loss_terms]
+        assert len(set(terms)) == len(terms), "a term belongs to one stage"
+        found.update(terms)
+    assert found == set(method.losses)
     assert method.name == name and method.Spec.model_fields["name"].default == name
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_hidden_labels_never_change_what_is_learned(name):
+def test_optimizer_parts_are_the_stages_and_parts_that_exist(name):
+    method, found = find_method(name), {stage.name for stage in find_method(name).stage_types}
+    data = load_data(small_spec(name).data, 0, CPU)
+    for chosen in choices(name):
+        spec = spec_of(name, chosen)
+        for stage, network, _ in started(spec, data):
+            parts = stage.parts(network)
+            assert set(parts) <= set(method.optim_parts)
+            found.update(parts)
+            trained = [
+                parameter
+                for _, optimizer in build_optimizers(spec.optim, stage, network).values()
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            ]
+            assert len(set(map(id, trained))) == len(trained)
+            learning = [p for p in network.parameters() if p.requires_grad]
+            assert set(map(id, trained)) == set(map(id, learning))
+    assert set(method.optim_parts) <= found
+
+
+@pytest.mark.parametrize("name, chosen", CHOICES)
+def test_what_a_stage_measures_is_declared_and_stands_in_for_nothing_else(name, chosen):
+    stages = spec_of(name, chosen).stages()
+    for stage in stages:
+        keys = {key for evaluator in stage.evaluators for key in metrics.MEASURED[evaluator]}
+        assert stage.stand_in is None or stage.stand_in in keys
+    assert "classifier" in stages[-1].evaluators
+    options = set(find_method(name).Spec.model_fields)
+    assert all(set(stage.shaped_without) <= options for stage in stages)
+
+
+@pytest.mark.parametrize("name, chosen", CHOICES)
+def test_hidden_labels_never_change_what_is_learned(name, chosen):
     """Only diagnostics may read them: a run with scrambled ones must end with the same weights."""
-    spec = small_spec(name)
+    spec = spec_of(name, chosen)
     data = load_data(spec.data, 0, CPU)
 
     def weights(scramble: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        stage = find_method(name).stages(spec.method)[0]
-        network = stage.build(data.task, spec.model, None)
-        loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, seed=0)
-        with torch.no_grad():
-            stage.start(network, loader.sample())
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        for _ in range(3):
-            batch = loader.next()
-            if scramble and batch.hidden_labels_U is not None:
-                batch = batch._replace(hidden_labels_U=(batch.hidden_labels_U + 3) % 10)
-            optimizer.zero_grad()
-            sum(stage.step(network, batch).losses.values()).backward()
-            optimizer.step()
-        return [*network.state_dict().values()]
+        found = []
+        for stage, network, loader in started(spec, data):
+            learning = [p for p in network.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(learning, lr=0.01)
+            for _ in range(3):
+                batch = loader.next()
+                if scramble:
+                    batch = batch._replace(hidden_labels_U=(batch.hidden_labels_U + 3) % 10)
+                optimizer.zero_grad()
+                sum(stage.step(network, batch).losses.values()).backward()
+                optimizer.step()
+            found += copied(network).values()
+        return found
 
     for ours, theirs in zip(weights(False), weights(True), strict=True):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_every_method_trains_on_images_of_another_size_and_three_channels(name):
-    stage = find_method(name).stages(find_method(name).Spec())[0]
-    network = stage.build(Task(4, 3, 24), small_spec(name).model, None)
-    prediction = stage.predict(network.eval(), torch.zeros(2, 3, 24, 24))
-    assert prediction.features_ND.shape == (2, 16)
-    assert prediction.logits_NK is None or prediction.logits_NK.shape == (2, 4)
+@pytest.mark.parametrize("name, chosen", CHOICES)
+def test_every_method_predicts_for_images_of_another_size_and_three_channels(name, chosen):
+    spec, network = spec_of(name, chosen), None
+    for stage in spec.stages():
+        network = stage.build(Task(4, 3, 24), spec.model, network)
+        if not stage.evaluators:
+            continue
+        prediction = stage.predict(network.eval(), torch.zeros(2, 3, 24, 24))
+        assert prediction.features_ND.ndim == 2 and len(prediction.features_ND) == 2
+        for needed, outputs in (
+            ("classifier", prediction.logits_NK),
+            ("clusters", prediction.clusters_NK),
+        ):
+            assert outputs is None or outputs.shape == (2, 4)
+            assert outputs is not None or needed not in stage.evaluators
+
+
+# ---- kmeans, soft_kmeans -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", ["labeled_means", "kmeans++", "random"])
@@ -121,3 +223,185 @@ def test_matched_targets_follow_the_labels_when_cluster_indices_are_shuffled():
         changes[mode] = abs(first - second)
     assert changes["matched"] < 1e-5
     assert changes["raw"] > 1e-3
+
+
+# ---- fixmatch_cvae -----------------------------------------------------------------------------
+
+
+def seen_by_classifier(name: str, **values: Any) -> tuple[torch.Tensor, Batch, nn.Module]:
+    """The images that go through the classifier in a step of the last stage, the batch, the network."""
+    spec = small_spec(name, **{"data.mu": 4, **values})
+    torch.manual_seed(0)
+    *_, (stage, network, loader) = started(spec, load_data(spec.data, 0, CPU))
+    if name == "fixmatch_cvae":  # an untrained decoder draws nothing
+        nn.init.normal_(network.perturbation.output.weight)
+    seen: list[torch.Tensor] = []
+    network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = loader.next()
+    torch.manual_seed(7)
+    stage.step(network, batch)
+    return *seen, batch, network
+
+
+def test_without_cvae_images_the_batch_is_that_of_plain_fixmatch():
+    plain, _, _ = seen_by_classifier("fixmatch")
+    ours, _, _ = seen_by_classifier("fixmatch_cvae", **{"method.cvae_share": 0})
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("perturbation", ["sampling", "smoothing"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_that_share_of_the_strong_views_is_made_by_the_cvae_from_the_weak_ones(share, perturbation):
+    options = {"method.cvae_share": share, "method.perturbation": perturbation}
+    seen, batch, network = seen_by_classifier("fixmatch_cvae", **options)
+    weak, strong = batch.unlabeled
+    _, same_weak, learned = seen.split([8, 32, 32])
+    made = int(share * 32)
+    assert torch.equal(same_weak, weak) and torch.equal(learned[made:], strong[made:])
+    torch.manual_seed(7)
+    expected = network.perturbation.perturb(weak[:made], perturbation, 0.84)
+    assert torch.equal(learned[:made], expected)
+    own = (learned[:, None] == strong).flatten(2).all(dim=2).any(dim=1)
+    assert not own[:made].any() and own[made:].all()
+
+
+def test_the_cvae_is_bit_identical_before_and_after_the_train_stage():
+    kept: dict[str, torch.Tensor] = {}
+    for report in train(small_spec("fixmatch_cvae")):
+        if report.stage == "perturbation":
+            kept = copied(report.trained.network)
+        else:
+            assert same(report.trained.network.perturbation, kept)
+    assert kept and report.stage == "train"
+
+
+def test_pictures_are_the_four_rows_of_the_papers_figure():
+    spec = small_spec("fixmatch_cvae")
+    *_, (stage, network, loader) = started(spec, load_data(spec.data, 0, CPU))
+    nn.init.normal_(network.perturbation.output.weight)
+    batch = loader.next()
+    rows = stage.pictures(network.eval(), batch)
+    assert list(rows) == ["weak", "strong", "sampled", "smoothed"]
+    assert torch.equal(rows["weak"], batch.unlabeled[0])
+    assert torch.equal(rows["strong"], batch.unlabeled[1])
+    for images in rows.values():
+        assert images.shape == (8, 1, 8, 8) and torch.isfinite(images).all()
+        assert not images.requires_grad
+    assert len({tuple(images.flatten().tolist()) for images in rows.values()}) == 4
+
+
+# ---- simclr_joint ------------------------------------------------------------------------------
+
+
+def after_joint(**values: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The averaged weights at the end of the stage: of the probe, and of all the rest."""
+    reports = train(small_spec("simclr_joint", **values))
+    weights = copied([r for r in reports if r.stage == "joint"][-1].trained.network)
+    probe = {key: value for key, value in weights.items() if key.startswith("probe.")}
+    return probe, {key: value for key, value in weights.items() if key not in probe}
+
+
+@pytest.mark.parametrize(
+    "change", [{"optim.probe.lr": 0.1}, {"losses.probe.weight": 0}, {"optim.probe.name": "sgd"}]
+)
+def test_the_probe_has_an_optimizer_of_its_own_and_teaches_the_encoder_nothing(change):
+    (probe, rest), (other_probe, other_rest) = after_joint(), after_joint(**change)
+    assert all(torch.equal(rest[key], other_rest[key]) for key in rest)
+    assert not torch.equal(probe["probe.weight"], other_probe["probe.weight"])
+
+
+def test_the_view_that_the_probe_learns_from_changes_no_batchnorm_statistics_of_the_encoder():
+    spec = small_spec("simclr_joint")
+    found = []
+    for factor in (1, 5):
+        torch.manual_seed(0)
+        stage, network, loader = next(started(spec, load_data(spec.data, 0, CPU)))
+        batch = loader.next()
+        labeled = (*batch.labeled[:2], factor * batch.labeled[2])
+        stage.step(network, batch._replace(labeled=labeled))
+        assert all(module.training for module in network.modules())
+        found.append(network.encoder)
+    assert same(*found)
+
+
+def test_the_probe_follows_the_stages_learning_rate_unless_it_has_its_own():
+    for values, expected in (({}, 0.01), ({"optim.probe.lr": 0.5}, 0.5)):
+        report = next(train(small_spec("simclr_joint", **{"optim.lr": 0.01}, **values)))
+        assert report.metrics["lr/probe"] / report.metrics["lr"] == pytest.approx(expected / 0.01)
+
+
+# ---- simsiam -----------------------------------------------------------------------------------
+
+SMALL_HEADS = {
+    "method.projector_hidden": 64,
+    "method.projector_dim": 64,
+    "method.predictor_hidden": 16,
+}
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.03])
+def test_the_predictors_learning_rate_stays_while_the_rest_follows_the_cosine(lr):
+    reports = list(train(small_spec("simsiam", **SMALL_HEADS, **{"optim.lr": lr})))
+    values = [r.metrics for r in reports if r.stage == "pretrain"]
+    assert [v["lr/predictor"] for v in values] == [lr] * 3
+    expected = [lr * (1 + torch.tensor(torch.pi * at / 12).cos().item()) / 2 for at in (3, 7, 11)]
+    assert [v["lr"] for v in values] == pytest.approx(expected)
+    assert "lr/predictor" not in reports[-1].metrics
+
+
+class Fixed(nn.Module):
+    """A SimSiam network whose projections and predictions are plain parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projected, self.predicted = (nn.Parameter(torch.randn(6, 4)) for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.projected
+
+    def predictor(self, projected: torch.Tensor) -> torch.Tensor:
+        return self.predicted
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_the_target_of_simsiam_learns_only_without_the_stop_gradient(stop_gradient):
+    method = small_spec("simsiam", **{"method.stop_gradient": stop_gradient}).method
+    network, images = Fixed(), torch.zeros(3, 1, 8, 8)
+    none = torch.zeros(0, dtype=torch.int64)
+    out = SimSiamPretrain(method).step(network, Batch((), none, (images, images), none))
+    p1, p2 = torch.nn.functional.normalize(network.predicted, dim=1).chunk(2)
+    z1, z2 = torch.nn.functional.normalize(network.projected, dim=1).chunk(2)
+    expected = -((p1 * z2).sum(dim=1).mean() + (p2 * z1).sum(dim=1).mean()) / 2
+    assert out.losses["similarity"].item() == pytest.approx(expected.item())
+    out.losses["similarity"].backward()
+    assert network.predicted.grad.any()
+    assert (network.projected.grad is None) == stop_gradient
+
+
+COLLAPSING = {"data.mu": 8, "optim.lr": 0.03, "budget.steps": 75, "budget.eval_every": 25}
+
+
+def test_simsiam_without_its_stop_gradient_collapses_and_the_run_says_when():
+    spec = small_spec("simsiam", **SMALL_HEADS, **COLLAPSING, **{"method.stop_gradient": False})
+    with pytest.raises(Collapsed) as caught:
+        list(train(spec))
+    assert caught.value.quantity == "embedding_std" and caught.value.step in (50, 75)
+    step, value = caught.value.step, caught.value.value
+    assert str(caught.value) == (
+        f"embedding_std is {value:.3g} over steps {step - 24} to {step}, under its floor 0.5"
+    )
+    assert caught.value.images_seen == step * 64 and caught.value.seconds > 0
+
+
+def test_simsiam_as_published_does_not_collapse():
+    steps = {"pretrain": 75, "finetune": 1}
+    spec = small_spec("simsiam", **SMALL_HEADS, **{**COLLAPSING, "budget.steps": steps})
+    spread = [r.metrics["diag/embedding_std"] for r in train(spec) if r.stage == "pretrain"]
+    assert len(spread) == 3 and min(spread) > 0.9
+
+
+def test_a_floor_of_zero_lets_a_collapsing_run_end():
+    steps = {"pretrain": 50, "finetune": 1}
+    values = {**COLLAPSING, "budget.steps": steps, "method.stop_gradient": False}
+    values["method.collapse_below"] = 0
+    assert list(train(small_spec("simsiam", **SMALL_HEADS, **values)))[-1].last

@@ -7,9 +7,24 @@ import torch
 
 from tune_ssl.data.batch import Task
 from tune_ssl.errors import UserError
-from tune_ssl.models import ENCODERS, Classifier, ClusterClassifier, check_encoder, stem
-from tune_ssl.models.encoders import build_encoder
+from tune_ssl.models import (
+    ENCODERS,
+    Classifier,
+    ClusterClassifier,
+    ConditionalVAE,
+    PerturbedClassifier,
+    Predicted,
+    Probed,
+    Projected,
+    TransferClassifier,
+    check_encoder,
+    encoder_for,
+    stem,
+)
+from tune_ssl.models.encoders import blocks, build_encoder
 from tune_ssl.spec import ModelSpec
+
+DIGITS = Task(10, 1, 8)
 
 
 @pytest.mark.parametrize("kind", ["small", "large"])
@@ -82,7 +97,7 @@ def test_an_unknown_encoder_is_one_line_with_the_nearest_name(name, message):
 
 
 def test_the_classifier_gives_unnormalised_features_and_logits():
-    network = Classifier(Task(7, 1, 8), ModelSpec(feature_dim=32, hidden_dim=16)).eval()
+    network = Classifier(Task(7, 1, 8), ModelSpec(head="mlp", feature_dim=32, hidden_dim=16)).eval()
     features, logits = network(torch.randn(5, 1, 8, 8))
     assert features.shape == (5, 32) and logits.shape == (5, 7)
     assert not torch.allclose(features.norm(dim=1), torch.ones(5))
@@ -94,3 +109,81 @@ def test_centroids_are_buffers_that_no_optimizer_moves():
     assert not any("centroids" in name for name in names)
     assert "centroids.centers_KD" in network.state_dict()
     assert torch.allclose(network.centroids.centers_KD.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("classifier", [Classifier, ClusterClassifier])
+def test_a_linear_head_reads_the_encoders_own_output(classifier):
+    network = classifier(DIGITS, ModelSpec(head="linear", feature_dim=7)).eval()
+    images = torch.randn(3, 1, 8, 8)
+    features, logits = network(images)
+    assert torch.equal(features, network.encoder(images)) and features.shape == (3, 128)
+    assert torch.equal(logits, network.classifier(features)) and logits.shape == (3, 10)
+    assert isinstance(network.classifier, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [("small_cnn", 3), ("keras_cnn", 4), ("resnet18", 5), ("resnet50", 5), ("wrn_28_2", 4)],
+)
+def test_the_blocks_of_an_encoder_hold_each_of_its_weights_once_and_in_order(name, count):
+    encoder = build_encoder(name, 3, "small")
+    found = blocks(encoder)
+    weights = [id(p) for part in found for module in part for p in module.parameters()]
+    assert len(found) == count
+    assert weights == [id(p) for p in encoder.parameters()]
+
+
+def test_no_block_is_only_a_normalisation():
+    for name in (*ENCODERS, "timm:mobilenetv3_small_050"):
+        for part in blocks(build_encoder(name, 3, "small")):
+            assert any(p.ndim > 1 for module in part for p in module.parameters()), name
+
+
+def test_simclrs_projector_is_two_layers_with_batchnorm_and_relu_between():
+    network = Projected(encoder_for(DIGITS, ModelSpec()), (32, 16))
+    kinds = [type(layer).__name__ for layer in network.projector]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert network(torch.randn(5, 1, 8, 8)).shape == (5, 16)
+
+
+def test_simsiams_projection_is_normalised_over_the_batch_without_scale_or_shift():
+    network = Predicted(encoder_for(DIGITS, ModelSpec()), (32, 16), 4)
+    projected = network(torch.randn(64, 1, 8, 8))
+    assert projected.shape == (64, 16)
+    assert torch.allclose(projected.mean(dim=0), torch.zeros(16), atol=1e-5)
+    assert torch.allclose(projected.std(dim=0, correction=0), torch.ones(16), atol=0.05)
+    assert list(network.projector[-1].parameters()) == []
+
+
+def test_simsiams_predictor_is_a_bottleneck_or_nothing():
+    encoder = encoder_for(DIGITS, ModelSpec())
+    network = Predicted(encoder, (32, 16), 4)
+    kinds = [type(layer).__name__ for layer in network.predictor]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert network.predictor[0].out_features == 4
+    assert network.predictor(torch.randn(5, 16)).shape == (5, 16)
+    rows = torch.randn(5, 16)
+    assert torch.equal(Predicted(encoder, (32, 16), None).predictor(rows), rows)
+
+
+def test_the_joint_network_has_a_linear_probe_and_no_batchnorm_in_its_projector():
+    network = Probed(encoder_for(DIGITS, ModelSpec()), (32, 16), 10)
+    assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in network.modules())
+    images = torch.randn(5, 1, 8, 8)
+    assert network(images).shape == (5, 16)
+    assert network.probe(network.encoder(images)).shape == (5, 10)
+
+
+def test_a_transfer_copies_the_pretrained_encoder_and_leaves_it_alone():
+    pretrained = encoder_for(DIGITS, ModelSpec())
+    network = TransferClassifier(DIGITS, ModelSpec(), pretrained, "none")
+    theirs = pretrained.state_dict()
+    for key, weight in network.encoder.state_dict().items():
+        assert torch.equal(weight, theirs[key]) and weight.data_ptr() != theirs[key].data_ptr()
+
+
+def test_a_classifier_carries_the_network_that_perturbs_its_images_frozen():
+    network = PerturbedClassifier(DIGITS, ModelSpec(), ConditionalVAE(DIGITS, 4, 8))
+    learning = {key for key, p in network.named_parameters() if p.requires_grad}
+    assert learning == {key for key, _ in Classifier(DIGITS, ModelSpec()).named_parameters()}
+    assert any(key.startswith("perturbation.") for key in network.state_dict())

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+VIEWS = (
+    *("none", "weak", "strong", "randaugment", "contrastive", "contrastive_noise"),
+    *("joint_contrastive", "joint_classification"),
+)
+"""Names of the views, which tune_ssl.data.augment makes: here without torch."""
+
 
 class Task(NamedTuple):
     """The shape of the problem: K classes of (channels, side, side) images."""

@@ -43,6 +43,11 @@ class Data:
         """uint8 (N, C, H, W) -> float32 with mean 0 and deviation 1 in each channel of the train part."""
         return images.float().sub_(self._mean).mul_(self._scale)
 
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse of `normalize`, as people look at it: float (N, C, H, W) -> uint8, cut to 0..255."""
+        values = images.float().div(self._scale).add_(self._mean).nan_to_num_()
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+
     def view(self, name: str) -> View:
         _, channels, side = self.task
         return view(name, image_size=side, channels=channels, flip=self.store.flip)

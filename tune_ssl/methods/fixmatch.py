@@ -13,7 +13,12 @@ from pydantic import Field
 from tune_ssl.data.batch import Batch
 from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Ratio, StepOutput
-from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
+from tune_ssl.methods.supervised import (
+    LabeledView,
+    SupervisedSpec,
+    SupervisedStage,
+    supervised_loss,
+)
 from tune_ssl.spec import Fraction, LossSpec
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ else:
 
 class FixMatchSpec(SupervisedSpec):
     name: Literal["fixmatch"] = "fixmatch"  # type: ignore[assignment]
-    labeled_view: Literal["none", "weak", "strong", "randaugment"] = "weak"
+    labeled_view: LabeledView = "weak"
     strong_view: Literal["weak", "strong", "randaugment"] = "randaugment"
     threshold: Fraction = Field(0.95, description="tau: least confidence of a pseudo-label")
 

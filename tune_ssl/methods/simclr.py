@@ -110,6 +110,12 @@ def unit(features_UD: Tensor) -> Tensor:
     return F.normalize(features_UD.float(), dim=1, eps=1e-6)
 
 
+def cosines(rows_UD: Tensor, others_VD: Tensor) -> Tensor:
+    """The cosine of each row with each other row, (U, V), in float32 under autocast too."""
+    with torch.autocast(rows_UD.device.type, enabled=False):
+        return unit(rows_UD) @ unit(others_VD).T
+
+
 def nt_xent(first_UD: Tensor, second_UD: Tensor, temperature: float) -> Tensor:
     """NT-Xent, equation 1 of arXiv 2002.05709, mean over all 2U views.
 
@@ -119,9 +125,8 @@ def nt_xent(first_UD: Tensor, second_UD: Tensor, temperature: float) -> Tensor:
 
     nt_xent(z, z, 0.5) is smaller than nt_xent(z, z.flip(0), 0.5).
     """
-    with torch.autocast(first_UD.device.type, enabled=False):
-        views_VD = unit(torch.cat([first_UD, second_UD]))
-        similarity_VV = views_VD @ views_VD.T / temperature
+    views_VD = torch.cat([first_UD, second_UD])
+    similarity_VV = cosines(views_VD, views_VD) / temperature
     similarity_VV.fill_diagonal_(float("-inf"))
     partner_V = torch.arange(len(views_VD), device=views_VD.device).roll(len(first_UD))
     return F.cross_entropy(similarity_VV, partner_V)
@@ -129,7 +134,7 @@ def nt_xent(first_UD: Tensor, second_UD: Tensor, temperature: float) -> Tensor:
 
 def contrastive_accuracy(first_UD: Tensor, second_UD: Tensor) -> Tensor:
     """Share of the images whose first view is closest to its own second view, within the batch."""
-    similarity_UU = unit(first_UD.detach()) @ unit(second_UD.detach()).T
+    similarity_UU = cosines(first_UD.detach(), second_UD.detach())
     own_U = torch.arange(len(first_UD), device=first_UD.device)
     accuracy: Tensor = (similarity_UU.argmax(dim=1) == own_U).float().mean()
     return accuracy

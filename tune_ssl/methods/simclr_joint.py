@@ -16,8 +16,8 @@ from pydantic import Field
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
-from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, unit
-from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.methods.simclr import contrastive_accuracy, cosines, embedding_std
+from tune_ssl.methods.supervised import LabeledView, supervised_loss
 from tune_ssl.methods.transfer import FinetuneStage, TransferSpec
 from tune_ssl.spec import LossSpec, ModelSpec, OptimPart, Size
 
@@ -37,9 +37,7 @@ class SimCLRJointSpec(TransferSpec):
     name: Literal["simclr_joint"] = "simclr_joint"  # type: ignore[assignment]
     transfer: Literal["finetune"] = "finetune"  # type: ignore[assignment]
     view: Literal["joint_contrastive", "contrastive", "contrastive_noise"] = "joint_contrastive"
-    labeled_view: Literal["none", "weak", "strong", "randaugment", "joint_classification"] = (
-        "joint_classification"
-    )
+    labeled_view: LabeledView = "joint_classification"
     temperature: Annotated[float, Field(gt=0)] = 0.1
     projector_hidden: Size = 128
     projector_dim: Size = 128
@@ -69,7 +67,9 @@ class JointStage(Stage[SimCLRJointSpec]):
         pairs = zip(batch.labeled[:2], batch.unlabeled, strict=True)
         first, second = (torch.cat(pair) for pair in pairs)
         first_MD, second_MD = network(torch.cat([first, second])).chunk(2)
+        network.encoder.eval()  # else BatchNorm's statistics would learn from the labeled images
         logits_NK = network.probe(network.encoder(batch.labeled[2]).detach())
+        network.encoder.train()
         losses = {
             "contrastive": info_nce(first_MD, second_MD, self.spec.temperature),
             "probe": supervised_loss(logits_NK, batch.labels_N),
@@ -105,7 +105,6 @@ def info_nce(first_MD: Tensor, second_MD: Tensor, temperature: float) -> Tensor:
     Each view's row is a classification problem: which of the M other views is of the same image?
     Projections (M, D), T > 0; in float32. With one image the loss is 0.
     """
-    with torch.autocast(first_MD.device.type, enabled=False):
-        similarity_MM = unit(first_MD) @ unit(second_MD).T / temperature
+    similarity_MM = cosines(first_MD, second_MD) / temperature
     own_M = torch.arange(len(first_MD), device=first_MD.device)
     return (F.cross_entropy(similarity_MM, own_M) + F.cross_entropy(similarity_MM.T, own_M)) / 2

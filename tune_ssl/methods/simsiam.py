@@ -1,14 +1,14 @@
 """SimSiam (Chen & He 2021, arXiv 2011.10566): each view predicts the other one, which is held still.
 
 Stage `pretrain` sees every image and no label; then `finetune` or `linear_probe` (transfer.py).
-`stop_gradient: false` and `predictor: false` are the paper's own ablations, and both collapse.
+`stop_gradient: false` and `predictor: false` are the paper's own ablations; both collapse there.
 
 Shapes: U unlabeled images, D projected dimension.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,10 @@ class SimSiamSpec(ContrastSpec):
     predictor_hidden: Size = 512
     predictor: bool = Field(True, description="false: the projection itself is compared")
     stop_gradient: bool = Field(True, description="false: the target learns too")
+    # BatchNorm keeps one outlier among V collapsed views: their std is about 2 / sqrt(V), not 0
+    collapse_below: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="embedding_std under which a run counts as collapsed; 0: never"
+    )
 
 
 class SimSiamPretrain(PretrainStage[SimSiamSpec]):

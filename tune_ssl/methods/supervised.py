@@ -19,11 +19,12 @@ else:
     models = LazyModule("tune_ssl.models")
 
 SpecT = TypeVar("SpecT", bound="SupervisedSpec")
+LabeledView = Literal["none", "weak", "strong", "randaugment", "joint_classification"]
 
 
 class SupervisedSpec(MethodSpec):
     name: Literal["supervised"] = "supervised"  # type: ignore[assignment]
-    labeled_view: Literal["none", "weak", "strong", "randaugment"] = "strong"
+    labeled_view: LabeledView = "strong"
 
 
 class SupervisedStage(Stage[SpecT]):

@@ -13,7 +13,7 @@ from pydantic import Field
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
-from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.methods.supervised import LabeledView, supervised_loss
 from tune_ssl.spec import MethodSpec, ModelSpec, OptimPart
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TransferSpec(MethodSpec):
     freeze: Literal["all", "none"] | Annotated[int, Field(ge=1)] = Field(
         "none", description="of the encoder while fine-tuning: all, none, or its first k blocks"
     )
-    labeled_view: Literal["none", "weak", "strong", "randaugment", "joint_classification"] = "weak"
+    labeled_view: LabeledView = "weak"
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: without pretraining, as the control"
     )

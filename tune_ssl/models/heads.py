@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_ssl.data.batch import Task
+from tune_ssl.errors import Problem, UserError
 from tune_ssl.models import stem
 from tune_ssl.models.encoders import blocks, build_encoder
 from tune_ssl.spec import ModelSpec
@@ -54,7 +55,7 @@ class TransferClassifier(Classifier):
     """A classifier whose encoder was pretrained, and may be frozen in part.
 
     `freeze` is `all`, `none` or the number of first blocks (`encoders.blocks`) that stay as they are,
-    BatchNorm statistics included.
+    BatchNorm statistics included. UserError if there are fewer blocks.
     """
 
     def __init__(
@@ -63,9 +64,13 @@ class TransferClassifier(Classifier):
         super().__init__(task, model)
         if pretrained is not None:
             self.encoder.load_state_dict(pretrained.state_dict())
-        parts = blocks(self.encoder)
-        count = freeze if isinstance(freeze, int) else len(parts) if freeze == "all" else 0
-        self.frozen = [module for part in parts[:count] for module in part]
+        self.frozen: list[nn.Module] = [self.encoder] if freeze == "all" else []
+        if isinstance(freeze, int):
+            parts = blocks(self.encoder)
+            if freeze > len(parts):
+                text = f"is {freeze}, but {model.encoder} has {len(parts)} blocks"
+                raise UserError(Problem(text, "method.freeze"))
+            self.frozen = [module for part in parts[:freeze] for module in part]
         for module in self.frozen:
             module.requires_grad_(False)
 

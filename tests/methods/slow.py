@@ -1,0 +1,288 @@
+"""Each loss a second time, slowly: from its formula, with plain Python loops, in float64.
+
+`LOSSES` has both versions by name, and the inputs on which they must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tune_ssl.methods.fixmatch import consistency, pseudo_label_diagnostics
+from tune_ssl.methods.kmeans import augmentation_consistency
+from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
+from tune_ssl.methods.simclr_joint import info_nce
+from tune_ssl.methods.simsiam import similarity
+from tune_ssl.methods.soft_kmeans import cluster_consistency
+from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.models.cvae import Gaussian, kl_divergence, reconstruction_loss
+
+SMALLEST = torch.finfo(torch.float32).tiny  # what is below is 0 in float32
+
+Row = list[float]
+Rows = list[Row]
+
+
+def mean(values: Row) -> float:
+    return math.fsum(values) / len(values)
+
+
+def log_softmax(row: Row) -> Row:
+    highest = max(row)
+    total = math.fsum(math.exp(x - highest) for x in row)
+    return [x - highest - math.log(total) for x in row]
+
+
+def likeliest(row: Row) -> int:
+    """The index of the largest; the first one of equals."""
+    return row.index(max(row))
+
+
+def cosine(a: Row, b: Row) -> float:
+    """A row counts as at least 1e-6 long, so that one of zeros is at right angles to all."""
+    lengths = [max(math.sqrt(math.fsum(x * x for x in row)), 1e-6) for row in (a, b)]
+    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / lengths[0] / lengths[1]
+
+
+# ---- classes -----------------------------------------------------------------------------------
+
+
+def slow_supervised(logits: Rows, labels: list[int]) -> float:
+    return mean([-log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)])
+
+
+def slow_augmentation_consistency(weak: Rows, strong: Rows, temperature: float) -> float:
+    losses = []
+    for a, b in zip(weak, strong, strict=True):
+        p, q = (log_softmax([x / temperature for x in row]) for row in (a, b))
+        forth = math.fsum(math.exp(x) * (x - y) for x, y in zip(p, q, strict=True))
+        back = math.fsum(math.exp(y) * (y - x) for x, y in zip(p, q, strict=True))
+        losses.append((forth + back) / 2)
+    return mean(losses)
+
+
+def slow_cluster_consistency(
+    logits_n: Rows, logits_u: Rows, clusters_n: Rows, clusters_u: Rows
+) -> float:
+    unlabeled = slow_supervised(logits_u, [likeliest(row) for row in clusters_u])
+    labeled = slow_supervised(logits_n, [likeliest(row) for row in clusters_n])
+    return (unlabeled + labeled) / 2
+
+
+def confident(row: Row, threshold: float) -> bool:
+    return math.exp(max(log_softmax(row))) >= threshold
+
+
+def slow_consistency(weak: Rows, strong: Rows, threshold: float) -> float:
+    total = 0.0
+    for a, b in zip(weak, strong, strict=True):
+        if confident(a, threshold):
+            total += -log_softmax(b)[likeliest(a)]
+    return total / len(weak)  # over all images, confident or not
+
+
+def slow_mask_rate(weak: Rows, hidden: list[int], threshold: float) -> float:
+    return sum(confident(row, threshold) for row in weak) / len(weak)
+
+
+def slow_pseudo_label_accuracy(weak: Rows, hidden: list[int], threshold: float) -> float:
+    rights = []
+    for row, label in zip(weak, hidden, strict=True):
+        if confident(row, threshold) and label != -1:
+            rights.append(float(likeliest(row) == label))
+    return mean(rights) if rights else math.nan
+
+
+# ---- two views ---------------------------------------------------------------------------------
+
+
+def slow_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
+    views, losses = first + second, []
+    for i, view in enumerate(views):
+        partner = (i + len(first)) % len(views)
+        others = [k for k in range(len(views)) if k != i]
+        scaled = [cosine(view, views[k]) / temperature for k in others]
+        losses.append(-log_softmax(scaled)[others.index(partner)])
+    return mean(losses)
+
+
+def slow_info_nce(first: Rows, second: Rows, temperature: float) -> float:
+    losses = []
+    for a, b in ((first, second), (second, first)):
+        for i, row in enumerate(a):
+            losses.append(-log_softmax([cosine(row, other) / temperature for other in b])[i])
+    return mean(losses)
+
+
+def slow_similarity(predicted: Rows, target: Rows) -> float:
+    return mean([-cosine(p, z) for p, z in zip(predicted, target, strict=True)])
+
+
+def slow_contrastive_accuracy(first: Rows, second: Rows) -> float:
+    hits = [likeliest([cosine(row, other) for other in second]) == i for i, row in enumerate(first)]
+    return sum(hits) / len(hits)
+
+
+def slow_embedding_std(features: Rows) -> float:
+    units = [[x / max(math.hypot(*row), 1e-6) for x in row] for row in features]
+    deviations = []
+    for column in zip(*units, strict=True):
+        center = mean(list(column))
+        deviations.append(math.sqrt(mean([(x - center) ** 2 for x in column])))
+    return mean(deviations) * math.sqrt(len(features[0]))
+
+
+# ---- perturbations -----------------------------------------------------------------------------
+
+
+def slow_kl(mean_q: Rows, log_q: Rows, mean_p: Rows, log_p: Rows) -> float:
+    losses = []
+    for rows in zip(mean_q, log_q, mean_p, log_p, strict=True):
+        losses.append(
+            math.fsum(
+                0.5 * (lp - lq + (math.exp(lq) + (mq - mp) ** 2) / math.exp(lp) - 1)
+                for mq, lq, mp, lp in zip(*rows, strict=True)
+            )
+        )
+    return mean(losses)
+
+
+def slow_reconstruction(found: Rows, wanted: Rows) -> float:
+    pairs = zip(found, wanted, strict=True)
+    return mean([math.fsum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / 2 for a, b in pairs])
+
+
+# ---- the two versions and their inputs ---------------------------------------------------------
+
+
+class Loss(NamedTuple):
+    """`fast` takes tensors, `slow` the same as lists; `inputs` are arguments by what is special."""
+
+    fast: Callable[..., Tensor]
+    slow: Callable[..., float]
+    inputs: dict[str, tuple[Any, ...]]
+
+    def error(self, case: str, dtype: torch.dtype = torch.float32) -> float:
+        """|fast - slow| / |slow| for one of `inputs`, rounded to `dtype` for both versions.
+
+        Values that float32 cannot hold count as 0, and two NaN as equal.
+        """
+        arguments = rounded(self.inputs[case], dtype)
+        found, expected = self.fast(*arguments).item(), self.slow(*plain(arguments))
+        if found == expected or (math.isnan(found) and math.isnan(expected)):
+            return 0.0
+        return abs(found - expected) / max(abs(expected), SMALLEST)
+
+
+def rounded(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """With every tensor of floats in `dtype`."""
+    return tuple(
+        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
+    )
+
+
+def plain(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """With every tensor as lists of Python's own numbers."""
+    return tuple(a.tolist() if isinstance(a, Tensor) else a for a in arguments)
+
+
+def draw(n: int, k: int, seed: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(count: int, scale: float = 3.0) -> dict[str, tuple[Tensor, ...]]:
+    """`count` tensors of logits (N, K)."""
+    shapes = {
+        "random": (64, 5),
+        "a few": (4, 3),
+        "two images": (2, 10),
+        "one image": (1, 2),
+        "one class": (6, 1),
+    }
+    found = {
+        case: tuple(draw(*shape, seed, scale) for seed in range(count))
+        for case, shape in shapes.items()
+    }
+    return {**found, "very sure": tuple(draw(16, 4, seed, 100.0) for seed in range(count))}
+
+
+def views() -> dict[str, tuple[Tensor, Tensor]]:
+    """Features (N, D) of two views; with rows of zeros, and of very different lengths."""
+    shapes = {"random": (24, 16), "a few": (4, 3), "two images": (2, 3), "one image": (1, 4)}
+    found = {case: (draw(*shape, 0), draw(*shape, 1)) for case, shape in shapes.items()}
+    lengths = 10.0 ** torch.arange(-3, 4)[:, None]
+    holes = torch.ones(6, 1)
+    holes[[0, 3]] = 0
+    return {
+        **found,
+        "long and short rows": (draw(7, 5, 0) * lengths, draw(7, 5, 1) * lengths.flip(0)),
+        "zero rows": (draw(6, 4, 0) * holes, draw(6, 4, 1) * holes.roll(1)),
+        "only zero rows": (torch.zeros(3, 4), torch.zeros(3, 4)),
+        "one direction": (torch.ones(5, 4), torch.ones(5, 4)),
+    }
+
+
+def at(inputs: dict[str, tuple[Any, ...]], name: str, *values: float) -> dict[str, tuple[Any, ...]]:
+    """Every input with each value as one argument more."""
+    return {f"{case}, {name} {v}": (*a, v) for case, a in inputs.items() for v in values}
+
+
+def with_labels(unknown: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    """Logits and labels; if `unknown`, every other label is -1."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for case, (rows,) in logits(1).items():
+        labels = torch.arange(len(rows)) % rows.shape[1]
+        if unknown:
+            labels[::2] = -1
+        found[case] = (rows, labels)
+    return {**found, "one label": (found["random"][0], torch.full((64,), 3))}
+
+
+def gaussians() -> dict[str, tuple[Tensor, ...]]:
+    """Means and log-variances of q and p, these as far as the network's clamp lets them be."""
+    return {
+        case: (mean_q, 8 * torch.tanh(log_q), mean_p, 8 * torch.tanh(log_p))
+        for case, (mean_q, log_q, mean_p, log_p) in logits(4).items()
+    }
+
+
+THRESHOLDS = at(logits(2), "tau", 0.0, 0.7, 0.95) | {
+    "none confident": (draw(8, 5, 0, 0.1), draw(8, 5, 1), 0.95)
+}
+HIDDEN = at(with_labels(unknown=True), "tau", 0.0, 0.95) | {
+    "no label known": (draw(8, 5, 0), torch.full((8,), -1), 0.0)
+}
+SPREAD = views() | {"centred": (draw(2000, 8, 0), draw(2000, 8, 1))}
+ALIKE = ("one direction", "only zero rows")  # no spread: only noise is left of it
+
+LOSSES = {
+    "supervised": Loss(supervised_loss, slow_supervised, with_labels()),
+    "augmentation_consistency": Loss(
+        augmentation_consistency,
+        slow_augmentation_consistency,
+        at(logits(2), "T", 0.01, 0.5, 10.0),
+    ),
+    "cluster_consistency": Loss(cluster_consistency, slow_cluster_consistency, logits(4)),
+    "consistency": Loss(consistency, slow_consistency, THRESHOLDS),
+    "mask_rate": Loss(lambda *a: pseudo_label_diagnostics(*a)["mask_rate"], slow_mask_rate, HIDDEN),
+    "pseudo_label_accuracy": Loss(
+        lambda *a: torch.div(*pseudo_label_diagnostics(*a)["pseudo_label_accuracy"]),
+        slow_pseudo_label_accuracy,
+        HIDDEN,
+    ),
+    "contrastive (NT-Xent)": Loss(nt_xent, slow_nt_xent, at(views(), "T", 0.01, 0.5)),
+    "contrastive (InfoNCE)": Loss(info_nce, slow_info_nce, at(views(), "T", 0.01, 0.5)),
+    "contrastive_accuracy": Loss(contrastive_accuracy, slow_contrastive_accuracy, views()),
+    "similarity": Loss(similarity, slow_similarity, views()),
+    "embedding_std": Loss(
+        embedding_std,
+        slow_embedding_std,
+        {case: rows[:1] for case, rows in SPREAD.items() if case not in ALIKE},
+    ),
+    "kl": Loss(lambda *a: kl_divergence(Gaussian(*a[:2]), Gaussian(*a[2:])), slow_kl, gaussians()),
+    "reconstruction": Loss(reconstruction_loss, slow_reconstruction, logits(2)),
+}
