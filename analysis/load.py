@@ -13,6 +13,7 @@ Runs.history      one row per report: run, label, condition, phase, trial, seed,
 Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
 Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
                   ties, half_width, config (a dict)
+Runs.galleries    what the model sees (analysis.galleries)
 Runs.notes        sentences on what is incomplete or odd, for the reader of the report
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.galleries import Gallery, read_galleries
 from analysis.study import Study, check_schema, read_studies
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError
@@ -55,6 +57,7 @@ class Runs:
     conditions: pd.DataFrame
     locks: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
 
     def study(self, run: str) -> Study:
         return next(study for study in self.studies if study.run == run)
@@ -80,6 +83,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     history: list[dict[str, Any]] = []
     conditions: list[dict[str, Any]] = []
     locks: list[dict[str, Any]] = []
+    galleries: list[Gallery] = []
     for study in studies:
         events = _read(study, records.TRIALS, ("event", "trial", "condition", "phase"), notes)
         reports = _read(study, records.HISTORY, ("trial", "stage", "step", "metrics"), notes)
@@ -90,6 +94,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         history += _history_rows(rows, reports)
         conditions += _condition_rows(study)
         locks += _lock_rows(study, events)
+        galleries += read_galleries(study, notes)
     table = _frame(trials, TRIAL_COLUMNS)
     for column in NUMBERS:
         try:
@@ -103,6 +108,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         _frame(conditions, CONDITION_COLUMNS),
         _frame(locks, LOCK_COLUMNS),
         notes,
+        galleries,
     )
 
 

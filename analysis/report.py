@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis import plots, style, tables
 from analysis.display import FORMATS, NONE, columns_of, is_bold, shown, text
+from analysis.galleries import by_condition
 from analysis.load import Runs, load_runs
 from analysis.select import DEFAULT_RULE
 from analysis.stats import expanded_tail
@@ -117,6 +118,8 @@ def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = 
         training=_training(curves, colours, diagnostics=False),
         diagnostics=_training(curves, colours, diagnostics=True),
         from_search=bool((curves["source"] == records.SEARCH).any()),
+        sees=by_condition(runs.galleries),
+        several=len(runs.studies) > 1,
         search=_search(runs, colours),
         rule=DEFAULT_RULE,
         used_rules=_used_rules(chosen),

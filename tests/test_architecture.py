@@ -29,7 +29,7 @@ STUDY = (
     *SPECS,
     *(f"tune_ssl.{name}" for name in ("trial", "space", "study", "checks", "overrides", "grammar")),
     *("tune_ssl.yamlfile", "tune_ssl.metrics", "tune_ssl.methods", "tune_ssl.models"),
-    "tune_ssl.data.datasets",
+    *("tune_ssl.plugins", "tune_ssl.data.datasets"),
 )
 # What of ours a module may import; the first pattern that fits counts.
 MAY_IMPORT = {
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "tune_ssl.models.*": (*SPECS, "tune_ssl.data.batch", "tune_ssl.models", "tune_ssl.models.*"),
     "tune_ssl.methods": METHODS,
     "tune_ssl.methods.*": (*METHODS, "tune_ssl.models", "tune_ssl.models.*"),
+    "tune_ssl.plugins": (*SPECS, "tune_ssl.methods", "tune_ssl.methods.*"),
     "tune_ssl.trial": STUDY,
     "tune_ssl.space": STUDY,
     "tune_ssl.study": STUDY,
@@ -79,6 +80,7 @@ LIGHT = (
     *(f"tune_ssl.{name}" for name in ("cli", "errors", "jobs", "lazy", "metrics", "records")),
     *(f"tune_ssl.{name}" for name in ("runfolder", "schedules", "spec", "yamlfile", "grammar")),
     *(f"tune_ssl.{name}" for name in ("trial", "space", "study", "checks", "overrides", "schema")),
+    *("tune_ssl.plugins", "tune_ssl.exported", "tune_ssl.neighbors"),
 )
 OPENS_TEST_DATA = ("tune_ssl.confirm", "tune_ssl.data.store")
 

@@ -178,7 +178,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(run, monkeypat
         (["search", "--resume", "nope"], "runs/nope is not a run folder"),
         (
             ["search", "--resume", "nope", "--name", "x"],
-            "a resumed run keeps its name, study and data",
+            "a resumed run keeps its name, study, data and plugins",
         ),
         (["search", "sound.yaml", "--name", "one", "--runs", "sound.yaml"], "cannot be written: "),
         (["report", "nope"], "runs/nope"),

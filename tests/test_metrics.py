@@ -207,10 +207,9 @@ def test_the_calibration_error_is_the_weighted_gap_over_the_bins(pair, bins, sha
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    # (0.25, 0.5]: one right, one wrong of 0.5; if 0.5 fell above, its bin would hold 0.75 as well
-    probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.75, 0.25], [1.0, 0.0]])
-    labels = np.array([0, 1, 1, 0])
-    assert metrics.expected_calibration_error(probabilities, labels, 4) == pytest.approx(0.75 / 4)
+    probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.6, 0.4]])  # right, right, wrong
+    error = metrics.expected_calibration_error(probabilities, np.array([0, 0, 1]), 4)
+    assert error == pytest.approx((2 * 0.5 + 0.6) / 3)  # all in one bin: (2 - 1.6) / 3
 
 
 def test_calibration_of_sure_predictions_is_their_error_rate():
@@ -540,10 +539,14 @@ def test_every_evaluator_that_a_stage_names_declares_its_keys(method):
 def test_the_declared_keys_are_those_that_the_evaluators_return():
     import torch
 
-    from tune_ssl.evaluation import EVALUATORS
-    from tune_ssl.methods.base import Prediction
+    from tests.helpers import small_spec
+    from tune_ssl.data.loading import load_data
+    from tune_ssl.evaluation import EVALUATORS, Subject
 
-    logits = torch.eye(4)
-    prediction, labels = Prediction(logits, logits, logits), torch.arange(4)
+    spec = small_spec("soft_kmeans")  # has features, logits and clusters
+    data = load_data(spec.data, 0, torch.device("cpu"))
+    (stage,) = spec.stages()
+    subject = Subject(stage, stage.build(data.task, spec.model, None), data, data.sets.validation)
+    assert set(EVALUATORS) == set(metrics.MEASURED)
     for name, declared in metrics.MEASURED.items():
-        assert list(EVALUATORS[name](prediction, labels, 4)) == list(declared)
+        assert list(EVALUATORS[name](subject)) == list(declared)

@@ -32,6 +32,10 @@ Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file with methods of your own. Repeatable."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -40,6 +44,7 @@ def search(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
     runs: Runs = Path("runs"),
@@ -57,14 +62,15 @@ def search(
     if (study is None) == (resume is None):
         raise UserError("give either a study's YAML file or --resume RUN")
     if resume is not None:
-        if overrides or name or data_root:
-            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+        if overrides or name or data_root or plugin:
+            text = "a resumed run keeps its name, study, data and plugins: give --resume alone"
+            raise UserError(text)
         from tune_ssl.tuning import resume_study
 
         run = resume_study(resume, runs=runs, confirm=confirm, verbose=verbose, console=console)
     else:
         assert study is not None
-        loaded = load_study(study, _all(overrides, data_root))
+        loaded = load_study(study, _all(overrides, data_root), plugin or ())
         chosen = name or loaded.settings.name
         if chosen is None:
             chosen = f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -104,16 +110,45 @@ def report(
 
 
 @app.command()
+def neighbors(
+    run: Annotated[str, typer.Argument(help="A confirmed run's folder, or its name under --runs.")],
+    query: Annotated[int, typer.Option(help="How many query images, 1 to 100.")] = 4,
+    k: Annotated[int, typer.Option("--k", help="Neighbours of each, 1 to 100.")] = 5,
+    condition: Annotated[str | None, typer.Option(help="Its id; the first one if absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="PNG to write; RUN/neighbors.png if absent.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Show which validation images a confirmed run's network finds alike."""
+    from tune_ssl import neighbors as command
+    from tune_ssl.runfolder import find_run, run_plugins
+
+    folder = find_run(runs, run)
+    run_plugins(folder)
+    found = command.find(folder, condition, query, k)
+    out = out or folder / "neighbors.png"
+    command.write_grid(found, out)
+    console = Console(highlight=False)
+    console.print(f"{found.condition}, {found.trial}", soft_wrap=True, markup=False)
+    console.print(command.table(found))
+    console.print(command.sentence(found), soft_wrap=True)
+    console.print(f"images: {out}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def train(
     study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Train one spec here and now, without Ray; prints every evaluation."""
     from tune_ssl.study import load_fixed
 
-    loaded = load_fixed(study, _all(overrides, data_root))
+    loaded = load_fixed(study, _all(overrides, data_root), plugin or ())
     from tune_ssl.spec import digest
     from tune_ssl.training import Collapsed, Diverged
     from tune_ssl.training import train as run_training
@@ -138,6 +173,7 @@ def check(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print a JSON schema for editors instead.")
     ] = False,
@@ -145,8 +181,10 @@ def check(
 ) -> None:
     """Validate a study, both ends of every domain, its data and its splits; trains nothing."""
     if schema:
+        from tune_ssl.plugins import load_plugins
         from tune_ssl.schema import study_schema
 
+        load_plugins(plugin or ())
         print(json.dumps(study_schema(), indent=2))
         return
     if study is None:
@@ -154,7 +192,7 @@ def check(
     from tune_ssl.runfolder import check_data
     from tune_ssl.study import load_study
 
-    loaded = load_study(study, _all(overrides, data_root))
+    loaded = load_study(study, _all(overrides, data_root), plugin or ())
     stores = check_data(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     Console(highlight=False).print(
@@ -170,10 +208,11 @@ def prepare(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
-    _show_store(study, _all(overrides, data_root))
+    _show_store(study, _all(overrides, data_root), plugin)
 
 
 @data_app.command()
@@ -181,10 +220,11 @@ def info(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Show what a dataset's store holds; builds it if it is not there yet."""
-    _show_store(study, _all(overrides, data_root))
+    _show_store(study, _all(overrides, data_root), plugin)
 
 
 def _all(overrides: list[str] | None, data_root: str | None) -> list[str]:
@@ -193,13 +233,13 @@ def _all(overrides: list[str] | None, data_root: str | None) -> list[str]:
     return [*(overrides or ()), *root]
 
 
-def _show_store(study: Path | None, texts: list[str]) -> None:
+def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:
     from tune_ssl.data.store import prepare as prepare_store
     from tune_ssl.study import load_fixed
 
     if study is not None and "=" in str(study):
         texts, study = [str(study), *texts], None
-    loaded = load_fixed(study, texts)
+    loaded = load_fixed(study, texts, plugins or ())
     console = Console(highlight=False, soft_wrap=True)
     with loaded.placing():
         store = prepare_store(loaded.fixed.data)

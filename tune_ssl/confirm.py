@@ -6,6 +6,11 @@ says when: the `locked` event comes before the first of its runs.
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +20,7 @@ from tune_ssl import records
 from tune_ssl.data.sets import Images, LabeledSet, Piece
 from tune_ssl.data.splits import half_width
 from tune_ssl.data.store import Store, open_test
-from tune_ssl.jobs import Job
+from tune_ssl.jobs import Job, checkpoints
 from tune_ssl.records import Record
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import validation_count
@@ -34,7 +39,8 @@ RULE = (
 
 def confirm_trial(config: dict[str, Any]) -> None:
     """The function trainable of a confirmation."""
-    run_job(Job.from_config(config), finish=measure_test)
+    job = Job.from_config(config)
+    run_job(job, finish=measure_test, keep=partial(keep, job) if job.keep else None)
 
 
 def measure_test(trained: Trained) -> dict[str, Any]:
@@ -50,8 +56,26 @@ def measure_test(trained: Trained) -> dict[str, Any]:
     return {**values, "test/count": len(on), "test/confusion": counts_KK.tolist()}
 
 
+def keep(job: Job, trained: Trained, folder: Path) -> dict[str, Any]:
+    """Galleries for the report, and the model's files in `folder`. Never raises: the result counts more."""
+    from tune_ssl.exported import save_model
+    from tune_ssl.galleries import make_galleries
+
+    kept: dict[str, Any] = {"galleries": [g.to_record() for g in make_galleries(trained, job.seed)]}
+    try:
+        save_model(folder, trained, trial=job.trial, condition=job.condition, spec=job.spec)
+    except Exception as error:
+        for half in folder.iterdir():
+            half.unlink()
+        kept["model_error"] = f"{type(error).__name__}: {error}"
+    return kept
+
+
 class ConfirmSource(RepeatSource):
-    """One job per condition and reporting seed, all of the config that is locked for the condition."""
+    """One job per condition and reporting seed, all of the config that is locked for the condition.
+
+    The first seed's run also leaves galleries and the model: the driver writes them to the run folder.
+    """
 
     phase = records.CONFIRM
 
@@ -69,6 +93,23 @@ class ConfirmSource(RepeatSource):
                 continue
             for seed in study.settings.seeds:
                 self.again(f"c{index}-confirm-s{seed}", condition, locked["config"], seed, of=None)
+        first = study.settings.seeds[0]
+        self.jobs = [replace(job, keep=job.seed == first) for job in self.jobs]
+
+    def finishing(self, job: Job, report: Record) -> None:
+        """Before the ending is recorded, so that a run of which anything is lost is run again."""
+        if not job.keep:
+            return
+        about = {"trial": job.trial, "condition": job.condition, "seed": job.seed}
+        for gallery in report.get("galleries") or ():
+            records.append(self.run / records.GALLERIES, {**about, **gallery})
+        index = [condition.id for condition in self.study.conditions].index(job.condition)
+        try:
+            if reason := report.get("model_error"):
+                raise OSError(reason)
+            take_model(self.run, job.trial, self.run / records.MODELS / str(index))
+        except OSError as error:
+            warnings.warn(f"{job.trial}: its model was not saved: {error}", stacklevel=2)
 
     def _lock(self, condition: Condition, store: Store) -> Record | None:
         """Choose the condition's config and write it down: from here on test data may be opened."""
@@ -98,3 +139,17 @@ class ConfirmSource(RepeatSource):
         }
         records.append(self.run / records.TRIALS, locked, durable=True)
         return locked
+
+
+def take_model(run: Path, trial: str, folder: Path) -> None:
+    """Move the trial's model out of its newest checkpoint; model.json comes last, when all is whole."""
+    found = checkpoints(run, trial, records.MODEL)
+    if not found:
+        raise FileNotFoundError("no checkpoint has it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (records.WEIGHTS, records.MODEL):
+        temporary = folder / f".{name}"
+        shutil.move(Path(found[0]).with_name(name), temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)

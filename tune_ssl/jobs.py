@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl import records
+from tune_ssl.plugins import Plugin
 from tune_ssl.records import Record
 from tune_ssl.spec import digest
 from tune_ssl.study import Condition, Study
@@ -33,7 +34,8 @@ class NotPickled:
 class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values.
 
-    `repeats` is the search trial whose config a finalist runs again.
+    `repeats` is the search trial whose config a finalist runs again. `keep` asks for galleries and the
+    model with the last report.
     """
 
     trial: str
@@ -50,7 +52,9 @@ class Job:
     cpus: float
     checkpoint_seconds: float
     repeats: str | None = None
+    keep: bool = False
     resume_from: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
     def to_config(self) -> dict[str, str]:
         """As one JSON text: Ray neither flattens nor interprets it."""
@@ -130,6 +134,8 @@ class JobSource:
         if self.running.pop(job.trial, None) is None:
             return
         report = report or {}
+        if status == records.FINISHED:
+            self.finishing(job, report)
         result = report.get("result") or {}
         value = result.get(self.metric)
         self._event(
@@ -156,6 +162,9 @@ class JobSource:
 
     def should_stop(self, job: Job, report: Record) -> bool:
         return False
+
+    def finishing(self, job: Job, report: Record) -> None:
+        """Called with the last report of a finished run, before the ending is recorded."""
 
     def ended(self, job: Job, status: str, value: float | None) -> None:
         """Called after the ending was recorded."""
@@ -190,6 +199,7 @@ class JobSource:
             checkpoint_seconds=settings.checkpoint_seconds,
             repeats=repeats,
             resume_from=checkpoints(self.run, name),
+            plugins=self.study.plugins,
         )
 
     def _count(self, progress: Progress, status: str, value: float | None) -> None:
@@ -209,8 +219,8 @@ class JobSource:
         records.append(self.run / records.TRIALS, {**line, **fields}, durable=True)
 
 
-def checkpoints(run: Path, trial: str) -> tuple[str, ...]:
-    """The trial's checkpoints under the run folder, newest first."""
-    found = (run / "ray").glob(f"*/{trial}/checkpoint_*/{CHECKPOINT}")
+def checkpoints(run: Path, trial: str, file: str = CHECKPOINT) -> tuple[str, ...]:
+    """The trial's checkpoints under the run folder that have the file, newest first."""
+    found = (run / "ray").glob(f"*/{trial}/checkpoint_*/{file}")
     newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     return tuple(str(path.absolute()) for path in newest)

@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> st
             "compute": [data.device.type, str(pick_precision(spec.compute, data.device))],
             "channels_last": spec.compute.channels_last,
             "seed": spec.seed,
-            "code": [_source_digest(inspect.getfile(type(stage))), torch.__version__],
+            "code": [_source_digest(type(stage)), torch.__version__],  # type: ignore[arg-type]
         }
     )
 
@@ -128,10 +129,15 @@ def make_room(shelves: Path, keep: Path) -> None:
             surplus -= sizes[folder]
 
 
-@cache
-def _source_digest(file: str) -> str:
-    """SHA-256 of this package's source, and of `file`, which may lie outside of it."""
+@cache  # by class: a plugin that is loaded again makes new ones
+def _source_digest(stage: type[Stage[Any]]) -> str:
+    """SHA-256 of this package's source, and of each other file or package that the class comes from."""
+    names = {"tune_ssl", *(kind.__module__.split(".")[0] for kind in stage.__mro__)}
     hasher = hashlib.sha256()
-    for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(file)]:
-        hasher.update(path.read_bytes())
+    for name in sorted(names - {"builtins", "typing"}):
+        module = sys.modules[name]
+        folders = getattr(module, "__path__", ())
+        files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+        for path in files or [Path(inspect.getfile(module))]:
+            hasher.update(path.read_bytes())
     return hasher.hexdigest()

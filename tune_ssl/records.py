@@ -5,9 +5,12 @@ Standard library only, so that a report renders where neither torch nor ray is i
     trials.jsonl    one line per trial event (EVENTS below)
     history.jsonl   one line per report of a trial in training
     splits.jsonl    one line per (condition, seed): which images were labeled, validation, test
+    galleries.jsonl one line per gallery of a condition's first confirmed seed
+    models/<index of the condition>/   that seed's weights, model.safetensors, and model.json
 
 Lines are append-only and self-describing. A torn last line is dropped with a warning. After a resume
-the same report may stand twice: `latest_reports` keeps the last one of each (trial, stage, step).
+the same report may stand twice: `latest_reports` keeps the last one of each (trial, stage, step),
+and `latest_galleries` that of each (trial, name).
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import Any
 
 SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
+GALLERIES, MODELS = "galleries.jsonl", "models"
+WEIGHTS, MODEL = "model.safetensors", "model.json"
 
 STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED = "finished", "stopped_early"
@@ -95,6 +100,14 @@ def latest_reports(reports: Iterable[Record]) -> list[Record]:
     kept: dict[tuple[Any, Any, Any], Record] = {}
     for report in reports:
         kept[report["trial"], report["stage"], report["step"]] = report
+    return list(kept.values())
+
+
+def latest_galleries(galleries: Iterable[Record]) -> list[Record]:
+    """One gallery per (trial, name): the last one written, in the order of first writing."""
+    kept: dict[tuple[Any, Any], Record] = {}
+    for gallery in galleries:
+        kept[gallery["trial"], gallery["name"]] = gallery
     return list(kept.values())
 
 

@@ -23,6 +23,8 @@ from tune_ssl import __version__, records
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.errors import Problem, UserError, nearest
+from tune_ssl.methods import installed
+from tune_ssl.plugins import Plugin, restore_plugins
 from tune_ssl.study import Condition, Study, study_from
 from tune_ssl.yamlfile import read_yaml
 
@@ -100,23 +102,44 @@ def _unwritable(run: Path, reason: str | None) -> UserError:
     return UserError(Problem(f"cannot be written: {reason}", str(run)))
 
 
-def reopen(runs: Path, name: str) -> tuple[Path, Study]:
-    """An existing run folder and the study in it. UserError if it is none."""
+def find_run(runs: Path, name: str) -> Path:
+    """The run folder of that path, or of that name in `runs`. UserError if there is none."""
     run = Path(name) if os.path.exists(Path(name, records.STUDY)) else runs / name
     if not os.path.exists(run / records.STUDY):
         known = sorted(p.parent.name for p in runs.glob(f"*/{records.STUDY}"))
         hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
         text = f"is not a run folder{nearest(name, known)}{hint}"
         raise UserError(Problem(text, str(run)))
+    return run
+
+
+def reopen(runs: Path, name: str) -> tuple[Path, Study]:
+    """An existing run folder and the study in it, with its plugins. UserError if it is none."""
+    run = find_run(runs, name)
     path = run / records.STUDY
     described = read_yaml(path).data
     study, source = described.get("study"), described.get("source")
     if not isinstance(study, dict) or not isinstance(source, str):
         raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    plugins = run_plugins(run)
     try:
-        return run, study_from(study, Path(source))
+        return run, study_from(study, Path(source), plugins)
     except UserError as error:
         raise UserError(replace(problem, where=str(path)) for problem in error.problems) from None
+
+
+def run_plugins(run: Path) -> tuple[Plugin, ...]:
+    """Load the plugins that a run began with. UserError if one is gone or is another one now."""
+    path = run / records.STUDY
+    recorded = read_yaml(path).data.get("plugins") or []
+    if not isinstance(recorded, list) or not all(map(_is_plugin, recorded)):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    return restore_plugins((Plugin(**plugin) for plugin in recorded), str(run))
+
+
+def _is_plugin(value: Any) -> bool:
+    strings = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    return strings and set(value) == set(Plugin._fields)
 
 
 @contextlib.contextmanager
@@ -188,9 +211,14 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
             }
             for condition in study.conditions
         ],
-        "versions": {"tune_ssl": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {
+            "tune_ssl": __version__,
+            "python": platform.python_version(),
+            **_versions(study),
+        },
         "git": _git(),
         "machine": {"platform": platform.platform(), "processor": platform.machine()},
+        "plugins": [plugin._asdict() for plugin in study.plugins],
         "study": study.resolved(),
     }
 
@@ -212,9 +240,10 @@ def _split(store: Store, condition: Condition, seed: int) -> Any:
     )
 
 
-def _versions() -> dict[str, str]:
+def _versions(study: Study) -> dict[str, str]:
+    points = installed().get(study.fixed.method.name, [])
     found = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(point.dist.name for point in points if point.dist)):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -15,6 +15,7 @@ from tune_ssl.checks import Checks, cells, condition_id
 from tune_ssl.errors import UserError
 from tune_ssl.grammar import validation_problems
 from tune_ssl.overrides import apply_overrides
+from tune_ssl.plugins import Plugin, load_plugins
 from tune_ssl.space import Domain
 from tune_ssl.spec import StudySpec
 from tune_ssl.trial import TrialSpec, override
@@ -32,7 +33,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study. Every condition, and both ends of every domain, build a sound TrialSpec."""
+    """A checked study. Every condition, and both ends of every domain, build a sound TrialSpec.
+
+    `plugins` are the files that bring methods of their own; workers load them too.
+    """
 
     file: YamlFile = field(compare=False, repr=False)
     name: str
@@ -41,6 +45,7 @@ class Study:
     search: dict[str, Domain]
     ablate: dict[str, dict[str, Any]]
     settings: StudySpec
+    plugins: tuple[Plugin, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -90,28 +95,39 @@ class Study:
         }
 
 
-def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Read, override and check a study. UserError lists every problem with its file:line."""
+def load_study(
+    path: str | Path, overrides: Iterable[str] = (), plugins: Iterable[str | Path] = ()
+) -> Study:
+    """Read, override and check a study. UserError lists every problem with its file:line.
+
+    `plugins` are Python files with methods that the study may name.
+    """
+    loaded = load_plugins(plugins)
     file = read_yaml(Path(path))
-    return _checked(file, overrides)
+    return replace(_checked(file, overrides), plugins=loaded)
 
 
-def load_fixed(path: str | Path | None, overrides: Iterable[str] = ()) -> Study:
+def load_fixed(
+    path: str | Path | None, overrides: Iterable[str] = (), plugins: Iterable[str | Path] = ()
+) -> Study:
     """A study's fixed part alone: overrides may set what is searched or a condition there.
 
     Without a path the overrides are laid over the defaults of the supervised method.
     """
+    loaded = load_plugins(plugins)
     file = (
         YamlFile(None, {"fixed": {"method": {"name": "supervised"}}})
         if path is None
         else read_yaml(Path(path))
     )
-    return _checked(file, overrides, fixed_only=True)
+    return replace(_checked(file, overrides, fixed_only=True), plugins=loaded)
 
 
-def study_from(resolved: Mapping[str, Any], source: Path) -> Study:
-    """A study from `Study.resolved()`, checked again."""
-    return _checked(YamlFile(source, dict(resolved)))
+def study_from(
+    resolved: Mapping[str, Any], source: Path, plugins: tuple[Plugin, ...] = ()
+) -> Study:
+    """A study from `Study.resolved()`, checked again; its plugins are loaded already."""
+    return replace(_checked(YamlFile(source, dict(resolved))), plugins=plugins)
 
 
 def check_name(name: str) -> None:

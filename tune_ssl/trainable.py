@@ -21,6 +21,7 @@ from ray import tune
 from tune_ssl import records
 from tune_ssl.jobs import CHECKPOINT, Job
 from tune_ssl.lazy import LazyModule
+from tune_ssl.plugins import restore_plugins
 from tune_ssl.scheduler import REPORT
 from tune_ssl.trial import build_trial
 
@@ -32,21 +33,25 @@ else:
     torch = LazyModule("torch")
     training = LazyModule("tune_ssl.training")
 
+Finish = Callable[["training.Trained"], dict[str, Any]]
+Keep = Callable[["training.Trained", Path], dict[str, Any]]
+
 
 def search_trial(config: dict[str, Any]) -> None:
     """The function trainable of a search."""
     run_job(Job.from_config(config))
 
 
-def run_job(job: Job, finish: Callable[[training.Trained], dict[str, Any]] | None = None) -> None:
+def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) -> None:
     """Train one job. Whatever goes wrong in it is reported as its ending and never raised.
 
-    `finish` adds to the last report's result; the confirmation measures test data there.
+    `finish` adds to the last report's result; the confirmation measures test data there. `keep` adds
+    to that report itself, and what it writes into the folder goes with it as a checkpoint.
     """
     torch.set_num_threads(max(1, int(job.cpus)))
     freeze_libraries()
     try:
-        _train_and_report(job, finish)
+        _train_and_report(job, finish, keep)
     except (training.Diverged, training.Collapsed) as error:
         diverged = isinstance(error, training.Diverged)
         spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
@@ -68,9 +73,8 @@ def freeze_libraries() -> None:
     gc.freeze()
 
 
-def _train_and_report(
-    job: Job, finish: Callable[[training.Trained], dict[str, Any]] | None
-) -> None:
+def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> None:
+    restore_plugins(job.plugins)
     spec = build_trial(job.spec)
     state = _newest_state(job)
     if state is not None:  # the driver may have died before it took the checkpoint's own report
@@ -79,7 +83,11 @@ def _train_and_report(
     for report in training.train(spec, resume=state, metric=job.metric, mode=job.mode):
         if report.last:
             more = finish(report.trained) if finish else {}
-            _send(_plain(report) | {"status": records.FINISHED, "result": report.result | more})
+            plain = _plain(report) | {"status": records.FINISHED, "result": report.result | more}
+            with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
+                plain |= keep(report.trained, Path(folder)) if keep else {}
+                whole = any(Path(folder).iterdir())
+                _send(plain, tune.Checkpoint.from_directory(folder) if whole else None)
         elif report.snapshot and time.monotonic() - written >= job.checkpoint_seconds:
             with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
                 plain = _plain(report)

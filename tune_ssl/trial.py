@@ -26,7 +26,7 @@ from tune_ssl.spec import (
 )
 
 if TYPE_CHECKING:
-    from tune_ssl.methods.base import Stage
+    from tune_ssl.methods.base import Method, Stage
 
 
 class TrialSpec(Spec):
@@ -60,18 +60,21 @@ class TrialSpec(Spec):
         return sum(ceil(steps / self.budget.eval_every) for steps in self.stage_steps().values())
 
 
-@cache
 def trial_model(method_name: str) -> type[TrialSpec]:
     """TrialSpec narrowed to one method: its own spec, its own loss terms and optimizer parts."""
-    method = find_method(method_name)
-    losses = _with_defaults(f"LossesSpec[{method_name}]", LossesSpec, method.losses)
-    optim = _with_defaults(f"OptimSpec[{method_name}]", OptimSpec, method.optim_parts)
+    return _trial_model(find_method(method_name))  # type: ignore[arg-type]
+
+
+@cache  # by class, for a plugin's name may come to stand for another one
+def _trial_model(method: type[Method[Any]]) -> type[TrialSpec]:
+    losses = _with_defaults(f"LossesSpec[{method.name}]", LossesSpec, method.losses)
+    optim = _with_defaults(f"OptimSpec[{method.name}]", OptimSpec, method.optim_parts)
     fields: dict[str, Any] = {
         "method": (method.Spec, ...),
         "losses": (losses, losses()),
         "optim": (optim, optim()),
     }
-    return create_model(f"TrialSpec[{method_name}]", __base__=TrialSpec, **fields)
+    return create_model(f"TrialSpec[{method.name}]", __base__=TrialSpec, **fields)
 
 
 def build_trial(raw: Mapping[str, Any]) -> TrialSpec:

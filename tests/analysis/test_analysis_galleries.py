@@ -1,0 +1,179 @@
+"""The page's section on what the model sees: strips, captions, and lines that are no galleries."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from analysis.galleries import agreement
+from analysis.load import load_runs
+from analysis.report import write_report
+from tune_ssl import records
+
+EVIL = "<script>alert('x')</script>"
+
+
+def png(width=30, height=10):
+    content = io.BytesIO()
+    Image.new("L", (width, height), 7).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def gallery(path, condition="data.labels=50", trial="c0-confirm-s0", **more):
+    """Append a gallery of three neighbours."""
+    row = {"title": "cat", "png": png(), "width": 30, "captions": ["cat", "cat", "dog"]}
+    line = {
+        "trial": trial,
+        "condition": condition,
+        "seed": 0,
+        "name": "neighbours",
+        "title": "Nearest",
+        "rows": [row],
+        "values": {"class_agreement": 0.8716, "k": 5, "images": 1234},
+        "error": None,
+    }
+    records.append(path / records.GALLERIES, {**line, **more})
+
+
+class Page(HTMLParser):
+    """The images, the text of their captions, and the marked ones."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.captions, self.others, self.tags = [], [], [], []
+        self.inside = self.span = None
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.images += [found] if tag == "img" else []
+        self.inside = True if found.get("class") == "strip" else self.inside
+        self.span = found.get("class", "") if tag == "span" and self.inside else None
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "div"
+        self.span = None if tag == "span" else self.span
+
+    def handle_data(self, data):
+        if self.span is not None:
+            self.captions.append(data)
+            self.others += [data] if self.span == "other" else []
+
+
+def test_a_report_without_galleries_has_no_such_section(tmp_path, write_run):
+    run = write_run(tmp_path / "a")
+    text = write_report([run], tmp_path / "report").read_text()
+    assert "s-sees" not in text and "What the model sees" not in text
+    (run / records.GALLERIES).write_text("")
+    assert "s-sees" not in write_report([run], tmp_path / "report").read_text()
+
+
+def test_each_condition_shows_its_strips_captions_and_agreement(tmp_path, write_run):
+    run = write_run(tmp_path / "a")
+    gallery(run)
+    rows = [{"title": "weak", "png": png(), "width": 30, "captions": []}]
+    gallery(run, name="pictures", title="Views", rows=rows, values={})
+    gallery(run, "data.labels=200", "c1-confirm-s0", values={"class_agreement": None, "k": 5})
+    page = write_report([run], tmp_path / "report")
+    text, found = page.read_text(), Page(page)
+    assert text.count('href="#s-sees"') == text.count('id="s-sees"') == 1
+    assert (
+        "Over all 1,234 validation images: of the 5 nearest validation images, 87.2 % have the "
+        "query&#39;s class." in text
+    )
+    assert text.count("nearest validation images, ") == 1 and "None" not in text.split("<script")[0]
+    assert [image["src"] for image in found.images] == ["data:image/png;base64," + png()] * 3
+    assert found.images[0]["alt"] == "cat; nearest: cat, dog" and found.images[1]["alt"] == "weak"
+    assert found.captions == ["cat", "cat", "dog"] * 2 and found.others == ["dog", "dog"]
+    section = text[text.index('id="s-sees"') : text.index('id="s-search"')]
+    assert section.index("data.labels=50") < section.index("Views")
+    assert section.index("Views") < section.index("data.labels=200")
+    assert "weak</p>" in section and "soft_kmeans" not in section
+
+
+def test_several_runs_are_told_apart(tmp_path, write_run):
+    runs = [write_run(tmp_path / m, method=m) for m in ("fixmatch", "uda")]
+    for run in runs:
+        gallery(run)
+    text = write_report(runs, tmp_path / "report").read_text()
+    section = text[text.index('id="s-sees"') : text.index('id="s-search"')]
+    assert "fixmatch. Over all" in section and "uda. Over all" in section
+    assert section.count("<summary>") == 1
+
+
+def test_names_cannot_inject_here_either(tmp_path, write_run):
+    run = write_run(tmp_path / "a", labels=(50,), conditions=[EVIL])
+    clean = Page(write_report([run], tmp_path / "clean"))
+    row = {"title": EVIL, "png": png(), "width": 30, "captions": [EVIL, "a"]}
+    rows = [row, {**row, "captions": []}]
+    gallery(run, EVIL, EVIL, title=EVIL, rows=rows, values={})
+    page = write_report([run], tmp_path / "report")
+    found = Page(page)
+    assert EVIL not in page.read_text() and len(found.images) == 2
+    assert found.tags.count("script") == clean.tags.count("script")
+
+
+def test_the_last_gallery_of_a_trial_counts(tmp_path, write_run):
+    run = write_run(tmp_path / "a")
+    gallery(run, title="before the crash")
+    gallery(run, title="after it")
+    assert [g.title for g in load_runs([run]).galleries] == ["after it"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": None},
+        {"rows": []},
+        {"rows": ["x"]},
+        {"rows": [{"png": 3, "width": 30}]},
+        {"rows": [{"png": 'iVBORw0KGgo" onload="x', "width": 30}]},
+        {"rows": [{"png": "R0lGODlh", "width": 30}]},
+        {"rows": [{"png": "iVBORw0KGgo=", "width": "30"}]},
+        {"rows": [{"png": "iVBORw0KGgo=", "width": 10**9}]},
+        {"rows": [{"png": "iVBORw0KGgo=", "width": 30, "captions": "cat"}]},
+        {"trial": None},
+        {"name": 3},
+        {"condition": "of another study"},
+        {"schema": 99},
+    ],
+)
+def test_a_strange_line_is_left_out_and_noted(tmp_path, write_run, change):
+    run = write_run(tmp_path / "a")
+    gallery(run, title="sound")
+    gallery(run, **{"name": "strange", **change})
+    runs = load_runs([run])
+    assert [g.title for g in runs.galleries] == ["sound"]
+    assert runs.notes == ["a: galleries.jsonl: 1 strange line(s) left out."]
+    assert "1 strange line(s) left out." in write_report([run], tmp_path / "report").read_text()
+
+
+def test_torn_lines_and_values_of_the_wrong_kind_are_tolerated(tmp_path, write_run):
+    run = write_run(tmp_path / "a")
+    gallery(run, values={"class_agreement": "high", "k": None})
+    with open(run / records.GALLERIES, "a") as file:
+        file.write('{"trial": "c0-con')
+    runs = load_runs([run])
+    assert [g.sentence for g in runs.galleries] == [""]
+    assert runs.notes == ["a: galleries.jsonl: 1 torn line(s) dropped."]
+
+
+def test_a_gallery_that_could_not_be_made_is_a_caveat(tmp_path, write_run):
+    run = write_run(tmp_path / "a")
+    gallery(run, rows=[], error="ValueError: features are not finite")
+    runs = load_runs([run])
+    assert runs.galleries == []
+    assert runs.notes == [
+        "a: galleries.jsonl: neighbours of c0-confirm-s0 could not be made: "
+        "ValueError: features are not finite."
+    ]
+
+
+@pytest.mark.parametrize("values", [{}, {"class_agreement": None}, {"class_agreement": 1.0}])
+def test_no_number_no_sentence(values):
+    assert agreement(values) == ""
