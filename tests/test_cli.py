@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(run, monkeypat
             ["search", "--resume", "nope", "--name", "x"],
             "a resumed run keeps its name, study, data and plugins",
         ),
+        (["search", "--resume", "nope", "--no-cache"], "a resumed run keeps its name, study, "),
         (["search", "sound.yaml", "--name", "one", "--runs", "sound.yaml"], "cannot be written: "),
         (["report", "nope"], "runs/nope"),
         (["report", "a", "b"], "a report of several runs needs a folder to write to: --out FOLDER"),
@@ -256,6 +258,37 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(run):
     assert code == 2
     assert "Traceback (most recent call last)" in err
     assert err.splitlines()[-1] == "nope.yaml does not exist (in . there are: sound.yaml)"
+
+
+PRETRAINED = """
+fixed:
+  data: {dataset: digits, num_labels: 20, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: simclr, projector_hidden: 16, projector_dim: 16}
+  budget: {steps: {pretrain: 4, finetune: 2}, eval_every: 2}
+"""
+
+
+def test_train_reuses_a_pretrained_network_unless_it_is_told_not_to(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNE_SSL_CACHE", str(tmp_path / "cache"))
+    Path("pretrained.yaml").write_text(PRETRAINED)
+    files, shown = [], []
+    for arguments in (["--no-cache"], [], ["data.num_labels=20"], ["--no-cache"]):
+        code, out, _ = run("train", "pretrained.yaml", *arguments)
+        assert code == 0
+        lines = re.sub(r"\([0-9.]+ s\)", "", out).splitlines()
+        shown.append([line for line in lines if " step " in line])
+        found = Path("cache").glob("pretrained/*/*.safetensors")
+        files.append(sorted(path.stat().st_mtime_ns for path in found))
+    assert len(shown[0]) == 3 and shown == [shown[0]] * 4
+    assert files[0] == [] and len(files[1]) == 2 and files[1] == files[2] == files[3]
+
+
+def test_a_collapse_ends_training_with_one_line_and_exit_code_1(run):
+    Path("pretrained.yaml").write_text(PRETRAINED)
+    code, out, err = run("train", "pretrained.yaml", "method.collapse_below=0.999", "--no-cache")
+    assert (code, err) == (1, "")
+    assert re.search(r"^collapsed: embedding_std is 0\.\d+ over steps 1 to 2, under", out, re.M)
 
 
 def test_train_prints_the_metrics_of_each_evaluation(run):

@@ -82,9 +82,17 @@ def test_a_killed_worker_and_then_a_killed_driver_lose_and_repeat_nothing(tmp_pa
         assert steps == list(range(20, 301, 20)), trial
 
 
-def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path):
-    long = STUDY.replace("steps: 300", "steps: 600").replace("num_trials: 5", "num_trials: 1")
-    process = start(tmp_path, "search", write_study(tmp_path, long), "--name", "r", "--no-confirm")
+@pytest.mark.parametrize(
+    "method, steps, total",
+    [
+        ("soft_kmeans", "600", 600),
+        ("simclr", "{pretrain: 400, finetune: 20}", 420),  # its worker has the network's lock
+    ],
+)
+def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path, method, steps, total):
+    long = STUDY.replace("steps: 300", f"steps: {steps}").replace("num_trials: 5", "num_trials: 1")
+    study = write_study(tmp_path, long.replace("soft_kmeans", method))
+    process = start(tmp_path, "search", study, "--name", "r", "--no-confirm")
     run = tmp_path / "runs" / "r"
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 5)
     os.kill(process.pid, signal.SIGKILL)
@@ -95,7 +103,7 @@ def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path):
     code, out, err = finish(start(tmp_path, "search", "--resume", "r", "--no-confirm"))
     assert code == 0, out + err
     resumed = [line["step"] for line in records.read(run / records.HISTORY)[count:]]
-    assert resumed[0] > 20 and resumed[0] >= reached - 40 and resumed[-1] == 600
+    assert resumed[0] > 20 and resumed[0] >= reached - 40 and resumed[-1] == total
     assert [e["event"] for e in events(run)] == [
         records.STARTED,
         records.RESUMED,

@@ -30,6 +30,11 @@ def test_every_search_space_is_valid(validator, path):
         {"fixed": {"method": {"name": "kmeans", "temperature": 1}}},
         {"fixed": {"method": {"name": "kmeans"}, "optim": {"lr": 0}}},
         {"fixed": {"method": {"name": "kmeans"}, "losses": {"clustr": {}}}},
+        {"fixed": {"method": {"name": "simclr"}, "optim": {"finetun": {}}}},
+        {"fixed": {"method": {"name": "simclr"}, "optim": {"finetune": {"lr": 0}}}},
+        {"fixed": {"method": {"name": "kmeans"}, "optim": {"finetune": {"lr": 1}}}},
+        {"fixed": {"method": {"name": "simclr"}, "budget": {"steps": {"pretrain": 0}}}},
+        {"fixed": {"method": {"name": "simclr"}, "compute": {"cache": 1}}},
         {"fixed": {"method": {"name": "kmeans"}}, "search": {"optim.lr": {"log": [1, 2]}}},
         {"fixed": {"method": {"name": "kmeans"}}, "search": {"optim.lr": {}}},
         {"fixed": {"method": {"name": "kmeans"}}, "study": {"searcher": "optuma"}},
@@ -37,6 +42,15 @@ def test_every_search_space_is_valid(validator, path):
 )
 def test_what_the_program_refuses_an_editor_underlines(validator, study):
     assert list(validator.iter_errors(study))
+
+
+def test_an_editor_takes_each_stages_own_settings(validator):
+    fixed = {
+        "method": {"name": "simsiam", "freeze": 2},
+        "optim": {"lr": 0.1, "finetune": {"lr": 1, "name": "sgd"}, "predictor": {"momentum": 0}},
+        "budget": {"steps": {"pretrain": 10, "finetune": 5}},
+    }
+    assert not list(validator.iter_errors({"fixed": fixed}))
 
 
 def test_an_editor_can_complete_each_methods_options_and_loss_terms():

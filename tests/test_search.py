@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -209,6 +210,117 @@ def test_the_report_counts_every_kind_of_ending(ended):
     assert [counts[kind] for kind in kinds] == ["2", "1", "1", "3"]  # one of them confirmed
 
 
+# ---- pretrained networks -------------------------------------------------------------------------
+
+PRETRAINED = """
+fixed:
+  data: {dataset: digits, batch_size: 8, num_labels: 20}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: simclr, projector_hidden: 16, projector_dim: 16}
+  budget: {steps: {pretrain: 20, finetune: 4}, eval_every: 4}
+search:
+  optim.finetune.lr: {choice: [1e-4, 1e-3, 1e-2, 1e-1]}
+study: {num_trials: 4, searcher: grid, scheduler: none, finalists: 1, seeds: [0, 1]}
+"""
+
+
+def shelves(cache):
+    return [path for path in (cache / "pretrained").iterdir() if path.is_dir()]
+
+
+def told(run):
+    """All that the records say of each trial of the search and of its reports, but the time."""
+    history = records.latest_reports(records.read(run / records.HISTORY))
+    said = ("event", "step", "value", "metrics", "images_seen", "reason")
+    ended = records.endings(events(run))
+    return (
+        {(r["trial"], r["step"]): r["metrics"] for r in history if "-t" in r["trial"]},
+        {t: [event[key] for key in said] for t, event in ended.items() if "-t" in t},
+    )
+
+
+def test_a_study_pretrains_once_per_seed_and_reports_what_it_would_have_without_the_cache(
+    tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TUNE_SSL_CACHE", str(cache))
+    two = "conditions={data.num_labels: [20, 40]}"
+    search = ["search", write_study(tmp_path, PRETRAINED), two, "--no-report", "--name"]
+    code, out, err = finish(start(tmp_path, *search, "each", "--no-cache", "--no-confirm"))
+    assert code == 0, out + err
+    assert not (cache / "pretrained").exists()
+
+    # Interrupted while one trial pretrains and another waits for it, and resumed.
+    process = start(tmp_path, *search, "once", start_new_session=True)
+    run = tmp_path / "runs" / "once"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) > 0)
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process, timeout=60)[0] == 130
+    assert len(shelves(cache)) == 1 and not endings(run)
+    code, out, err = finish(start(tmp_path, "search", "--resume", "once", "--no-report"))
+    assert code == 0, out + err
+
+    assert told(run) == told(tmp_path / "runs" / "each")
+    assert set(endings(run).values()) == {records.FINISHED}
+    assert len(endings(run)) == 2 * 4 + 2 * 2
+    assert len(shelves(cache)) == 3  # of the seeds 1000, 0 and 1
+    assert all(len(list(folder.iterdir())) == 5 for folder in shelves(cache))
+
+
+def test_a_bad_pretraining_is_stopped_early_and_never_scored(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNE_SSL_CACHE", str(tmp_path / "cache"))
+    body = PRETRAINED.replace("choice: [1e-4, 1e-3, 1e-2, 1e-1]", "choice: [1e-4, 1e-3, 1e-2]")
+    asha = "study={num_trials: 6, searcher: grid, grace_period: 0.2, reduction_factor: 2}"
+    rates = "search:\n  optim.lr: {choice: [1e-3, 1.0]}\n"  # the second one's features are worse
+    path = write_study(tmp_path, body.replace("search:\n", rates))
+    code, out, err = finish(
+        start(tmp_path, "search", path, asha, "--name", "s", "--no-confirm", "--no-report")
+    )
+    assert code == 0, out + err
+    run = tmp_path / "runs" / "s"
+    rate = {e["trial"]: e["config"]["optim.lr"] for e in events(run) if "config" in e}
+    assert len(rate) == 6
+    for trial, event in records.endings(events(run)).items():
+        if rate[trial] == 1e-3:
+            assert event["event"] == records.FINISHED and event["step"] == 24
+        else:
+            assert event["event"] == records.STOPPED and event["step"] == 8
+            assert event["value"] is None and "val/probe_accuracy" in event["metrics"]
+    assert sorted(optuna_states(run)["all"]) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
+
+
+COLLAPSING = """
+fixed:
+  data: {dataset: digits, batch_size: 16, num_labels: 20}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: simsiam, projector_hidden: 32, projector_dim: 32, predictor_hidden: 8, collapse_below: 0.7}
+  optim: {lr: 0.05, finetune: {lr: 0.001}}
+  budget: {steps: {pretrain: 30, finetune: 2}, eval_every: 10}
+search:
+  method.stop_gradient: {choice: [true, false]}
+study: {num_trials: 2, searcher: grid, scheduler: none}
+"""
+
+
+def test_a_collapsed_trial_is_an_ending_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNE_SSL_CACHE", str(tmp_path / "cache"))
+    path = write_study(tmp_path, COLLAPSING)
+    code, out, err = finish(start(tmp_path, "search", path, "--name", "c", "--no-confirm"))
+    assert code == 0, out + err
+    run = tmp_path / "runs" / "c"
+    assert endings(run) == {"c0-t0000": records.FINISHED, "c0-t0001": records.COLLAPSED}
+    assert optuna_states(run) == {"all": ["COMPLETE", "FAIL"]}
+    event = records.endings(events(run))["c0-t0001"]
+    steps = f"over steps {event['step'] - 9} to {event['step']}"
+    assert event["reason"].startswith("embedding_std is 0.") and steps in event["reason"]
+    assert event["step"] in (10, 20, 30) and event["images_seen"] == 16 * event["step"]
+    assert event["value"] is None and event["seconds"] > 0
+    header, row = (run / "report" / "tables" / "stability.csv").read_text().splitlines()[:2]
+    counts = dict(zip(header.split(","), row.split(","), strict=False))
+    assert (counts["finished"], counts["collapsed"], counts["failed"]) == ("1", "1", "0")
+    assert "collapsed" in (run / "report" / "index.html").read_text()
+
+
 # ---- Ctrl-C ------------------------------------------------------------------------------------
 
 
@@ -220,8 +332,6 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "runs" / "c"
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) > 4)
     # A terminal sends Ctrl-C to the whole group; ray's own processes must not make noise of it.
-    import os
-
     os.killpg(process.pid, signal.SIGINT)
     code, out, err = finish(process, timeout=60)
     assert code == 130, out + err

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tune_ssl.grammar import validation_problems
-from tune_ssl.spec import BudgetSpec, ComputeSpec, DataSpec, OptimSpec, StudySpec, digest
+from tune_ssl.spec import BudgetSpec, ComputeSpec, DataSpec, OptimPart, OptimSpec, StudySpec, digest
 
 
 def messages(spec, raw) -> list[str]:
@@ -45,6 +45,10 @@ def messages(spec, raw) -> list[str]:
         (BudgetSpec, {"steps": 0}, "steps is 0, but must be greater than 0 or a mapping"),
         (BudgetSpec, {"steps": "x"}, "steps is 'x', but must be a whole number or a mapping"),
         (BudgetSpec, {"steps": {"train": 0}}, "steps.train is 0, but must be greater than 0"),
+        (OptimPart, {"lr": 0}, "lr is 0, but must be greater than 0"),
+        (OptimPart, {"momentum": 1}, "momentum is 1, but must be less than 1"),
+        (OptimPart, {"grad_clip": 1}, "grad_clip is not a known key"),
+        (ComputeSpec, {"cache": "no"}, "cache is 'no', but must be true or false"),
         (ComputeSpec, {"device": "gpu"}, "device is 'gpu', but must be auto, cpu, mps, cuda or"),
         (StudySpec, {"seeds": [0, 1, 0]}, "seeds is [0, 1, 0], but must have each seed once"),
         (StudySpec, {"seeds": []}, "seeds is [], but must be a list of at least 1"),
@@ -65,8 +69,15 @@ def test_each_wrong_value_is_one_line_in_our_own_words(spec, raw, expected):
 
 
 def test_defaults_are_validated_too_and_sound():
-    for spec in (BudgetSpec, ComputeSpec, DataSpec, OptimSpec, StudySpec):
+    for spec in (BudgetSpec, ComputeSpec, DataSpec, OptimPart, OptimSpec, StudySpec):
         assert spec.model_validate(spec().model_dump()) == spec()
+
+
+def test_an_optimizer_part_has_a_key_for_each_setting_but_those_of_the_whole_network():
+    whole = {"grad_clip", "ema_decay"}
+    assert set(OptimPart.model_fields) == set(OptimSpec.model_fields) - whole
+    assert not OptimPart().model_dump(exclude_none=True)
+    assert OptimSpec().of("train") == OptimSpec()
 
 
 def test_a_spec_never_changes():

@@ -1,5 +1,5 @@
 """What training promises: the same spec gives the same numbers, an interruption changes nothing,
-divergence is named, weights and ramps are the loop's alone."""
+divergence and collapse are named, weights, ramps and optimizers are the loop's alone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,32 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import small_spec
+from tests import helpers
 from tune_ssl.data.loading import load_data
 from tune_ssl.errors import UserError
 from tune_ssl.methods import find_method, method_names
-from tune_ssl.methods.base import StepOutput
+from tune_ssl.methods.base import Ratio, StepOutput
+from tune_ssl.methods.simclr import SimCLRPretrain
 from tune_ssl.methods.soft_kmeans import SoftKMeansStage
+from tune_ssl.methods.transfer import FinetuneStage
 from tune_ssl.schedules import ema_decay, learning_rate, ramp_up
-from tune_ssl.stepping import GRADIENT, Averaged, Diverged, Guard, Stepper, build_optimizer
+from tune_ssl.stepping import (
+    GRADIENT,
+    Averaged,
+    Collapsed,
+    Diverged,
+    Guard,
+    Stepper,
+    build_optimizers,
+)
 from tune_ssl.training import train
 
 CPU = torch.device("cpu")
+NARROW = {"method.projector_hidden": 16, "method.projector_dim": 16, "method.predictor_hidden": 8}
+
+
+def small_spec(method="soft_kmeans", **values):
+    return helpers.small_spec(method, **({**NARROW, **values} if method == "simsiam" else values))
 
 
 def run(spec, **options):
@@ -28,7 +43,7 @@ def run(spec, **options):
 
 
 def numbers(reports):
-    return [(r.step, r.metrics) for r in reports]
+    return [(r.stage, r.step, r.evaluation, r.images_seen, r.metrics) for r in reports]
 
 
 def weights(report):
@@ -48,26 +63,24 @@ def test_the_same_spec_gives_the_same_numbers_and_another_seed_gives_others(name
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
 @pytest.mark.parametrize("name", method_names())
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(name, at, checkpoint):
-    spec = small_spec(name, **{"budget.checkpoint": checkpoint})
-    whole = run(spec)
+def test_a_resumed_run_is_bit_identical_wherever_it_was_interrupted(name, checkpoint):
+    spec = small_spec(name, **{"budget.checkpoint": checkpoint, "budget.eval_every": 6})
+    whole, files = [], []
+    for report in train(spec):
+        whole.append(report)
+        files.append(io.BytesIO())
+        torch.save(report.snapshot(), files[-1])
 
-    stream = train(spec)
-    for _ in range(at + 1):
-        report = next(stream)
-    file = io.BytesIO()
-    torch.save(report.snapshot(), file)
-    stream.close()
-    torch.manual_seed(12345)  # a new process has another random state
-    file.seek(0)
-    rest = run(spec, resume=torch.load(file, weights_only=True))
-
-    assert numbers(rest) == numbers(whole)[at + 1 :]
-    assert rest[-1].result == whole[-1].result
-    assert rest[-1].images_seen == whole[-1].images_seen
-    for ours, theirs in zip(weights(rest[-1]).values(), weights(whole[-1]).values(), strict=True):
-        assert torch.equal(ours, theirs)
+    for at, file in enumerate(files[:-1]):  # within each stage, and between two
+        torch.manual_seed(12345)  # a new process has another random state
+        file.seek(0)
+        rest = run(spec, resume=torch.load(file, weights_only=True))
+        assert numbers(rest) == numbers(whole)[at + 1 :]
+        assert rest[-1].result == whole[-1].result
+        for ours, theirs in zip(
+            weights(rest[-1]).values(), weights(whole[-1]).values(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_of_another_spec_is_refused():
@@ -124,6 +137,132 @@ def test_best_keeps_the_weights_of_the_best_evaluation_and_reports_their_values(
     assert last.result["val/mean_class_accuracy"] == max(values) > values[-1]
     again = last.trained.evaluate(last.trained.data.sets.validation, "val")
     assert again == pytest.approx(last.result)
+
+
+# ---- several stages ----------------------------------------------------------------------------
+
+
+def test_steps_evaluations_and_images_run_on_over_the_stages():
+    spec = small_spec("simclr", **{"budget.steps": {"pretrain": 10, "finetune": 4}, "data.mu": 3})
+    reports = run(spec)
+    assert [r.stage for r in reports] == ["pretrain"] * 3 + ["finetune"]
+    assert [r.step for r in reports] == [4, 8, 10, 14]
+    assert [r.evaluation for r in reports] == [1, 2, 3, 4]
+    assert [r.last for r in reports] == [False, False, False, True]
+    assert [r.images_seen for r in reports] == [96, 192, 240, 240 + 4 * 8]
+    assert spec.evaluations() == 4
+
+
+@pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])
+def test_a_stand_in_is_compared_the_way_the_metric_is(mode, sign):
+    reports = run(small_spec("simclr"), metric="val/loss", mode=mode)
+    for report in reports[:3]:
+        assert report.stand_in == sign * report.metrics["val/probe_accuracy"] != 0
+    assert [report.stand_in for report in reports[3:]] == [None] * 3
+
+
+def test_the_first_stage_starts_from_the_seed_and_each_later_one_from_a_stream_of_its_own(
+    monkeypatch,
+):
+    seeds = []
+
+    def build(self, *arguments):
+        seeds.append(torch.initial_seed())
+        return type(self).__mro__[1].build(self, *arguments)
+
+    first = type("First", (SimCLRPretrain,), {"build": build})
+    later = [type("Later", (FinetuneStage,), {"build": build, "name": name}) for name in ("a", "b")]
+    method = find_method("simclr")
+    monkeypatch.setattr(method, "stage_types", (first, *later))
+    monkeypatch.setattr(
+        method, "stages", classmethod(lambda cls, spec: [s(spec) for s in cls.stage_types])
+    )
+    for seed in (0, 1):
+        run(small_spec("simclr", seed=seed, **{"budget.steps": 1}))
+    assert seeds[0] == 0 and seeds[3] == 1
+    assert len(set(seeds)) == 6
+
+
+def test_best_is_chosen_within_each_stage_that_measures_the_metric(monkeypatch):
+    given = []
+    build = FinetuneStage.build
+
+    def spy(self, task, model, previous):
+        given.append({k: v.clone() for k, v in previous.state_dict().items()})
+        return build(self, task, model, previous)
+
+    monkeypatch.setattr(FinetuneStage, "build", spy)
+    noisy = {"optim.lr": 0.01, "optim.schedule": "constant", "optim.ema_decay": 0.0}
+    steps = {"budget.steps": {"pretrain": 8, "finetune": 48}, "budget.checkpoint": "best"}
+    spec = small_spec("simclr", **noisy, **steps)
+    reports, pretrained = [], {}
+    for report in train(spec):
+        reports.append(report)
+        if report.stage == "pretrain":
+            pretrained = {k: v.clone() for k, v in weights(report).items()}
+            assert report.result["val/probe_accuracy"] == report.metrics["val/probe_accuracy"]
+    # pretraining does not measure the metric: its last weights go on
+    assert all(torch.equal(given[0][key], pretrained[key]) for key in pretrained)
+    values = [r.metrics["val/mean_class_accuracy"] for r in reports if r.stage == "finetune"]
+    assert reports[-1].result["val/mean_class_accuracy"] == max(values) > values[-1]
+
+
+def test_a_frozen_encoder_stays_as_it_was_pretrained_and_is_in_no_optimizer():
+    reports = run(small_spec("simclr", **{"method.freeze": "all", "optim.ema_decay": 0.0}))
+    before, after = weights(reports[2]), weights(reports[-1])
+    encoder = [key for key in after if key.startswith("encoder.")]
+    assert encoder and all(torch.equal(before[key], after[key]) for key in encoder)
+
+
+# ---- collapse ------------------------------------------------------------------------------------
+
+
+def test_a_collapse_is_named_with_its_steps_and_what_it_cost():
+    spec = small_spec("simsiam", **{"method.collapse_below": 0.99})
+    with pytest.raises(Collapsed) as caught:
+        run(spec)
+    error = caught.value
+    assert (error.quantity, error.step) == ("embedding_std", 4)
+    assert str(error) == (
+        f"embedding_std is {error.value:.3g} over steps 1 to 4, under its floor 0.99"
+    )
+    assert error.images_seen == 4 * 8 and error.seconds > 0
+    assert run(small_spec("simsiam", **{"method.collapse_below": 0.0}))[-1].last
+
+
+class Sinking(FinetuneStage):
+    """Its diagnostic falls under its floor after the 6th step."""
+
+    floors, calls = {"height": 0.5}, 0
+
+    def step(self, network: nn.Module, batch) -> StepOutput:
+        type(self).calls += 1
+        height = torch.tensor(1.0 if type(self).calls <= 6 else 0.0)
+        return StepOutput(super().step(network, batch).losses, {"height": height})
+
+
+def test_a_collapse_in_a_later_stage_counts_the_steps_before_it(monkeypatch):
+    monkeypatch.setattr(find_method("simclr"), "stage_types", (SimCLRPretrain, Sinking))
+    monkeypatch.setattr(Sinking, "calls", 0)
+    with pytest.raises(Collapsed) as caught:
+        run(small_spec("simclr"))
+    assert caught.value.step == 12 + 12  # of steps 5 to 8 two are high; of 9 to 12 none is
+    assert str(caught.value) == "height is 0 over steps 21 to 24, under its floor 0.5"
+    assert caught.value.images_seen == (12 + 12) * 8
+
+
+def test_a_ratio_is_the_share_over_all_steps_and_nan_where_nothing_was_counted(monkeypatch):
+    parts = iter([(1, 1), (0, 9), (0, 0), (5, 10)] + [(0, 0)] * 8)
+
+    class Counting(SoftKMeansStage):
+        def step(self, network: nn.Module, batch) -> StepOutput:
+            part, whole = map(torch.tensor, next(parts))
+            return StepOutput(super().step(network, batch).losses, {"share": Ratio(part, whole)})
+
+    monkeypatch.setattr(find_method("soft_kmeans"), "stage_types", (Counting,))
+    first, second, third = run(small_spec())
+    assert first.metrics["diag/share"] == 6 / 20
+    assert math.isnan(second.metrics["diag/share"]) and math.isnan(third.metrics["diag/share"])
 
 
 # ---- divergence --------------------------------------------------------------------------------
@@ -218,12 +357,73 @@ def test_without_averaging_the_network_itself_is_evaluated():
     assert ema_decay(0.999, 100) == pytest.approx(0.9) and ema_decay(0.9, 5) == 0.0
 
 
+def stepper_of(spec, index=0):
+    """The stepper of one stage, from fresh weights."""
+    data = load_data(spec.data, 0, CPU)
+    network = None
+    for stage in spec.stages()[: index + 1]:
+        network = stage.build(data.task, spec.model, network)
+    return Stepper(spec, stage, network, data, 12, before=0)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_biases_and_normalisation_are_not_decayed(name):
-    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    decayed, rest = build_optimizer(small_spec(**{"optim.name": name}).optim, network).param_groups
-    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 5e-4
-    assert [p.ndim for p in rest["params"]] == [1, 1, 1] and rest["weight_decay"] == 0
+    stepper = stepper_of(small_spec("supervised", **{"optim.name": name}))
+    ((_, optimizer),) = stepper.optimizers.values()
+    decayed, rest = optimizer.param_groups
+    assert {p.ndim for p in decayed["params"]} == {2, 4} and decayed["weight_decay"] == 5e-4
+    assert {p.ndim for p in rest["params"]} == {1} and rest["weight_decay"] == 0
+    count = len(decayed["params"]) + len(rest["params"])
+    assert count == len(list(stepper.network.parameters()))
+
+
+def test_each_part_has_its_own_optimizer_and_every_parameter_is_in_one():
+    values = {"optim.predictor.lr": 0.5, "optim.predictor.name": "sgd", "optim.finetune.lr": 9.0}
+    spec = small_spec("simsiam", **values)
+    stepper = stepper_of(spec)
+    (part, predictor), (rest, others) = stepper.optimizers["predictor"], stepper.optimizers[""]
+    assert (part.name, part.lr, part.schedule) == ("sgd", 0.5, "constant")
+    assert (rest.name, rest.lr, rest.schedule) == ("adamw", 3e-3, "cosine")
+
+    def held(optimizer):
+        return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    assert held(predictor) == {id(p) for p in stepper.network.predictor.parameters()}
+    assert held(predictor) | held(others) == {id(p) for p in stepper.network.parameters()}
+    assert not held(predictor) & held(others)
+    (finetune,) = stepper_of(spec, index=1).optimizers.values()
+    assert finetune[0].lr == 9.0
+
+
+def test_a_part_follows_its_own_schedule_and_logs_its_own_rate():
+    first, *_, last = run(small_spec("simsiam", **{"optim.predictor.lr": 0.01}))[:3]
+    assert first.metrics["lr/predictor"] == last.metrics["lr/predictor"] == 0.01
+    assert last.metrics["lr"] == pytest.approx(3e-3 * learning_rate(11 / 12, "cosine"))
+
+
+def test_what_needs_no_gradient_is_in_no_optimizer():
+    spec = small_spec("simclr", **{"method.freeze": "all"})
+    stepper = stepper_of(spec, index=1)
+    ((_, optimizer),) = stepper.optimizers.values()
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in stepper.network.parameters() if p.requires_grad}
+    assert not held & {id(p) for p in stepper.network.encoder.parameters()}
+    for parameter in stepper.network.parameters():
+        parameter.requires_grad_(False)
+    assert build_optimizers(spec.optim, stepper.stage, stepper.network) == {}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_part_whose_only_term_is_ramped_to_zero_waits_for_it_also_under_a_scaler(name):
+    values = {"losses.probe.ramp_up": 1.0, "optim.name": name}
+    stepper = stepper_of(small_spec("simclr_joint", **values))
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)  # as fp16 has it on a GPU
+    probe = stepper.network.probe.weight
+    before = probe.clone()
+    stepper.advance()
+    assert torch.equal(probe, before)
+    stepper.advance()
+    assert not torch.equal(probe, before)
 
 
 def test_a_gradient_longer_than_the_clip_is_shortened_and_logged_unclipped():

@@ -87,6 +87,80 @@ def test_a_number_of_steps_becomes_steps_by_stage():
     ]
 
 
+@pytest.mark.parametrize(
+    "steps, problem",
+    [
+        (5, ""),
+        ({"pretrain": 8, "finetune": 4}, ""),
+        ({"pretrain": 8, "finetune": 4, "linear_probe": 2}, ""),  # for a condition's other transfer
+        ({"pretrain": 8}, "is {pretrain: 8}, but must be"),
+        ({"pretrain": 8, "linear_probe": 4}, "is {pretrain: 8, linear_probe: 4}, but must be"),
+        ({"pretrain": 8, "finetune": 4, "train": 2}, "one number, or {pretrain: STEPS, finetune"),
+    ],
+)
+def test_each_stage_has_its_steps_and_an_optional_one_may_have_some(steps, problem):
+    if problem:
+        [message] = messages({"budget.steps": steps}, build("simclr"))
+        assert problem in message
+        return
+    spec = build("simclr", **{"budget.steps": steps})
+    of = steps if isinstance(steps, dict) else {"pretrain": steps, "finetune": steps}
+    assert spec.stage_steps() == {"pretrain": of["pretrain"], "finetune": of["finetune"]}
+
+
+def test_without_pretraining_the_other_stage_is_the_whole_trial():
+    values = {"method.init": "random", "budget.steps": {"pretrain": 100, "finetune": 30}}
+    spec = build("simclr", **values)
+    assert spec.stage_steps() == {"finetune": 30} and spec.evaluations() == 1
+    assert build("simclr", **{"budget.steps": 100}).evaluations() == 4
+
+
+# ---- optimizer parts -----------------------------------------------------------------------------
+
+
+def test_a_methods_optimizer_parts_are_keys_of_their_own():
+    spec = build("simsiam", **{"optim.finetune.lr": 1, "optim.predictor.schedule": "cosine"})
+    again = build_trial(json.loads(json.dumps(spec.model_dump(mode="json"))))
+    assert again == spec and digest(again) == digest(spec) != digest(build("simsiam"))
+    assert spec.optim.of("finetune").lr == 1.0 and spec.optim.of("pretrain").lr == 3e-3
+    changed = override(spec, {"optim.lr": 0.5, "optim.finetune.lr": 2})
+    assert changed.optim.of("pretrain", "predictor").lr == 0.5
+    assert changed.optim.of("finetune").lr == 2.0
+
+
+def test_the_settings_of_a_part_go_before_those_of_its_stage_and_these_before_the_rest():
+    spec = build("simsiam", **{"optim.lr": 1, "optim.momentum": 0.5, "optim.finetune.lr": 2})
+    assert build("simsiam").optim.of("pretrain", "predictor").schedule == "constant"
+    nearer = spec.optim.of("finetune", "predictor")
+    assert (nearer.lr, nearer.momentum, nearer.schedule) == (2.0, 0.5, "constant")
+    assert spec.optim.of("no such stage", "", "name") == spec.optim  # a setting is no part
+
+
+def test_another_method_does_not_take_the_optimizer_parts_over():
+    spec = build("simsiam", **{"optim.finetune.lr": 1, "optim.lr": 2})
+    assert override(spec, {"method.name": "kmeans"}) == build("kmeans", **{"optim.lr": 2})
+    assert override(spec, {"method.name": "simclr"}) == build("simclr", **{"optim.lr": 2})
+
+
+@pytest.mark.parametrize(
+    "method, key, value, expected",
+    [
+        ("simclr", "optim.finetun.lr", 1, "did you mean 'finetune'?"),
+        ("simclr", "optim.finetune.rl", 1, "optim.finetune.rl is not a known key (known: lr, "),
+        ("simclr", "optim.finetune.lr", 0, "optim.finetune.lr is 0, but must be greater than 0"),
+        ("simclr", "optim.finetune", 3, "optim.finetune is 3, but must be a mapping"),
+        ("simclr", "optim.finetune.ema_decay", 0.5, "ema_decay is not a known key"),
+        ("simclr", "optim.predictor.lr", 1, "optim.predictor is not a known key"),
+        ("kmeans", "optim.finetune.lr", 1, "optim.finetune is not a known key"),
+        ("simclr", "method.freeze", 0, "must be 'all' or 'none' or at least 1"),
+        ("simclr_joint", "method.transfer", "linear_probe", "method.transfer is 'linear_probe'"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_named_too(method, key, value, expected):
+    [message] = messages({key: value}, build(method))
+    assert expected in message
+
+
 def test_evaluations_count_the_last_one_at_an_uneven_end():
     assert build(**{"budget.steps": 100, "budget.eval_every": 30}).evaluations() == 4
 
@@ -101,7 +175,7 @@ def test_evaluations_count_the_last_one_at_an_uneven_end():
         ("lr", 3, "lr is not a known key; did you mean 'optim.lr'?"),
         ("optm.lr", 3, "optm is not a known key; did you mean 'optim'?"),
         ("method.temprature", 1, "did you mean 'temperature'?"),
-        ("method.labeled_view", "week", "'strong' or 'randaugment'; did you mean 'weak'?"),
+        ("method.labeled_view", "week", "'joint_classification'; did you mean 'weak'?"),
         ("data.dataset", "digit", "must be a known dataset; did you mean 'digits'?"),
         ("model.encoder", "resnet81", "must be a known encoder; did you mean 'resnet18'?"),
         ("model.encoder", None, "model.encoder is null, but must be a text"),

@@ -36,6 +36,10 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file with methods of your own. Repeatable."),
 ]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -44,6 +48,7 @@ def search(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    no_cache: NoCache = False,
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
@@ -62,7 +67,7 @@ def search(
     if (study is None) == (resume is None):
         raise UserError("give either a study's YAML file or --resume RUN")
     if resume is not None:
-        if overrides or name or data_root or plugin:
+        if overrides or name or data_root or no_cache or plugin:
             text = "a resumed run keeps its name, study, data and plugins: give --resume alone"
             raise UserError(text)
         from tune_ssl.tuning import resume_study
@@ -70,7 +75,7 @@ def search(
         run = resume_study(resume, runs=runs, confirm=confirm, verbose=verbose, console=console)
     else:
         assert study is not None
-        loaded = load_study(study, _all(overrides, data_root), plugin or ())
+        loaded = load_study(study, _all(overrides, data_root, no_cache), plugin or ())
         chosen = name or loaded.settings.name
         if chosen is None:
             chosen = f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -142,13 +147,14 @@ def train(
     study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    no_cache: NoCache = False,
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Train one spec here and now, without Ray; prints every evaluation."""
     from tune_ssl.study import load_fixed
 
-    loaded = load_fixed(study, _all(overrides, data_root), plugin or ())
+    loaded = load_fixed(study, _all(overrides, data_root, no_cache), plugin or ())
     from tune_ssl.spec import digest
     from tune_ssl.training import Collapsed, Diverged
     from tune_ssl.training import train as run_training
@@ -227,10 +233,10 @@ def info(
     _show_store(study, _all(overrides, data_root), plugin)
 
 
-def _all(overrides: list[str] | None, data_root: str | None) -> list[str]:
-    """The overrides, with --data-root as one of them; quoted, for a path may look like a number."""
+def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = False) -> list[str]:
+    """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
     root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
-    return [*(overrides or ()), *root]
+    return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
 
 
 def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:

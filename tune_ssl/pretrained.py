@@ -7,18 +7,22 @@ very numbers of one that trained them. It lies in $TUNE_SSL_CACHE, else in ~/.ca
     <digest>/000050.safetensors     the weights at step 50, and its mean losses, as one file
     <digest>.lock                   held by the one process that trains them
 
-A file appears under its name only when it is complete; a lock goes with its process.
+A file appears under its name only when it is complete; a lock goes with its process. Where nothing
+can be written, trials train for themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import os
 import shutil
 import sys
+import warnings
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,42 +48,66 @@ class Shelf:
 
     def __init__(self, key: str, steps: list[int]) -> None:
         self.folder, self.steps = cache_folder() / "pretrained" / key, steps
+        self.writable = True
 
-    def alone(self) -> FileLock:
-        """A lock that one process at a time has: the one that trains this network."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder.with_name(f"{self.folder.name}.lock"))
-
-    def complete(self) -> bool:
-        """Whether every evaluation's file is there and whole."""
+    def open(self) -> dict[int, Any] | None:
+        """Step -> its file; None unless all are there and whole. What is open outlives its deletion."""
         try:
-            for step in self.steps:
-                with safe_open(self._file(step), "pt"):
-                    pass
+            files = {step: safe_open(self._file(step), "pt") for step in self.steps}
         except (OSError, SafetensorError):
-            return False
-        return True
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)
+        return files
+
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """What one process at a time can enter: the one that trains this network."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder.with_name(f"{self.folder.name}.lock")
+            held = FileLock(path, thread_local=False).acquire()
+            for left in self.folder.glob(".*"):  # by a process that was killed
+                left.unlink()
+        except OSError as error:
+            self._give_up(error)
+            return contextlib.nullcontext()
+        return held
 
     def put(self, step: int, network: nn.Module, means: dict[str, float]) -> None:
         """Keep the network's weights, and the mean losses and diagnostics of this evaluation."""
-        weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        temporary = self.folder / f".{step}-{os.getpid()}"
-        save_file(weights, temporary, {"means": json.dumps(means)})
-        temporary.rename(self._file(step))
-        if step == self.steps[-1]:
-            make_room(self.folder.parent, keep=self.folder)
+        if not self.writable:
+            return
+        weights = {
+            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, value in network.state_dict().items()
+        }
+        temporary = self.folder / f".{step}"
+        try:
+            save_file(weights, temporary, {"means": json.dumps(means)})
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self._file(step))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._give_up(error)
+        else:
+            if step == self.steps[-1]:
+                make_room(self.folder.parent, keep=self.folder)
 
-    def take(self, step: int, network: nn.Module) -> dict[str, float]:
-        """Load the weights of `step` into `network`; returns the means."""
-        with safe_open(self._file(step), "pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            means: dict[str, float] = json.loads(file.metadata()["means"])
-        network.load_state_dict(weights)
-        os.utime(self.folder)
-        return means
+    def _give_up(self, error: Exception) -> None:
+        self.writable = False
+        place = self.folder.parent
+        warnings.warn(f"'{place}' does not keep this pretrained network: {error}", stacklevel=3)
 
     def _file(self, step: int) -> Path:
         return self.folder / f"{step:06d}.safetensors"
+
+
+def take(file: Any, network: nn.Module) -> dict[str, float]:
+    """Load the weights of one of `Shelf.open`'s files into `network`; returns the means."""
+    network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    means: dict[str, float] = json.loads(file.metadata()["means"])
+    return means
 
 
 def reusable(stage: Stage[Any]) -> bool:
@@ -90,10 +118,11 @@ def reusable(stage: Stage[Any]) -> bool:
 def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> str:
     """The digest of everything that shapes what `stage` trains.
 
-    `before` is the key of the stage before it. Left out is what only later stages read. The code
+    `before` is the key of the stage before it. Left out is what only other stages read. The code
     counts too, so that weights of another version are never taken.
     """
-    later = {other.name for other in find_method(spec.method.name).stage_types} - {stage.name}
+    stages = {each.name for each in find_method(spec.method.name).stage_types}
+    on_cpu = data.device.type == "cpu"
     unlabeled = data.split.unlabeled.astype("<i8").tobytes()
     return digest(
         {
@@ -107,37 +136,48 @@ def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> st
                 for term, loss in spec.losses.items()
                 if term in stage.loss_terms
             },
-            "optim": spec.optim.model_dump(exclude=later),
+            "optim": spec.optim.of(stage.name).model_dump(exclude=stages),
             "budget": [spec.stage_steps()[stage.name], spec.budget.eval_every],
             "compute": [data.device.type, str(pick_precision(spec.compute, data.device))],
             "channels_last": spec.compute.channels_last,
+            "threads": torch.get_num_threads() if on_cpu else None,
             "seed": spec.seed,
-            "code": [_source_digest(type(stage)), torch.__version__],  # type: ignore[arg-type]
+            "code": _source_digest(type(stage)),  # type: ignore[arg-type]
+            "versions": [version(package) for package in ("torch", "torchvision", "timm")],
         }
     )
 
 
 def make_room(shelves: Path, keep: Path) -> None:
     """Delete the shelves that were used longest ago, until all take at most MOST_BYTES."""
-    folders = [folder for folder in shelves.iterdir() if folder.is_dir()]
-    folders.sort(key=lambda folder: folder.stat().st_mtime)
-    sizes = {f: sum(file.stat().st_size for file in f.iterdir()) for f in folders}
-    surplus = sum(sizes.values()) - MOST_BYTES
-    for folder in folders:
+    found: list[tuple[float, Path, int]] = []
+    for folder in shelves.iterdir():
+        with contextlib.suppress(OSError):  # a lock, or what another process deletes just now
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            found.append((folder.stat().st_mtime, folder, size))
+    surplus = sum(size for _, _, size in found) - MOST_BYTES
+    for _, folder, size in sorted(found):
         if surplus > 0 and folder != keep:
             shutil.rmtree(folder, ignore_errors=True)
-            surplus -= sizes[folder]
+            surplus -= size
 
 
 @cache  # by class: a plugin that is loaded again makes new ones
 def _source_digest(stage: type[Stage[Any]]) -> str:
-    """SHA-256 of this package's source, and of each other file or package that the class comes from."""
-    names = {"tune_ssl", *(kind.__module__.split(".")[0] for kind in stage.__mro__)}
-    hasher = hashlib.sha256()
-    for name in sorted(names - {"builtins", "typing"}):
-        module = sys.modules[name]
-        folders = getattr(module, "__path__", ())
-        files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
-        for path in files or [Path(inspect.getfile(module))]:
-            hasher.update(path.read_bytes())
+    """Of this package's source, and of each other file or package that the class comes from."""
+    names = {kind.__module__.split(".")[0] for kind in stage.__mro__}
+    others = sorted(names - {"builtins", "typing", "tune_ssl"})
+    return digest({"source": [SOURCE, *map(_digest_of, others)]})
+
+
+def _digest_of(name: str) -> str:
+    """SHA-256 of all the source of a module or package."""
+    module, hasher = sys.modules[name], hashlib.sha256()
+    folders = getattr(module, "__path__", ())
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+    for path in files or [Path(inspect.getfile(module))]:
+        hasher.update(path.read_bytes())
     return hasher.hexdigest()
+
+
+SOURCE = _digest_of("tune_ssl")  # as it was loaded: a later edit does not change what runs here

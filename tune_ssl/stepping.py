@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tune_ssl.data.loading import Data, Loader
 from tune_ssl.errors import Problem, UserError
 from tune_ssl.methods.base import Ratio, Stage
+from tune_ssl.methods.contract import check_output
 from tune_ssl.schedules import ema_decay, learning_rate, ramp_up
 from tune_ssl.spec import ComputeSpec, OptimSpec
 from tune_ssl.trial import TrialSpec
@@ -136,6 +137,7 @@ class Stepper:
             # Where a NaN made the method fail, the NaN is the cause to name.
             self.guard.check(self.before + self.step)
             raise
+        check_output(self.stage, out)
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
         if isinstance(total, Tensor) and total.requires_grad:
@@ -230,13 +232,18 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=self.precision)
 
     def _gradient_norm(self) -> Tensor:
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.spec.optim.grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.network.parameters(), self.spec.optim.grad_clip, norm
-            )
-        return norm
+        """Of the whole network, before each optimizer's own parameters are clipped to optim.grad_clip."""
+        norms = []
+        for _, optimizer in self.optimizers.values():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not gradients:  # its only term counts nothing yet
+                continue
+            norms.append(nn.utils.get_total_norm(gradients))
+            if self.spec.optim.grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self.spec.optim.grad_clip, norms[-1])
+        total: Tensor = torch.stack(norms).norm()
+        return total
 
 
 class Guard:

@@ -5,13 +5,14 @@ torch loads in the worker only: the driver, which imports this module too, never
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,16 @@ def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> Non
     state = _newest_state(job)
     if state is not None:  # the driver may have died before it took the checkpoint's own report
         _send(json.loads(state["report"]))
+    reports = training.train(spec, resume=state, metric=job.metric, mode=job.mode)
+    with contextlib.closing(reports):  # a stopped trial's thread may be parked: free what it holds
+        _send_each(reports, job, finish, keep)
+
+
+def _send_each(
+    reports: Iterable[training.Report], job: Job, finish: Finish | None, keep: Keep | None
+) -> None:
     written = time.monotonic()
-    for report in training.train(spec, resume=state, metric=job.metric, mode=job.mode):
+    for report in reports:
         if report.last:
             more = finish(report.trained) if finish else {}
             plain = _plain(report) | {"status": records.FINISHED, "result": report.result | more}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -20,7 +20,7 @@ from tune_ssl.data.loading import Data, load_data, stream
 from tune_ssl.data.sets import LabeledSet
 from tune_ssl.evaluation import evaluate
 from tune_ssl.methods.base import Stage
-from tune_ssl.pretrained import Shelf, reusable, shelf_key
+from tune_ssl.pretrained import Shelf, reusable, shelf_key, take
 from tune_ssl.spec import digest
 from tune_ssl.stepping import Collapsed, Diverged, Stepper, pick_device
 from tune_ssl.trial import TrialSpec
@@ -49,7 +49,7 @@ class Report:
 
     `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained`
     and `result` are the weights and validation values that the checkpoint rule chose. `stand_in` is
-    what to compare trials on while `result` lacks the study's metric. `snapshot()` is all that
+    what to compare trials on, in the study's mode, while `result` lacks its metric. `snapshot()` is all that
     `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
     the weights were taken from another trial's pretraining.
     """
@@ -73,11 +73,12 @@ def train(
     resume: dict[str, Any] | None = None,
     metric: str = METRIC,
     mode: str = "max",
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """Train `spec` stage by stage, yielding at every evaluation and at the end of each stage.
 
     `resume` is an earlier report's snapshot; a resumed CPU run is bit-identical to one that was
-    never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps.
+    never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps. Close it when you
+    stop early: it may hold the lock of a pretrained network.
 
     Raises:
         Diverged: a loss term or the gradient is NaN or infinite.
@@ -96,7 +97,8 @@ def train(
 
     network: nn.Module | None = None
     steps_before = evaluations_before = images_before = 0
-    key: str | None = ""  # of the shelf; None as soon as a stage has seen labels
+    # The key of the shelf; None as soon as a stage has seen labels
+    key = "" if spec.compute.cache else None
     stages, steps_of = spec.stages(), spec.stage_steps()
     for index, stage in enumerate(stages):
         # The stage's network, whose initial weights depend on nothing but the seed
@@ -107,7 +109,7 @@ def train(
         steps, every = steps_of[stage.name], spec.budget.eval_every
         targets = [*range(every, steps, every), steps]
         key = shelf_key(spec, stage, data, key) if key is not None and reusable(stage) else None
-        shelf = Shelf(key, targets) if key and spec.compute.cache else None
+        shelf = Shelf(key, targets) if key else None
         if index < at_stage:  # finished before the interruption: its weights are in the checkpoint
             steps_before += steps
             evaluations_before += len(targets)
@@ -131,9 +133,10 @@ def train(
                 if best:
                     best.offer(stepper.averaged, result)
                     if stepper.step == steps:
-                        result = best.restore(stepper.averaged)
+                        result = best.restore(stepper.averaged) or result
 
                 # Report
+                stand_in = metrics.get(f"val/{stage.stand_in}")  # more is better
                 seconds = seconds_before + time.perf_counter() - began
                 progress = {"stage": index, "images_before": images_before, "seconds": seconds}
 
@@ -151,7 +154,7 @@ def train(
                     last=stepper.step == steps and index == len(stages) - 1,
                     metrics=metrics,
                     result=result,
-                    stand_in=metrics.get(f"val/{stage.stand_in}"),
+                    stand_in=-stand_in if stand_in and mode == "min" else stand_in,
                     images_seen=images_before + stepper.images_seen,
                     seconds=seconds,
                     trained=trained,
@@ -175,22 +178,25 @@ def points(
     With a shelf, one process trains and the others wait for what it puts there.
     """
     with contextlib.ExitStack() as held:
-        if shelf and not shelf.complete():
-            held.enter_context(shelf.alone())
-        full = shelf is not None and shelf.complete()  # now it may be, by whoever had the lock
-        if full:
+        kept = None
+        if shelf and stepper.step < stepper.steps:
+            kept = shelf.open()
+            if kept is None:
+                held.enter_context(shelf.lock())
+                kept = shelf.open()  # now it may be complete, by whoever had the lock
+        if kept:
             held.close()
         for target in targets:
             if target <= stepper.step:  # before an interruption
                 continue
-            if shelf and full:
-                means = shelf.take(target, stepper.averaged)
+            if kept:
+                means = take(kept[target], stepper.averaged)
                 stepper.step = target
             else:
                 means = stepper.advance_to(target)
                 if shelf:
                     shelf.put(target, stepper.averaged, means)
-            yield means, full
+            yield means, kept is not None
 
 
 class Best:
