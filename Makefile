@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check lint format bench clean
 
 demo: .venv/installed          ## search, confirm and report the embedded default
-	$(BIN)/tune-ssl search search_spaces/soft_kmeans.yaml
+	$(BIN)/tune-ssl search search_spaces/simclr.yaml
 
 test: .venv/installed          ## the test suite
 	$(BIN)/python -m pytest

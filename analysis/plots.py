@@ -68,8 +68,8 @@ def training_curves(runs: Runs) -> pd.DataFrame:
     """Per condition, method, panel and step: the mean and range over the chosen trials.
 
     The chosen trials are the confirm trials, or, where there are none, the search trial the rule
-    picks (`source` says which). Panels are the study's metric, each loss/<term> and each
-    diag/<name>. `weighted` rows hold weight/<term> x loss/<term>. Steps count on over stages.
+    picks (`source` says which). Panels are the study's metric, kNN's and the probe's accuracy
+    (against the steps of a pretraining), each loss/<term> and each diag/<name>. `weighted` rows hold weight/<term> x loss/<term>. Steps count on over stages.
     """
     parts: list[pd.DataFrame] = []
     confirmed = confirm_trials(runs)
@@ -95,7 +95,7 @@ def training_curves(runs: Runs) -> pd.DataFrame:
 
 def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) -> go.Figure:
     """One panel of one condition: mean over seeds, the band from lowest to highest seed."""
-    percent = "accuracy" in panel
+    percent = "accuracy" in panel or "/knn@" in panel
     scale = 100 if percent else 1
     fig = style.figure("step", "%" if percent else "", height=280)
     shown = curves[curves["panel"] == panel]
@@ -202,7 +202,9 @@ def _panels(history: pd.DataFrame) -> list[str]:
     columns = [str(column) for column in history.columns if history[column].notna().any()]
     total = [column for column in columns if column == "loss/total"]
     terms = [column for column in columns if column.startswith("loss/") and column not in total]
-    return total + terms + [column for column in columns if column.startswith("diag/")]
+    features = [column for column in columns if column.startswith(("val/knn@", "val/probe_"))]
+    diagnostics = [column for column in columns if column.startswith("diag/")]
+    return features + total + terms + diagnostics
 
 
 def _panel_rows(

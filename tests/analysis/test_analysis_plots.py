@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,17 @@ def test_text_is_legible_on_both_pages():
 
 def test_names_are_not_markup():
     assert style.figure("<b>x", "y").layout.xaxis.title.text == "&lt;b&gt;x"
+
+
+def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp_path, write_run):
+    path = write_run(tmp_path / "a", labels=(50,))
+    lines = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["metrics"] |= {"val/knn@k200,t0.1": 0.5, "val/probe_accuracy": 0.6}
+    (path / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    curves = plots.training_curves(load_runs([path]))
+    assert plots.panels_of(curves, False)[1:3] == ["val/knn@k200,t0.1", "val/probe_accuracy"]
+    figure = plots.curves_figure(
+        curves, "val/knn@k200,t0.1", dict.fromkeys(curves["method"], "#0072B2")
+    )
+    assert set(figure.data[-1].y) == {50}
