@@ -69,7 +69,8 @@ def training_curves(runs: Runs) -> pd.DataFrame:
 
     The chosen trials are the confirm trials, or, where there are none, the search trial the rule
     picks (`source` says which). Panels are the study's metric, kNN's and the probe's accuracy
-    (against the steps of a pretraining), each loss/<term> and each diag/<name>. `weighted` rows hold weight/<term> x loss/<term>. Steps count on over stages.
+    (against the steps of a pretraining), each loss/<term> and each diag/<name>. `weighted` rows hold
+    weight/<term> x loss/<term>. Steps count on over stages.
     """
     parts: list[pd.DataFrame] = []
     confirmed = confirm_trials(runs)
