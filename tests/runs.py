@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from tune_ssl import records
+from tune_ssl import cli, records
 from tune_ssl.searcher import open_storage
 
 COMMAND = [sys.executable, "-m", "tune_ssl.cli"]
@@ -105,3 +105,14 @@ def trial_workers(pid: int) -> list[int]:
         if title.startswith("ray::ImplicitFunc"):  # the actor of a function trainable
             found.append(child)
     return found
+
+
+def called(monkeypatch: Any, capsys: Any, *arguments: object) -> tuple[Any, str, str]:
+    """The command line, in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["tune-ssl", *map(str, arguments)])
+    try:
+        cli.main()
+        code: Any = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runs import called
 from tests.test_study import SOUND
-from tune_ssl import cli, records
+from tune_ssl import records
 
 HEAVY = ("torch", "torchvision", "timm", "ray", "optuna", "pandas", "sklearn", "scipy", "plotly")
 
@@ -24,13 +25,7 @@ def run(tmp_path, monkeypatch, capsys):
     Path("sound.yaml").write_text(SOUND)
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tune-ssl", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, *arguments)
 
     return command
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs import events, finish, start, write_study
-from tune_ssl import cli, records
+from tests.runs import called, events, finish, start, write_study
+from tune_ssl import records
 
 STUDY = """
 fixed:
@@ -59,13 +58,7 @@ def command(folder, monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setattr(sys, "argv", ["tune-ssl", "neighbors", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, "neighbors", *arguments)
 
     return call
 

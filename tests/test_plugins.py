@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.helpers import small_spec
-from tests.runs import COMMAND, endings, events, finish, start, wait_for, write_study
-from tune_ssl import cli, methods, plugins, records
+from tests.runs import COMMAND, called, endings, events, finish, start, wait_for, write_study
+from tune_ssl import methods, plugins, records
 from tune_ssl.data import augment, batch
 from tune_ssl.errors import UserError
 from tune_ssl.methods import find_method, method_names
@@ -78,13 +78,7 @@ def run(tmp_path, monkeypatch, capsys):
     write_study(tmp_path, STUDY)
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tune-ssl", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return called(monkeypatch, capsys, *arguments)
 
     return command
 
