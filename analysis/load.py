@@ -36,6 +36,7 @@ from tune_ssl.errors import Problem, UserError
 RUNNING = "running"
 STATUSES = (*records.ENDINGS, RUNNING)
 TEST_METRIC = "test/mean_class_accuracy"
+MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
@@ -216,6 +217,6 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
     extra = sorted(set(table.columns) - set(columns))
     table = table.reindex(columns=[*columns, *extra])
     for column in extra:
-        if not column.startswith("config.") and "confusion" not in column:
+        if not column.startswith("config.") and column not in MATRICES:
             table[column] = pd.to_numeric(table[column], errors="coerce")
     return table

@@ -228,6 +228,18 @@ def test_calibration_of_logits_is_refused():
             metrics.expected_calibration_error(logits, np.array([0]))
 
 
+@given(predicted(), st.integers(1, 20))
+def test_the_bins_of_reliability_count_every_image_once(pair, bins):
+    labels, seeds = pair
+    logits = np.random.default_rng(seeds.tolist()).normal(size=(len(labels), CLASSES))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = np.zeros((bins, 3))
+    for row, label in zip(probabilities, labels, strict=True):
+        bin_ = next(b for b in range(bins) if row.max() <= (b + 1) / bins or b == bins - 1)
+        expected[bin_] += (1, row.max(), row.argmax() == label)
+    np.testing.assert_allclose(metrics.reliability(probabilities, labels, bins), expected)
+
+
 def test_without_images_or_with_nan_top_k_and_calibration_are_nan():
     none, no_labels = np.zeros((0, 3)), np.array([], np.int64)
     assert math.isnan(metrics.top_k_accuracy(none, no_labels, 1))

@@ -44,16 +44,18 @@ def confirm_trial(config: dict[str, Any]) -> None:
 
 
 def measure_test(trained: Trained) -> dict[str, Any]:
-    """test/accuracy, test/mean_class_accuracy, test/loss, test/count and test/confusion (K x K)."""
-    from tune_ssl.evaluation import confusion, predict
+    """The evaluators' values on test/, and test/count, test/confusion (K x K) and test/reliability (15 x 3)."""
+    from tune_ssl.evaluation import confusion, predict, reliability
 
     part = open_test(trained.data.store)
     images = Images((Piece(part.images, np.arange(len(part.labels))),))
     on = LabeledSet(images, part.labels)
     prediction = predict(trained.stage, trained.network, trained.data, on)
     counts_KK = confusion(prediction, on, trained.data.task.num_classes)
+    bins_B3 = reliability(prediction, on).round(6)
     values: dict[str, Any] = trained.evaluate(on, "test")
-    return {**values, "test/count": len(on), "test/confusion": counts_KK.tolist()}
+    values |= {"test/confusion": counts_KK.tolist(), "test/reliability": bins_B3.tolist()}
+    return {**values, "test/count": len(on)}
 
 
 def keep(job: Job, trained: Trained, folder: Path) -> dict[str, Any]:

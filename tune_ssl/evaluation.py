@@ -77,6 +77,12 @@ def confusion(prediction: Prediction, on: LabeledSet, num_classes: int) -> metri
     return metrics.confusion_matrix(on.labels, chosen_N, num_classes)
 
 
+def reliability(prediction: Prediction, on: LabeledSet) -> metrics.Floats:
+    """(15, 3): images, summed confidence and right ones in each bin of the confidence."""
+    assert prediction.logits_NK is not None
+    return metrics.reliability(prediction.logits_NK.softmax(dim=1).numpy(), on.labels)
+
+
 def classifier(subject: Subject) -> dict[str, float]:
     """How good the logits are: as choices, as a ranking, and as probabilities."""
     logits_NK, labels_N = subject.prediction.logits_NK, subject.on.labels

@@ -119,27 +119,38 @@ def top_k_accuracy(logits_NK: Floats, labels_N: Ints, k: int) -> float:
     return float(((rank_N < k) & ~np.isnan(own_N1[:, 0])).mean())
 
 
-def expected_calibration_error(probabilities_NK: Floats, labels_N: Ints, bins: int = 15) -> float:
-    """Mean |accuracy - confidence| over bins of the confidence, weighted by images; in [0, 1].
+def reliability(probabilities_NK: Floats, labels_N: Ints, bins: int = 15) -> Floats:
+    """(bins, 3): of each bin of the confidence its images, the sum of their confidences, and how many are right.
 
-    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3. The confidence is the largest of an
-    image's (K,) probabilities, its class the first such; the bins (l, r] are equally wide. NaN
-    without images or with a NaN; ValueError if a label is not in [0, K), bins < 1, or a value is
-    no probability (logits given by mistake).
+    Source: Guo et al. 2017 (arXiv 1706.04599), section 2. The confidence is the largest of an image's
+    (K,) probabilities, its class the first such; the bins (l, r] are equally wide. ValueError if a
+    label is not in [0, K), bins < 1, or a value is no probability (logits given by mistake).
     """
     check_labels(labels_N, probabilities_NK.shape[1])
     at_least_one("bins", bins)
-    if not len(labels_N) or np.isnan(probabilities_NK).any():
-        return float("nan")
-    if probabilities_NK.min() < 0 or probabilities_NK.max() > 1 + 1e-3:  # rounding aside
-        span = f"[{probabilities_NK.min():g}, {probabilities_NK.max():g}]"
+    if len(labels_N) and (probabilities_NK.min() < 0 or probabilities_NK.max() > 1 + 1e-3):
+        span = f"[{probabilities_NK.min():g}, {probabilities_NK.max():g}]"  # rounding is forgiven
         raise ValueError(f"probabilities span {span}, not [0, 1]")
     confidence_N = probabilities_NK.max(axis=1).astype(np.float64).clip(0, 1)
     right_N = probabilities_NK.argmax(axis=1) == labels_N
     inner = np.linspace(0, 1, bins + 1)[1:-1]
     bin_N = np.searchsorted(inner, confidence_N, side="left")
-    gaps = np.bincount(bin_N, weights=right_N - confidence_N, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels_N))
+    columns = (np.ones(len(labels_N)), confidence_N, right_N.astype(np.float64))
+    return np.stack([np.bincount(bin_N, weights=c, minlength=bins) for c in columns], axis=1)
+
+
+def expected_calibration_error(probabilities_NK: Floats, labels_N: Ints, bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins of the confidence, weighted by images; in [0, 1].
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, over the bins of `reliability`, which says
+    what is a ValueError. NaN without images or with a NaN.
+    """
+    if not len(labels_N) or np.isnan(probabilities_NK).any():
+        check_labels(labels_N, probabilities_NK.shape[1])
+        at_least_one("bins", bins)
+        return float("nan")
+    bins_B3 = reliability(probabilities_NK, labels_N, bins)
+    return float(np.abs(bins_B3[:, 2] - bins_B3[:, 1]).sum() / len(labels_N))
 
 
 def cluster_class_accuracy(confusion_KC: Ints) -> float:
