@@ -12,14 +12,14 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis import plots, style, tables
+from analysis import style, tables
 from analysis.display import FORMATS, NONE, columns_of, is_bold, shown, text
 from analysis.galleries import by_condition
 from analysis.load import Runs, load_runs
+from analysis.plots import Plot, all_plots
 from analysis.select import DEFAULT_RULE
 from analysis.stats import expanded_tail
 from analysis.study import Study
@@ -90,8 +90,7 @@ def all_tables(runs: Runs) -> dict[str, pd.DataFrame]:
 def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = ()) -> str:
     """The page as text."""
     results, chosen = found["results"], found["chosen"]
-    colours = style.colours(runs.labels)
-    curves = plots.training_curves(runs)
+    drawn = all_plots(runs, found)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -112,15 +111,15 @@ def render(runs: Runs, found: dict[str, pd.DataFrame], formats: Sequence[str] = 
         suffixes=list(formats),
         measured=measured,
         not_a_result=NOT_A_RESULT,
-        efficiency=_figure("", plots.label_efficiency_figure(results, colours))
-        if measured
-        else None,
-        training=_training(curves, colours, diagnostics=False),
-        diagnostics=_training(curves, colours, diagnostics=True),
-        from_search=bool((curves["source"] == records.SEARCH).any()),
+        efficiency=next((_figure(p) for p in drawn if p.section == "efficiency"), None),
+        training=_groups(drawn, "training"),
+        diagnostics=_groups(drawn, "diagnostics"),
+        from_search=any(
+            (p.table["source"] == records.SEARCH).any() for p in drawn if p.section == "training"
+        ),
         sees=by_condition(runs.galleries),
         several=len(runs.studies) > 1,
-        search=_search(runs, colours),
+        search=[_figure(p) for p in drawn if p.section == "search"],
         rule=DEFAULT_RULE,
         used_rules=_used_rules(chosen),
         provenance=[_provenance(runs, study, chosen) for study in runs.studies],
@@ -157,30 +156,17 @@ def _table(table: pd.DataFrame, stem: str) -> dict[str, Any]:
     }
 
 
-def _training(
-    curves: pd.DataFrame, colours: dict[str, str], diagnostics: bool
-) -> list[tuple[str, list[Figure]]]:
-    groups = []
-    for condition, rows in curves.groupby("condition", sort=False):
-        panels = plots.panels_of(rows, diagnostics)
-        figures = [_figure(p, plots.curves_figure(rows, p, colours)) for p in panels]
-        if figures:
-            groups.append((str(condition), figures))
-    return groups
+def _groups(drawn: Sequence[Plot], section: str) -> list[tuple[str, list[Figure]]]:
+    """(condition, its figures), in order of appearance."""
+    groups: dict[str, list[Figure]] = {}
+    for plot in drawn:
+        if plot.section == section:
+            groups.setdefault(plot.group, []).append(_figure(plot))
+    return list(groups.items())
 
 
-def _search(runs: Runs, colours: dict[str, str]) -> list[Figure]:
-    figures = []
-    for condition, rows in plots.search_progress(runs).groupby("condition", sort=False):
-        without = plots.unplaced(rows)
-        caption = "Validation value: " + ", ".join(dict.fromkeys(rows["metric"])) + "."
-        caption += f" {without} trial(s) without a value are not drawn." if without else ""
-        figures.append(_figure(str(condition), plots.search_figure(rows, colours), caption))
-    return figures
-
-
-def _figure(title: str, figure: go.Figure, caption: str = "") -> Figure:
-    return Figure(title, _json(json.loads(figure.to_json())), caption)
+def _figure(plot: Plot) -> Figure:
+    return Figure(plot.title, _json(json.loads(plot.figure.to_json())), plot.caption)
 
 
 def _json(value: Any) -> Markup:

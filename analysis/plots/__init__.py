@@ -1,0 +1,21 @@
+"""Figures of the report: each module computes a table, then draws it.
+
+To add one: a function that yields `Plot`s, named in SOURCES.
+"""
+
+from __future__ import annotations
+
+from analysis import style
+from analysis.load import Runs
+from analysis.plots import curves, results, search
+from analysis.plots.base import Plot, Tables
+
+__all__ = ["SOURCES", "Plot", "all_plots"]
+
+SOURCES = (results.plots, curves.plots, search.plots)
+
+
+def all_plots(runs: Runs, tables: Tables) -> list[Plot]:
+    """Every figure that the runs have the numbers for, in the order of SOURCES."""
+    colours = style.colours(runs.labels)
+    return [plot for source in SOURCES for plot in source(runs, tables, colours)]
