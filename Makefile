@@ -21,9 +21,11 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed         ## measure step efficiency and what a trial costs beyond training
+bench: .venv/installed         ## measure steps, what a trial costs beyond training, and reports
 	$(BIN)/python -m benchmarks.step_efficiency
 	$(BIN)/python -m benchmarks.trial_overhead
+	$(BIN)/python -m benchmarks.report_scale
+	$(BIN)/python -m benchmarks.coverage
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

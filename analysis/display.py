@@ -1,39 +1,30 @@
-"""Tables as text: numbers rounded for reading, and written as CSV, Markdown and LaTeX."""
+"""Tables as text, for people: which columns are shown, and how their numbers are rounded."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 NONE = "\u2013"  # an en dash
-FORMATS = ("csv", "md", "latex")
-SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
-UNWRITTEN = ("full_config",)
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    NONE: "--",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One shown column: its title, its text, whether the best are bold and long text wraps."""
+    """One shown column: its title, its text, whether the best are bold and long text wraps.
+
+    `marked` names the rows' column that says which cells are bold, where each column has its own.
+    """
 
     title: str
     text: Callable[[dict[str, Any]], str]
     bold: bool = False
     number: bool = True
     wide: bool = False
+    marked: str = ""
 
 
 def missing(value: Any) -> bool:
@@ -53,6 +44,30 @@ def interval(mean: Any, low: Any, high: Any, sign: str = "") -> str:
     if missing(low):
         return f"{100 * mean:{sign}.1f} (no interval)"
     return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def metric_interval(row: dict[str, Any], mean: str, low: str, high: str, sign: str = "") -> str:
+    """`interval` of three cells where the row's metric is an accuracy, else four significant digits."""
+    if "accuracy" in row["metric"] or missing(row[mean]):
+        return interval(row[mean], row[low], row[high], sign)
+    ends = "(no interval)" if missing(row[low]) else f"[{row[low]:.4g}, {row[high]:.4g}]"
+    return f"{row[mean]:{sign}.4g} {ends}"
+
+
+def p_value(value: Any, equals: str = "") -> str:
+    """0.031, and < 0.001 below that; `equals` stands before a number that is not cut off."""
+    if missing(value):
+        return NONE
+    short = f"{value:.2g}"
+    short = f"{value:.3g}" if short == "0.05" else short  # on which side of 0.05 it lies
+    return "< 0.001" if value < 0.001 else equals + short
+
+
+def more_seeds(value: Any) -> str:
+    """The seeds still needed: none, a number, or too many to say."""
+    if missing(value):
+        return NONE
+    return "> 1,000" if math.isinf(value) else count(value)
 
 
 def metric_value(value: Any, metric: str) -> str:
@@ -75,6 +90,10 @@ def text(value: Any) -> str:
 def last_line(value: Any) -> str:
     """The last line of a reason, which for a crash is the error and not its traceback."""
     return value.strip().splitlines()[-1] if isinstance(value, str) and value.strip() else ""
+
+
+def _rank(value: Any) -> str:
+    return NONE if missing(value) else f"{value:.2f}"
 
 
 def _text(key: str, title: str, wide: bool = False) -> Column:
@@ -117,8 +136,56 @@ COLUMNS: dict[str, list[Column]] = {
         *_CELL,
         _text("reference", "Minus"),
         Column("Points", lambda r: interval(r["mean"], r["low"], r["high"], "+")),
+        Column("p", lambda r: p_value(r["p"])),
+        Column("p, Holm", lambda r: p_value(r["p_holm"])),
+        Column(
+            "P(better), %",
+            lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
+        ),
         _count("n", "Pairs"),
+        Column("More pairs needed", lambda r: more_seeds(r["seeds_needed"])),
         _count("unpaired", "Left out"),
+    ],
+    "aggregate": [
+        _text("method", "Method"),
+        Column("IQM, %", lambda r: interval(r["iqm"], r["low"], r["high"])),
+        Column("Mean, %", lambda r: percent(r["mean"])),
+        Column("Average rank", lambda r: _rank(r["rank"])),
+        _count("conditions", "Conditions"),
+        _count("seeds", "Seeds"),
+        _text("left_out", "Left out", wide=True),
+    ],
+    "ranks": [
+        _text("method", "Method"),
+        Column("Average rank", lambda r: _rank(r["rank"])),
+        _text("groups", "Group"),
+        Column("Critical difference", lambda r: _rank(r["critical_difference"])),
+        Column("p, Friedman", lambda r: p_value(r["friedman_p"])),
+        _count("conditions", "Conditions"),
+        _text("left_out", "Left out", wide=True),
+    ],
+    "ablation": [
+        *_CELL,
+        _text("variant", "Variant"),
+        Column("Validation", lambda r: metric_interval(r, "mean", "low", "high")),
+        Column(
+            "Minus reference", lambda r: metric_interval(r, "diff", "diff_low", "diff_high", "+")
+        ),
+        Column("p, Holm", lambda r: p_value(r["p_holm"])),
+        Column(
+            "P(above), %",
+            lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
+        ),
+        _count("pairs", "Pairs"),
+        _count("missing", "Missing"),
+        _count("steps", "Steps"),
+        _text("changes", "Changes", wide=True),
+    ],
+    "effects": [
+        *_CELL,
+        _text("effect", "Effect"),
+        Column("Mean", lambda r: metric_interval(r, "mean", "low", "high", "+")),
+        _count("n", "Seeds"),
     ],
     "budget": [
         *_CELL,
@@ -169,7 +236,22 @@ def columns_of(table: pd.DataFrame, stem: str) -> list[Column]:
     """How the table `stem` is shown; a table without a layout shows every column as it is."""
     if stem in COLUMNS:
         return COLUMNS[stem]
+    if stem == "results_wide":
+        return _wide_columns(table)
     return [_text(str(name), str(name)) for name in table.columns]
+
+
+def _wide_columns(table: pd.DataFrame) -> list[Column]:
+    """One column per condition of `paper.wide_table`."""
+
+    def column(name: str) -> Column:
+        def text(row: dict[str, Any]) -> str:
+            return interval(row[f"{name} mean"], row[f"{name} low"], row[f"{name} high"])
+
+        return Column(name, text, marked=f"{name} best")
+
+    names = [str(c).removesuffix(" mean") for c in table.columns if str(c).endswith(" mean")]
+    return [_text("method", "Method"), *(column(name) for name in names)]
 
 
 def shown(table: pd.DataFrame, stem: str) -> pd.DataFrame:
@@ -187,72 +269,14 @@ def is_bold(table: pd.DataFrame) -> list[bool]:
     return [bool(value) for value in table["best"] & rivals]
 
 
-def write_table(
-    table: pd.DataFrame,
-    stem: str,
-    out: Path,
-    formats: Sequence[str] = FORMATS,
-    caption: str = "",
-) -> list[Path]:
-    """Write `out`/`stem`.csv (raw numbers), .md and .tex (as shown, best in bold)."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in formats:
-        path = out / (stem + SUFFIX[name])
-        if name == "csv":
-            kept = [column for column in table.columns if column not in UNWRITTEN]
-            table[kept].to_csv(path, index=False)
-        else:
-            draw = markdown if name == "md" else latex
-            path.write_text(draw(table, stem, caption), encoding="utf-8")
-        written.append(path)
-    return written
-
-
-def markdown(table: pd.DataFrame, stem: str, caption: str = "") -> str:
-    """A Markdown pipe table, the caption above it."""
-    columns = columns_of(table, stem)
-    lines = [[_markdown(column.title) for column in columns]]
-    lines.append(["--:" if column.number else "---" for column in columns])
-    for cells, row_columns in _cells(table, stem):
-        pairs = zip(cells, row_columns, strict=True)
-        lines.append([f"**{_markdown(c)}**" if bold else _markdown(c) for c, bold in pairs])
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return (f"{_markdown(caption)}\n\n" if caption else "") + body + "\n"
-
-
-def latex(table: pd.DataFrame, stem: str, caption: str = "") -> str:
-    """A booktabs table; needs only \\usepackage{booktabs}."""
-    columns = columns_of(table, stem)
-    align = "".join("r" if column.number else "l" for column in columns)
-    lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{_escape(caption)}}}"] if caption else []
-    lines += [rf"\label{{tab:{stem}}}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-    lines += [" & ".join(_escape(column.title) for column in columns) + r" \\", r"\midrule"]
-    for cells, bold in _cells(table, stem):
-        pairs = zip(cells, bold, strict=True)
-        shown_cells = (rf"\textbf{{{_escape(c)}}}" if b else _escape(c) for c, b in pairs)
-        # A row that opens with [ would be read as the optional length of the \\ before it.
-        row = " & ".join(shown_cells) + r" \\"
-        lines.append("{}" + row if row.startswith("[") else row)
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _cells(table: pd.DataFrame, stem: str) -> list[tuple[list[str], list[bool]]]:
-    columns = columns_of(table, stem)
+def bold_cells(table: pd.DataFrame, stem: str) -> list[list[bool]]:
+    """Per row and shown column: whether the cell is marked best."""
+    columns, best = columns_of(table, stem), is_bold(table)
     return [
-        ([c.text(row) for c in columns], [c.bold and bold for c in columns])
-        for row, bold in zip(_rows(table), is_bold(table), strict=True)
+        [bool(row[c.marked]) if c.marked else c.bold and whole for c in columns]
+        for row, whole in zip(_rows(table), best, strict=True)
     ]
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _escape(value: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(value.split()))
-
-
-def _markdown(value: str) -> str:
-    return re.sub(r"([\\|*_`<>])", r"\\\1", " ".join(value.split()))

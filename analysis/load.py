@@ -3,6 +3,7 @@
 Runs.trials       one row per trial:
     run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
     value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
+    repeats (of a finalist), variant (of an ablation),
     config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
     status is `running` where no ending was written. `value` is the study's metric at the trial's
     end, `last` the last one it reported, also when it did not finish. An ending without step or
@@ -13,6 +14,8 @@ Runs.history      one row per report: run, label, condition, phase, trial, seed,
 Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
 Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
                   ties, half_width, config (a dict)
+Runs.variants     one row per planned row of an ablation: run, label, condition, variant, changes,
+                  retune, switches, config; the variant `reference` changes nothing
 Runs.galleries    what the model sees (analysis.galleries)
 Runs.notes        sentences on what is incomplete or odd, for the reader of the report
 """
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.galleries import Gallery, read_galleries
+from analysis.history import HISTORY_COLUMNS, History
 from analysis.study import Study, check_schema, read_studies
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError
@@ -40,11 +44,11 @@ MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
-    "step seconds images_seen reason started ended resumed split repeats"
+    "step seconds images_seen reason started ended resumed split repeats variant"
 )
-HISTORY_COLUMNS = str.split("run label condition phase trial seed stage step seconds")
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
 LOCK_COLUMNS = str.split("run label condition trial time digest value rule ties half_width config")
+VARIANT_COLUMNS = str.split("run label condition variant changes retune switches config")
 NUMBERS = str.split("labels number seed value last step seconds images_seen started ended resumed")
 
 
@@ -57,6 +61,7 @@ class Runs:
     history: pd.DataFrame
     conditions: pd.DataFrame
     locks: pd.DataFrame
+    variants: pd.DataFrame
     notes: list[str] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
 
@@ -81,20 +86,24 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     studies = read_studies(folders)
     notes: list[str] = []
     trials: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
+    history: list[pd.DataFrame] = []
     conditions: list[dict[str, Any]] = []
     locks: list[dict[str, Any]] = []
+    variants: list[dict[str, Any]] = []
     galleries: list[Gallery] = []
     for study in studies:
-        events = _read(study, records.TRIALS, ("event", "trial", "condition", "phase"), notes)
-        reports = _read(study, records.HISTORY, ("trial", "stage", "step", "metrics"), notes)
-        splits = _read(study, records.SPLITS, ("condition", "seed", "digest"), notes)
+        events = list(_read(study, records.TRIALS, ("event", "trial", "condition", "phase"), notes))
+        splits = list(_read(study, records.SPLITS, ("condition", "seed", "digest"), notes))
         rows = _trial_rows(study, events, splits, notes)
-        _add_last_reports(study, rows, reports)
+        reports = History(study.metric)
+        for report in _read(study, records.HISTORY, ("trial", "stage", "step", "metrics"), notes):
+            reports.add(report)
+        _add_last_reports(rows, reports)
         trials += rows
-        history += _history_rows(rows, reports)
+        history.append(reports.frame(rows))
         conditions += _condition_rows(study)
-        locks += _lock_rows(study, events)
+        locks += _event_rows(study, events, records.LOCKED, LOCK_COLUMNS)
+        variants += _event_rows(study, events, records.PLANNED, VARIANT_COLUMNS)
         galleries += read_galleries(study, notes)
     table = _frame(trials, TRIAL_COLUMNS)
     for column in NUMBERS:
@@ -105,26 +114,30 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     return Runs(
         studies,
         table,
-        _frame(history, HISTORY_COLUMNS),
+        _joined(history),
         _frame(conditions, CONDITION_COLUMNS),
         _frame(locks, LOCK_COLUMNS),
+        _frame(variants, VARIANT_COLUMNS).drop_duplicates(["run", "condition", "variant"]),
         notes,
         galleries,
     )
 
 
-def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> list[records.Record]:
+def _read(
+    study: Study, name: str, keys: Sequence[str], notes: list[str]
+) -> Iterator[records.Record]:
+    """The records of a file, one at a time; torn lines go into the notes at its end."""
     path = study.path / name
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = records.read(path)
+        for record in records.scan(path):
+            if record.get("schema") != records.SCHEMA:
+                check_schema(record.get("schema"), path)
+            for key in keys:
+                if key not in record:
+                    raise UserError(Problem(f"has a record without {key!r}", where=str(path)))
+            yield record
     notes += [f"{study.run}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught]
-    for record in found:
-        check_schema(record.get("schema"), path)
-        missing = [key for key in keys if key not in record]
-        if missing:
-            raise UserError(Problem(f"has a record without {missing[0]!r}", where=str(path)))
-    return found
 
 
 def _trial_rows(
@@ -139,14 +152,13 @@ def _trial_rows(
     resumed = Counter(event["trial"] for event in events if event["event"] == records.RESUMED)
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
-        if event["event"] == records.LOCKED:
+        if event["event"] in (records.LOCKED, records.PLANNED):
             continue
         row = rows.setdefault(event["trial"], {"number": len(rows)})
         if event["event"] in (records.STARTED, records.RESUMED):
             row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
-            row.update(
-                {key: event[key] for key in ("number", "seed", "digest", "repeats") if key in event}
-            )
+            own = ("number", "seed", "digest", "repeats", "variant")
+            row.update({key: event[key] for key in own if key in event})
             row.setdefault("started", event.get("time"))
         row.update({key: event[key] for key in ("phase", "trial", "condition")})
     for trial, row in rows.items():
@@ -164,33 +176,15 @@ def _trial_rows(
     return list(rows.values())
 
 
-def _add_last_reports(
-    study: Study, trials: Sequence[dict[str, Any]], reports: Sequence[records.Record]
-) -> None:
+def _add_last_reports(trials: Sequence[dict[str, Any]], reports: History) -> None:
     """Fill what an ending left open from the last report before it."""
-    final = {report["trial"]: report for report in reports}
     for row in trials:
-        report = final.get(row["trial"])
-        if report is None:
+        if row["trial"] not in reports.last:
             continue
-        row["last"] = (report["metrics"] or {}).get(study.metric)
+        row["last"], step, seconds = reports.last[row["trial"]]
         if row["status"] != RUNNING:
-            for key in ("step", "seconds"):
-                row[key] = report.get(key) if row[key] is None else row[key]
-
-
-def _history_rows(
-    trials: Sequence[Mapping[str, Any]], reports: Sequence[records.Record]
-) -> list[dict[str, Any]]:
-    known = {row["trial"]: row for row in trials}
-    rows = []
-    for report in records.latest_reports(reports):
-        trial = known.get(report["trial"])
-        if trial is not None:
-            shared = {k: trial.get(k) for k in ("run", "label", "condition", "phase", "seed")}
-            own = {key: report.get(key) for key in ("trial", "stage", "step", "seconds")}
-            rows.append({**(report["metrics"] or {}), **shared, **own})
-    return rows
+            row["step"] = step if row["step"] is None else row["step"]
+            row["seconds"] = seconds if row["seconds"] is None else row["seconds"]
 
 
 def _condition_rows(study: Study) -> list[dict[str, Any]]:
@@ -201,14 +195,22 @@ def _condition_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _lock_rows(study: Study, events: Sequence[records.Record]) -> list[dict[str, Any]]:
-    keys = ("condition", "trial", "time", "digest", "value", "rule", "ties", "half_width", "config")
+def _event_rows(
+    study: Study, events: Sequence[records.Record], kind: str, columns: Sequence[str]
+) -> list[dict[str, Any]]:
     own = {"run": study.run, "label": study.label}
     return [
-        {**own, **{key: event.get(key) for key in keys}}
+        {**{key: event.get(key) for key in columns}, **own}
         for event in events
-        if event["event"] == records.LOCKED
+        if event["event"] == kind
     ]
+
+
+def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several runs' histories, the metrics' columns in alphabetic order."""
+    table = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    extra = sorted(set(table.columns) - set(HISTORY_COLUMNS))
+    return table[[*HISTORY_COLUMNS, *extra]].reset_index(drop=True)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from tune_ssl import records
 
@@ -25,7 +27,20 @@ SYMBOLS = {
     records.FAILED: "cross",
     "running": "circle-open",
 }
-DASHES = ("solid", "dash", "dot", "dashdot")
+# Low to high values, each seen on both page colours.
+SCALE = ("#4B62B0", "#8463A8", "#B56A93", "#DB7A6C", "#EA943F", "#DDA63A")
+STATUS_COLOURS = {
+    records.FINISHED: "#009E73",
+    records.STOPPED: "#56B4E9",
+    records.DIVERGED: "#D55E00",
+    records.COLLAPSED: "#CC79A7",
+    records.FAILED: "#882255",
+    "running": "#999999",
+}
+# Methods differ by these too, for print in grey.
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "3px,2px", "12px,2px")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
+LEGEND_ON_TOP = {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"}
 CONFIG = {
     "showSendToCloud": False,
     "displaylogo": False,
@@ -76,6 +91,69 @@ def figure(x_title: str, y_title: str, height: int = 320) -> go.Figure:
         "yaxis": {**axis, "title": {"text": safe(y_title), "standoff": 8}},
     }
     return go.Figure(layout=layout)
+
+
+def wrapped(key: str, longest: int = 12) -> str:
+    """A config or metric key as a tick label: a line for each part, and of long parts each word."""
+    parts = safe(key).replace(".", ".<br>").replace("/", "/<br>").split("<br>")
+    return "<br>".join(p.replace("_", "_<br>") if len(p) > longest else p for p in parts)
+
+
+def halved(key: str) -> str:
+    """A config key as an axis title: of a long one the last part stands below."""
+    first, dot, last = key.rpartition(".")
+    return f"{safe(first)}.<br>{safe(last)}" if dot and len(key) > 18 else safe(key)
+
+
+def panels(
+    titles: Sequence[str],
+    columns: int,
+    y_title: str = "",
+    height: int = 230,
+    row_heights: Sequence[float] | None = None,
+    gap: float | None = None,
+) -> go.Figure:
+    """Panels side by side in the common look, `columns` to a row of `height` pixels."""
+    columns = max(1, min(columns, len(titles)))
+    rows = -(-len(titles) // columns)
+    fig = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[safe(title) for title in titles],
+        horizontal_spacing=gap or 0.3 / (columns + 2),
+        vertical_spacing=0.34 / rows,
+        row_heights=row_heights,
+    )
+    look = figure("", y_title, height=height * rows + 60).layout.to_plotly_json()
+    x_axis, y_axis = look.pop("xaxis"), look.pop("yaxis")
+    fig.update_layout(look)
+    fig.update_xaxes(x_axis, tickangle=0, tickfont={"size": 11})
+    fig.update_yaxes({key: value for key, value in y_axis.items() if key != "title"})
+    fig.update_yaxes(title=y_axis["title"], col=1)
+    fig.update_annotations(font={"size": 12})
+    fig.update_layout(margin={"t": 58}, legend=LEGEND_ON_TOP)
+    return fig
+
+
+def on_paper(figure: go.Figure, title: str, width: int) -> go.Figure:
+    """A copy for a paper: black on white, `width` pixels wide, the title above."""
+    text = figure.to_json().replace(NEUTRAL, "#000000").replace(GRID, "#d9d9d9")
+    copy = go.Figure(json.loads(text))
+    above = 26 if title else 0
+    copy.update_layout(
+        width=width,
+        height=(figure.layout.height or 320) + above,
+        paper_bgcolor="#ffffff",
+        plot_bgcolor="#ffffff",
+        font={"color": "#000000", "family": "Helvetica, Arial, sans-serif"},
+        margin={"t": (copy.layout.margin.t or 30) + above},
+        modebar=None,
+    )
+    if title:
+        look = {"text": safe(title), "font": {"size": 15}, "x": 0.02, "xanchor": "left"}
+        place = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 8}}
+        copy.update_layout(title={**look, **place})
+    return copy
 
 
 def contrast(first: str, second: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from analysis.display import last_line, metric_value, text
 from analysis.load import RUNNING, STATUSES, Runs
 from analysis.stats import coverage_limit, seeds_needed
 from analysis.tables import ACCURACY, confirm_trials
+from analysis.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl import records
 
 FEW = 5  # below this many seeds the intervals are said to be too short at the top of the page
@@ -23,9 +25,20 @@ NOT_A_RESULT = (
 )
 
 
-def summary(runs: Runs, results: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
-    """The findings, or why there are none."""
+def summary(
+    runs: Runs,
+    results: pd.DataFrame,
+    chosen: pd.DataFrame,
+    differences: pd.DataFrame | None = None,
+    ablation: pd.DataFrame | None = None,
+) -> list[str]:
+    """The findings, or why there are none.
+
+    Each method against the baseline by its paired differences, where there are any; a condition
+    without any by the methods' own means; then what the ablations show, and what ran.
+    """
     ran = [_what_ran(runs, study.run) for study in runs.studies]
+    parts = [] if ablation is None else [*ablation_sentences(ablation, _modes(runs))]
     lines = []
     if results.empty or results["mean"].isna().all():
         if not runs.trials.empty:
@@ -36,10 +49,20 @@ def summary(runs: Runs, results: pd.DataFrame, chosen: pd.DataFrame) -> list[str
                 f"{_where(chosen, row)} the best finished trial of {row['method']} is "
                 f"{row['trial']} with {row['metric']} = {value} on validation."
             )
-        return lines + ran
-    for _, group in results.groupby("condition", sort=False):
-        lines.append(_finding(results, group.dropna(subset=["mean"])))
-    return [line for line in lines if line] + ran
+        return lines + parts + ran
+    compared: set[str] = set()
+    if differences is not None and not differences.empty:
+        paired = differences[differences["n"] > 0]
+        compared = {
+            *paired["condition"],
+            *differences.loc[differences["unpaired"] > 0, "condition"],
+        }
+        pooled = results[results["condition"].isin(paired["condition"])]
+        lines += [_highest(pooled), *comparison_sentences(differences)]
+    for condition, group in results.groupby("condition", sort=False):
+        if condition not in compared:
+            lines.append(_finding(results, group.dropna(subset=["mean"])))
+    return [line for line in lines if line] + parts + ran
 
 
 def caveats(
@@ -127,12 +150,27 @@ def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
     return f"{where} {_reaches(top)}, ahead of {others}.{doubt}"
 
 
+def _highest(results: pd.DataFrame) -> str:
+    """The highest mean of each condition. No claim: the paired differences make those."""
+    found: list[tuple[str, str]] = []
+    for _, group in results.dropna(subset=["mean"]).groupby("condition", sort=False):
+        top = group.sort_values("mean", ascending=False, kind="stable").iloc[0]
+        found.append((str(top["method"]), f"{place(results, top)} ({_share(top)})"))
+    each = [
+        f"{method} {', '.join(text for _, text in same)}"
+        for method, same in groupby(found, key=lambda pair: pair[0])
+    ]
+    return f"Highest {MEASURE}: {'; '.join(each)}." if each else ""
+
+
+def _modes(runs: Runs) -> dict[str, str]:
+    return {study.label: study.mode for study in runs.studies}
+
+
 def _where(table: pd.DataFrame, row: Any) -> str:
-    """'At 50 labels', or the condition's id where the label count does not tell them apart."""
-    conditions = table.drop_duplicates("condition")["labels"]
-    if pd.isna(row["labels"]) or conditions.duplicated().any():
-        return f"Under {row['condition']},"
-    return f"At {row['labels']:,.0f} labels"
+    """'At 50 labels', or 'Under' the condition's id, as a sentence starts."""
+    where = place(table, row)
+    return where[0].upper() + where[1:] + ("," if where.startswith("under") else "")
 
 
 def _reaches(row: pd.Series) -> str:
@@ -144,10 +182,13 @@ def _reaches(row: pd.Series) -> str:
 
 
 def _brief(row: pd.Series) -> str:
+    return f"{row['method']} at {_share(row)}"
+
+
+def _share(row: pd.Series) -> str:
     if math.isnan(row["low"]):
-        return f"{row['method']} at {100 * row['mean']:.1f} %"
-    ends = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{row['method']} at {100 * row['mean']:.1f} % {ends}"
+        return f"{100 * row['mean']:.1f} %"
+    return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
 def _progress(runs: Runs) -> Iterator[str]:

@@ -13,15 +13,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.display import last_line
-from analysis.display import write_table as write_table
 from analysis.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.select import DEFAULT_RULE, half_width
-from analysis.stats import mean_interval, paired_difference
+from analysis.stats import mean_interval
 from analysis.study import Study
 from tune_ssl import records
 
 ACCURACY = "test/accuracy"
-BASELINE = "supervised"
 UNEQUAL = 0.10  # steps of two methods may differ by this share of the larger before it is said
 
 
@@ -52,14 +50,14 @@ def results_table(runs: Runs) -> pd.DataFrame:
     """
     rows = []
     confirmed = confirm_trials(runs)
-    for study, condition, trials in _cells(runs, confirmed):
+    for study, condition, trials in cells(runs, confirmed):
         if trials.empty:
             continue
-        main = mean_interval(_values(trials, TEST_METRIC))
-        plain = mean_interval(_values(trials, ACCURACY))
+        main = mean_interval(finished_values(trials, TEST_METRIC))
+        plain = mean_interval(finished_values(trials, ACCURACY))
         rows.append(
             {
-                **_own(study, condition),
+                **identity(study, condition),
                 "mean": main.mean,
                 "low": main.low,
                 "high": main.high,
@@ -88,13 +86,13 @@ def budget_table(runs: Runs) -> pd.DataFrame:
     finalists, as far as they ended: the cost of running trials is not known.
     """
     rows = []
-    for study, condition, trials in _cells(runs, runs.trials):
+    for study, condition, trials in cells(runs, runs.trials):
         search = trials[trials["phase"] == records.SEARCH]
-        tuning = trials[trials["phase"] != records.CONFIRM]
+        tuning = trials[trials["phase"].isin((records.SEARCH, records.FINALIST))]
         confirm = trials[trials["phase"] == records.CONFIRM]
         rows.append(
             {
-                **_own(study, condition),
+                **identity(study, condition),
                 "trials": len(search),
                 **_counts(search),
                 "finalist_trials": len(tuning) - len(search),
@@ -141,11 +139,11 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     confirmed = confirm_trials(runs)
-    for study, condition, trials in _cells(runs, runs.trials):
+    for study, condition, trials in cells(runs, runs.trials):
         locks = runs.locks[(runs.locks["run"] == study.run)]
         locks = locks[locks["condition"] == condition["condition"]]
         best = DEFAULT_RULE.choose(trials, study.mode)
-        common = {**_own(study, condition), "metric": study.metric, "run": study.run}
+        common = {**identity(study, condition), "metric": study.metric, "run": study.run}
         if not locks.empty:
             lock = locks.iloc[0]
             mine = (confirmed["run"] == study.run) & (
@@ -177,50 +175,17 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
 
 
 def stability_table(runs: Runs) -> pd.DataFrame:
-    """Per method, search and confirm together: trials by status, and why trials diverged, collapsed or failed."""
+    """Per method, trials by status, and why trials diverged, collapsed or failed; without its ablations."""
     rows = []
     for study in runs.studies:
         trials = runs.trials[runs.trials["run"] == study.run]
+        trials = trials[~trials["phase"].isin((records.ABLATE, records.RETUNE))]
         bad = trials[trials["status"].isin(records.BAD_ENDINGS)]
         reasons = Counter(last_line(reason) or "no reason" for reason in bad["reason"])
         text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         counts = {"trials": len(trials), **_counts(trials)}
         rows.append({"method": study.label, **counts, "reasons": text})
     return pd.DataFrame(rows, columns=["method", "trials", *STATUSES, "reasons"])
-
-
-def difference_table(runs: Runs) -> pd.DataFrame:
-    """Each method minus the reference, paired by seed: supervised if present, else the first run.
-
-    A pair whose two trials are known to have had different labeled images is left out and counted
-    in `unpaired`.
-    """
-    columns = str.split("method reference condition labels mean low high n unpaired")
-    if len(runs.studies) < 2:
-        return pd.DataFrame(columns=columns)
-    reference = next((s for s in runs.studies if s.method == BASELINE), runs.studies[0])
-    cells = {
-        (study.run, condition["condition"]): (study, condition, trials)
-        for study, condition, trials in _cells(runs, confirm_trials(runs))
-        if not trials.empty
-    }
-    rows = []
-    for (run, name), (study, condition, trials) in cells.items():
-        if run == reference.run or (reference.run, name) not in cells:
-            continue
-        ours, theirs = trials, cells[reference.run, name][2]
-        pairs = ours.merge(theirs, on="seed", suffixes=("", "_reference"))
-        other = pairs["split"] != pairs["split_reference"]
-        other &= pairs["split"].notna() & pairs["split_reference"].notna()
-        same = pairs[~other]
-        a = dict(zip(same["seed"], _values(same, TEST_METRIC), strict=True))
-        b = dict(zip(same["seed"], _values(same, f"{TEST_METRIC}_reference"), strict=True))
-        found = paired_difference(a, b)
-        own = {**_own(study, condition), "reference": reference.label}
-        numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-        rows.append({**own, **numbers, "unpaired": int(other.sum())})
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values("labels", kind="stable", ignore_index=True)
 
 
 def config_text(config: dict[str, Any], keys: list[str]) -> str:
@@ -232,9 +197,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cells(
-    runs: Runs, trials: pd.DataFrame
-) -> Iterator[tuple[Study, dict[str, Any], pd.DataFrame]]:
+def cells(runs: Runs, trials: pd.DataFrame) -> Iterator[tuple[Study, dict[str, Any], pd.DataFrame]]:
     """Each (run, condition) with its trials; conditions in the order of study.yaml."""
     for row in runs.conditions.to_dict("records"):
         own = (trials["run"] == row["run"]) & (trials["condition"] == row["condition"])
@@ -242,17 +205,17 @@ def _cells(
         yield runs.study(condition["run"]), condition, trials[own]
 
 
-def _own(study: Study, condition: dict[str, Any]) -> dict[str, Any]:
+def identity(study: Study, condition: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say whose row it is."""
     shared = {"condition": condition["condition"], "labels": condition["labels"]}
     return {"method": study.label, **shared}
 
 
-def _values(trials: pd.DataFrame, column: str) -> pd.Series:
+def finished_values(trials: pd.DataFrame, column: str) -> pd.Series:
     """A metric of trials, nan wherever the trial did not finish."""
     if column not in trials:
         return pd.Series(math.nan, index=trials.index)
-    status = "status_reference" if column.endswith("_reference") else "status"
-    return trials[column].where(trials[status] == records.FINISHED)
+    return trials[column].where(trials["status"] == records.FINISHED)
 
 
 def _counts(trials: pd.DataFrame) -> dict[str, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +18,44 @@ def one_thread() -> None:
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+CONFIRMED = """
+fixed:
+  data: {dataset: digits, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  budget: {steps: 40, eval_every: 20}
+conditions:
+  data.num_labels: [20, 100]
+search:
+  optim.lr: {log_uniform: [3e-3, 3e-2]}
+  method.labeled_view: {choice: [weak, none]}
+study: {num_trials: 3, finalists: 2, finalist_seeds: [1001], seeds: [3, 4], scheduler: none}
+"""
+
+
+@pytest.fixture(scope="session")
+def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/one: a small supervised study on digits, searched and confirmed. Nobody writes into it."""
+    from tests.runs import run_here
+
+    return run_here(tmp_path_factory.mktemp("confirmed"), CONFIRMED)
+
+
+@pytest.fixture
+def command(
+    confirmed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int, str, str]]:
+    """`command("best", "one")` -> exit code, stdout, stderr; in a folder where runs/one is a copy of `confirmed`."""
+    import shutil
+
+    from tests.runs import called
+
+    shutil.copytree(confirmed, tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return lambda *arguments: called(monkeypatch, capsys, *arguments)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 
@@ -23,6 +26,66 @@ def write_study(folder: Path, body: str) -> Path:
     path = folder / "study.yaml"
     path.write_text(body)
     return path
+
+
+def run_here(folder: Path, body: str, name: str = "one", plugins: tuple[Path, ...] = ()) -> Path:
+    """Search and confirm a study in this process, by the real sources and jobs, without Ray's cluster."""
+    from tune_ssl.confirm import ConfirmSource, confirm_trial
+    from tune_ssl.finalists import FinalistSource
+    from tune_ssl.runfolder import check_data, create, record_splits
+    from tune_ssl.searcher import StudySource
+    from tune_ssl.study import load_study
+    from tune_ssl.trainable import search_trial
+
+    study = load_study(write_study(folder, body), plugins=plugins)
+    stores = check_data(study)
+    run = create(study, stores, folder / "runs", name, "tune-ssl search study.yaml")
+    settings = study.settings
+    splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
+    drive(StudySource(run, study, splits), search_trial)
+    drive(FinalistSource(run, study, splits), search_trial)
+    drive(ConfirmSource(run, study, stores, splits), confirm_trial)
+    shutil.rmtree(run / "ray", ignore_errors=True)
+    return run
+
+
+def ablate_here(run: Path, **wanted: Any) -> list[str]:
+    """Ablate a run of `run_here` in the same way; returns what the user is told."""
+    from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
+    from tune_ssl.runfolder import check_data, record_splits, reopen
+    from tune_ssl.trainable import search_trial
+
+    run, study = reopen(run.parent, run.name)
+    settings = study.settings
+    seeds = [*settings.tuning_seeds, *settings.seeds]
+    splits = record_splits(run, study, check_data(study), seeds)
+    told: list[str] = []
+    Planner(run, study, splits).plan(Wanted(**wanted), told.append)
+    drive(Retuning(run, study, splits), search_trial)
+    drive(Ablation(run, study, splits), search_trial)
+    return told
+
+
+def drive(source: Any, work: Callable[[dict[str, Any]], None]) -> None:
+    """Do the jobs of a source one after another, as a worker of Ray's would."""
+    from tune_ssl import trainable
+
+    class Over(BaseException):
+        """The source wants no more of a trial."""
+
+    with mock.patch.object(trainable.tune, "get_checkpoint", lambda: None):
+        while job := source.next():
+
+            def send(report: dict[str, Any], checkpoint: Any = None, job: Any = job) -> None:
+                if checkpoint:
+                    kept = source.run / "ray" / "here" / job.trial
+                    name = f"checkpoint_{len(list(kept.glob('*'))):06d}"
+                    shutil.copytree(checkpoint.path, kept / name)
+                if source.report(job, records.plain(report)):
+                    raise Over
+
+            with mock.patch.object(trainable, "_send", send), contextlib.suppress(Over):
+                work(job.to_config())
 
 
 def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:

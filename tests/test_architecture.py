@@ -29,7 +29,7 @@ STUDY = (
     *SPECS,
     *(f"tune_ssl.{name}" for name in ("trial", "space", "study", "checks", "overrides", "grammar")),
     *("tune_ssl.yamlfile", "tune_ssl.metrics", "tune_ssl.methods", "tune_ssl.models"),
-    *("tune_ssl.plugins", "tune_ssl.data.datasets"),
+    *("tune_ssl.plugins", "tune_ssl.data.datasets", "tune_ssl.variants", "tune_ssl.records"),
 )
 # What of ours a module may import; the first pattern that fits counts.
 MAY_IMPORT = {
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "tune_ssl.checks": STUDY,
     "tune_ssl.overrides": STUDY,
     "tune_ssl.schema": STUDY,
+    "tune_ssl.variants": STUDY,
     "analysis": ("analysis", "analysis.*", "tune_ssl.records", "tune_ssl.errors"),
     "analysis.*": ("analysis", "analysis.*", "tune_ssl.records", "tune_ssl.errors"),
     "tune_ssl.cli": ("*",),
@@ -65,7 +66,7 @@ ONLY_IN = {
         f"tune_ssl.{name}"
         for name in ("trainable", "tuning", "confirm", "searcher", "scheduler", "live")
     ),
-    "optuna": ("tune_ssl.searcher", "analysis", "analysis.*"),
+    "optuna": ("tune_ssl.searcher", "tune_ssl.dashboards", "analysis", "analysis.*"),
     "torch": ("tune_ssl", "tune_ssl.*"),
     "pandas": ("analysis", "analysis.*"),
     "plotly": ("analysis", "analysis.*"),
@@ -80,7 +81,12 @@ LIGHT = (
     *(f"tune_ssl.{name}" for name in ("cli", "errors", "jobs", "lazy", "metrics", "records")),
     *(f"tune_ssl.{name}" for name in ("runfolder", "schedules", "spec", "yamlfile", "grammar")),
     *(f"tune_ssl.{name}" for name in ("trial", "space", "study", "checks", "overrides", "schema")),
-    *("tune_ssl.plugins", "tune_ssl.exported", "tune_ssl.neighbors"),
+    *("tune_ssl.plugins", "tune_ssl.exported", "tune_ssl.neighbors", "tune_ssl.variants"),
+    *(
+        f"tune_ssl.{name}"
+        for name in ("options", "commands", "listing", "standing", "winner", "exporting")
+    ),
+    *(f"tune_ssl.{name}" for name in ("predicting", "dashboards", "eventfiles", "repeats")),
 )
 OPENS_TEST_DATA = ("tune_ssl.confirm", "tune_ssl.data.store")
 

@@ -36,3 +36,16 @@ def test_a_study_opens_with_its_command_its_time_and_its_number(path):
     assert f"tune-ssl search {path.relative_to(ROOT)}" in header
     assert re.search(r"Expect: .*(min|s) on .*;", header), "measured time and machine"
     assert re.search(r"\d\d\.\d %|not measured", header), "measured result"
+
+
+def test_the_example_of_the_analysis_docs_runs_on_two_runs(tmp_path, monkeypatch, capsys):
+    from tests.analysis.conftest import write_run
+
+    for name in ("fixmatch", "supervised"):
+        write_run(tmp_path / "runs" / name, method=name, labels=(50,), shift=0.1 * (name[0] == "f"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/analysis.md").read_text(), re.S)
+    exec(code, {})
+    out = capsys.readouterr().out
+    assert "fixmatch - supervised: +10.0 [+10.0, +10.0]" in out
+    assert "supervised: 83.0 [" in out and ", 5 seeds" in out

@@ -195,6 +195,34 @@ study:
         ("data.mu: {int", "data.num_labels: {int", "search.data.num_labels must not be searched"),
         ("{losses.cluster.weight: 0}", "0", "ablate.no_cluster is 0, but must map a trial's keys"),
         ("cluster.weight: 0", "cluster.weight: -1", "s.yaml:12: ablate.no_cluster.losses.cluster."),
+        ("no_cluster:", "no cluster:", "ablate.no cluster must be named with letters, digits, '.'"),
+        ("no_cluster:", "reference:", "s.yaml:12: ablate.reference must be named with letters"),
+        (
+            "cluster.weight: 0",
+            "cluster.weight: 0, retune: [optim.lr, optim.l]",
+            "is 'optim.l', but",
+        ),
+        (
+            "cluster.weight: 0",
+            "cluster.weight: 0, retune: optim.lr",
+            "retune is 'optim.lr', but must",
+        ),
+        ("losses.cluster.weight: 0", "retune: [optim.lr]", "but must map a trial's keys to values"),
+        (
+            "losses.cluster.weight: 0",
+            "optim.lr: 0.1, retune: [optim.lr]",
+            "ablate.no_cluster.retune has optim.lr, which the variant itself sets",
+        ),
+        (
+            "losses.cluster.weight: 0",
+            "data.val_ratio: 0.1",
+            "ablate.no_cluster.data.val_ratio must not be here: the rows of an ablation see the same",
+        ),
+        (
+            "losses.cluster.weight: 0",
+            "budget.steps: 200",
+            "budget.steps makes 200 steps of 400: the rows of an ablation have equal budgets",
+        ),
         ("num_trials: 12", "num_trials: 0", "s.yaml:13: study.num_trials is 0, but must be"),
         ("num_trials: 12", "tuning_seed: 2", "study.seeds is [0, 1, 2], but must not have the tun"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from math import prod
@@ -15,15 +16,18 @@ from tune_ssl.grammar import validation_problems
 from tune_ssl.methods import find_method, method_names
 from tune_ssl.metrics import MEASURED
 from tune_ssl.overrides import SECTIONS
+from tune_ssl.records import REFERENCE
 from tune_ssl.space import Domain, domain, grid
 from tune_ssl.spec import StudySpec
 from tune_ssl.trial import TrialSpec, build_trial, override
+from tune_ssl.variants import RETUNE
 from tune_ssl.yamlfile import Keys, YamlFile
 
 MOST_CONDITIONS = 1000
 SAMPLER_PACKAGES = {"cmaes": "cmaes"}  # others need only what tune-ssl itself needs
 CHECKED = ("searcher", "sampler", "metric", "mode")  # checked further when another key is wrong
 SEEDS = ("seed", "data.split_seed")
+VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # What decides which images are labeled is the same for all trials of a condition.
 LABELING = ("dataset", "root", "labeled_ratio", "num_labels", "split", "validation", "val_ratio")
 
@@ -148,15 +152,50 @@ class Checks:
     def ablate(self) -> dict[str, dict[str, Any]]:
         for variant, values in self.sections["ablate"].items():
             place, name = ("ablate", variant), f"ablate.{variant}"
-            if not isinstance(values, dict) or not values:
+            if not VARIANT.fullmatch(variant) or variant == REFERENCE:
+                text = (
+                    "must be named with letters, digits, '.', '_' and '-', up to 60, a letter or "
+                    f"digit first; '{REFERENCE}' is taken"
+                )
+                self.add(place, name, text)
+            if not isinstance(values, dict) or not set(values) - {RETUNE}:
                 text = f"is {shown(values)}, but must map a trial's keys to values"
                 self.add(place, name, text)
                 continue
-            for key in values:
+            changes = {key: value for key, value in values.items() if key != RETUNE}
+            for key in changes:
                 self._no_seed((*place, key), key, f"{name}.")
-            for key, problem in self._override_problems(values):
+                if key in self.sections["conditions"] or key in [f"data.{p}" for p in LABELING]:
+                    text = "must not be here: the rows of an ablation see the same labels"
+                    self.add((*place, key), f"{name}.{key}", text)
+            for key, problem in self._override_problems(changes):
                 self.add((*place, key), f"{name}.{problem.key}", problem.text)
+            self._same_budget((*place,), name, changes)
+            self._retune((*place, RETUNE), f"{name}.{RETUNE}", values.get(RETUNE, []), changes)
         return self.sections["ablate"]
+
+    def _same_budget(self, place: Keys, name: str, changes: dict[str, Any]) -> None:
+        """Steps may move between stages, but the rows of an ablation have equal budgets."""
+        own = [key for key in changes if key.partition(".")[0] == "budget"]
+        if not own or self.fixed is None or list(self._override_problems(changes)):
+            return
+        steps, whole = (
+            sum(spec.stage_steps().values()) for spec in (override(self.base, changes), self.base)
+        )
+        if steps != whole:
+            text = f"makes {steps} steps of {whole}: the rows of an ablation have equal budgets"
+            self.add((*place, own[0]), f"{name}.{own[0]}", text)
+
+    def _retune(self, place: Keys, name: str, keys: Any, changes: dict[str, Any]) -> None:
+        if not isinstance(keys, list) or len(set(map(str, keys))) < len(keys):
+            self.add(place, name, f"is {shown(keys)}, but must list searched keys, each once")
+            return
+        for i, key in enumerate(keys):
+            if key not in self.sections["search"]:
+                text = unknown("searched key", key, self.sections["search"])
+                self.add((*place, str(i)), name, text)
+            elif key in changes:
+                self.add((*place, str(i)), name, f"has {key}, which the variant itself sets")
 
     def overridden_elsewhere(self) -> None:
         """An override of the fixed part that a condition or the search would undo."""

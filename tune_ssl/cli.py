@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tune_ssl import commands
 from tune_ssl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, UserError
+from tune_ssl.options import Debug, Plugins, Runs
 
 app = typer.Typer(
     name="tune-ssl",
@@ -23,24 +25,19 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare datasets and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(commands.app)
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
-]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", help="A Python file with methods of your own. Repeatable."),
 ]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
@@ -59,9 +56,7 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Tune a study's method in each of its conditions, confirm the winners, write the report."""
-    from datetime import datetime
-
-    from tune_ssl.study import check_name, load_study
+    from tune_ssl.study import load_study
 
     console = Console()
     if (study is None) == (resume is None):
@@ -76,33 +71,78 @@ def search(
     else:
         assert study is not None
         loaded = load_study(study, _all(overrides, data_root, no_cache), plugin or ())
-        chosen = name or loaded.settings.name
-        if chosen is None:
-            chosen = f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        check_name(chosen)
+        chosen = _run_name(name or loaded.settings.name, loaded.name)
         from tune_ssl.tuning import run_study
 
         run = run_study(
             loaded, name=chosen, runs=runs, confirm=confirm, verbose=verbose, console=console
         )
     if report:
-        from analysis.report import write_report
+        _write_report(run, console)
 
-        page = write_report([run], run / "report")
-        console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+@app.command()
+def ablate(
+    target: Annotated[str, typer.Argument(help="A run with a search, or a study's YAML file.")],
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None, typer.Option(help="The variants to train: a,b. All of `ablate:` if absent.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Each loss term off or alone, no ramp-ups, supervised.")
+    ] = False,
+    factorial: Annotated[
+        str | None, typer.Option(help="Every combination of these variants: a,b or a,b,c.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Its id; all of them if absent. Repeatable.")
+    ] = None,
+    data_root: DataRoot = None,
+    no_cache: NoCache = False,
+    plugin: Plugins = None,
+    name: Annotated[str | None, typer.Option(help="Name of a YAML's run folder.")] = None,
+    runs: Runs = Path("runs"),
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Take the chosen configuration apart: variants on the same fresh seeds, scored on validation data.
+
+    Of a run, each condition's chosen configuration is the reference; of a YAML file, its fixed part.
+    `tune-ssl ablate RUN` alone goes on after Ctrl-C or a crash; with options it adds rows.
+    """
+    from tune_ssl.ablation import Wanted
+
+    console = Console()
+    wanted = Wanted(_listed(only), auto, _listed(factorial), tuple(condition or ()))
+    if target.endswith((".yaml", ".yml")):
+        from tune_ssl.study import load_study
+        from tune_ssl.tuning import ablate_study
+
+        loaded = load_study(target, _all(overrides, data_root, no_cache), plugin or ())
+        chosen = _run_name(name or loaded.settings.name, f"{loaded.name}-ablation")
+        run = ablate_study(loaded, wanted, name=chosen, runs=runs, verbose=verbose, console=console)
+    else:
+        if overrides or name or data_root or no_cache or plugin:
+            raise UserError("a run keeps its name, study, data and plugins: give it alone")
+        from tune_ssl.tuning import ablate_run
+
+        run = ablate_run(target, wanted, runs=runs, verbose=verbose, console=console)
+    if report:
+        _write_report(run, console)
 
 
 @app.command()
 def report(
     run: Annotated[list[str], typer.Argument(help="Run folders, or names under --runs.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to.")] = None,
-    formats: Annotated[str, typer.Option("--format", help="Tables as: csv,md,latex.")] = (
-        "csv,md,latex"
-    ),
+    formats: Annotated[
+        str, typer.Option("--format", help="Tables as csv,md,latex; figures as png,svg,pdf.")
+    ] = ("csv,md,latex"),
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Write one HTML page (and the tables) from the stored results of one run or of several."""
+    """Write one HTML page, the tables and, if asked, the figures of one run or of several."""
     from analysis.report import write_report
 
     paths = [Path(name) if Path(name).exists() else runs / name for name in run]
@@ -237,6 +277,28 @@ def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = Fa
     """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
     root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
     return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
+
+
+def _run_name(given: str | None, otherwise: str) -> str:
+    """The run folder's name: the given one, checked, or one with the time in it."""
+    from datetime import datetime
+
+    from tune_ssl.study import check_name
+
+    chosen = given or f"{otherwise}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_name(chosen)
+    return chosen
+
+
+def _write_report(run: Path, console: Console) -> None:
+    from analysis.report import write_report
+
+    page = write_report([run], run / "report")
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (names or "").split(",") if part.strip())
 
 
 def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:

@@ -94,7 +94,7 @@ class ConfirmSource(RepeatSource):
             if locked is None:  # no search trial of this condition finished
                 continue
             for seed in study.settings.seeds:
-                self.again(f"c{index}-confirm-s{seed}", condition, locked["config"], seed, of=None)
+                self.again(f"c{index}-confirm-s{seed}", condition, locked["config"], seed)
         first = study.settings.seeds[0]
         self.jobs = [replace(job, keep=job.seed == first) for job in self.jobs]
 

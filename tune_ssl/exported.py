@@ -48,7 +48,8 @@ class Card(Spec):
     stage: str
     classes: list[str]
     channels: Size
-    image_size: Size
+    image_size: Size  # the images' height
+    image_width: Size | None = None  # absent: as wide as high
     mean: list[float]
     std: list[float]
     data: str
@@ -81,6 +82,7 @@ def save_model(
         classes=list(store.class_names),
         channels=task.channels,
         image_size=task.image_size,
+        image_width=store.shape[2],
         mean=list(store.mean),
         std=list(store.std),
         data=store.digest,

@@ -34,8 +34,8 @@ class NotPickled:
 class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values.
 
-    `repeats` is the search trial whose config a finalist runs again. `keep` asks for galleries and the
-    model with the last report.
+    `repeats` is the search trial whose config a finalist runs again, `variant` the row of an ablation.
+    `keep` asks for galleries and the model with the last report.
     """
 
     trial: str
@@ -52,6 +52,7 @@ class Job:
     cpus: float
     checkpoint_seconds: float
     repeats: str | None = None
+    variant: str | None = None
     keep: bool = False
     resume_from: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()
@@ -179,6 +180,7 @@ class JobSource:
         seed: int,
         number: int,
         repeats: str | None = None,
+        variant: str | None = None,
     ) -> Job:
         """The job that trains `config` in a condition, from its newest checkpoint if it has one."""
         settings = self.study.settings
@@ -198,6 +200,7 @@ class JobSource:
             cpus=settings.cpus_per_trial,
             checkpoint_seconds=settings.checkpoint_seconds,
             repeats=repeats,
+            variant=variant,
             resume_from=checkpoints(self.run, name),
             plugins=self.study.plugins,
         )
@@ -210,8 +213,7 @@ class JobSource:
 
     def _begin(self, job: Job, event: str) -> None:
         line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
-        if job.repeats:
-            line["repeats"] = job.repeats
+        line |= {k: v for k in ("repeats", "variant") if (v := getattr(job, k))}
         self._event(job, event, digest=job.digest, **line)
 
     def _event(self, job: Job, event: str, **fields: Any) -> None:

@@ -16,8 +16,7 @@ from rich.text import Text
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError, unknown
 from tune_ssl.exported import Card, load_model, read_card
-from tune_ssl.runfolder import run_plugins
-from tune_ssl.yamlfile import read_yaml
+from tune_ssl.runfolder import condition_ids, run_plugins
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,11 +84,7 @@ def find(run: Path, condition: str | None, queries: int, k: int) -> Found:
 
 def model_folder(run: Path, condition: str | None) -> Path:
     """Where the model of a condition lies: of the first one that has any, unless given."""
-    path = run / records.STUDY
-    listed = read_yaml(path).data.get("conditions")
-    if not isinstance(listed, list) or not all(isinstance(c, dict) and "id" in c for c in listed):
-        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
-    known = [str(entry["id"]) for entry in listed]
+    known = condition_ids(run)
     if condition is not None and condition not in known:
         raise UserError(Problem(unknown("condition", condition, known), "--condition"))
     wanted = known if condition is None else [condition]

@@ -20,7 +20,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,19 @@ SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
 GALLERIES, MODELS = "galleries.jsonl", "models"
 WEIGHTS, MODEL = "model.safetensors", "model.json"
+JOURNAL = "optuna.log"  # the Optuna studies; written and read by Optuna alone
 
 STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED = "finished", "stopped_early"
 DIVERGED, COLLAPSED, FAILED = "diverged", "collapsed", "failed"
-LOCKED = "locked"
+LOCKED, PLANNED = "locked", "planned"
 BEGINNINGS = (STARTED, RESUMED)
 BAD_ENDINGS = (DIVERGED, COLLAPSED, FAILED)
 ENDINGS = (FINISHED, STOPPED, *BAD_ENDINGS)
-EVENTS = (*BEGINNINGS, LOCKED, *ENDINGS)
+EVENTS = (*BEGINNINGS, LOCKED, PLANNED, *ENDINGS)
 SEARCH, FINALIST, CONFIRM = "search", "finalist", "confirm"
+RETUNE, ABLATE = "retune", "ablate"
+REFERENCE = "reference"  # the variant of an ablation that changes nothing
 
 Record = dict[str, Any]
 
@@ -73,9 +76,13 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
 
 def read(path: Path) -> list[Record]:
     """Every whole record of a file, in order; torn lines are dropped with one warning."""
+    return list(scan(path))
+
+
+def scan(path: Path) -> Iterator[Record]:
+    """`read`, one record at a time, for files that are larger than memory."""
     if not path.exists():
-        return []
-    records: list[Record] = []
+        return
     torn = 0
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -83,16 +90,15 @@ def read(path: Path) -> list[Record]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 torn += 1
                 continue
             if isinstance(record, dict):
-                records.append(record)
+                yield record
             else:
                 torn += 1
     if torn:
         warnings.warn(f"{path}: {torn} torn line(s) dropped", stacklevel=2)
-    return records
 
 
 def latest_reports(reports: Iterable[Record]) -> list[Record]:

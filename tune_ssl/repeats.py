@@ -20,7 +20,13 @@ class RepeatSource(JobSource):
         self.endings = records.endings(self.events)
 
     def again(
-        self, name: str, condition: Condition, config: dict[str, Any], seed: int, of: str | None
+        self,
+        name: str,
+        condition: Condition,
+        config: dict[str, Any],
+        seed: int,
+        of: str | None = None,
+        variant: str | None = None,
     ) -> None:
         """One more job, unless a trial of that name has ended already."""
         progress = self.progress.setdefault(condition.id, Progress(condition.id, 0))
@@ -28,7 +34,7 @@ class RepeatSource(JobSource):
         if name in self.endings:
             self._count(progress, self.endings[name]["event"], self.endings[name]["value"])
             return
-        self.jobs.append(self.job(name, condition, config, seed, progress.planned - 1, of))
+        self.jobs.append(self.job(name, condition, config, seed, progress.planned - 1, of, variant))
 
     def scores(self, condition: Condition, *phases: str) -> dict[str, float]:
         """search trial -> what it is chosen by (records.scores), best first, the earlier of equals.

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -28,6 +29,7 @@ from tune_ssl.plugins import Plugin, restore_plugins
 from tune_ssl.study import Condition, Study, study_from
 from tune_ssl.yamlfile import read_yaml
 
+LOCK = ".driver.lock"
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "timm", "numpy", "scikit-learn", "pandas")
 
 
@@ -128,6 +130,15 @@ def reopen(runs: Path, name: str) -> tuple[Path, Study]:
         raise UserError(replace(problem, where=str(path)) for problem in error.problems) from None
 
 
+def condition_ids(run: Path) -> list[str]:
+    """The ids of the run's conditions, in order. UserError if it has none."""
+    path = run / records.STUDY
+    listed = read_yaml(path).data.get("conditions")
+    if not isinstance(listed, list) or not all(isinstance(c, dict) and "id" in c for c in listed):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    return [str(entry["id"]) for entry in listed]
+
+
 def run_plugins(run: Path) -> tuple[Plugin, ...]:
     """Load the plugins that a run began with. UserError if one is gone or is another one now."""
     path = run / records.STUDY
@@ -145,7 +156,7 @@ def _is_plugin(value: Any) -> bool:
 @contextlib.contextmanager
 def driver_lock(run: Path) -> Iterator[None]:
     """One driver per run folder; the lock goes with the process. UserError if another has it."""
-    lock = FileLock(run / ".driver.lock", blocking=False)
+    lock = FileLock(run / LOCK, timeout=0.5)  # `in_use` holds it for an instant
     try:
         lock.acquire()
     except Timeout:
@@ -156,6 +167,27 @@ def driver_lock(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def in_use(run: Path) -> bool:
+    """Whether a process of this machine drives the run now. OSError where its lock cannot be asked."""
+    path = run / LOCK
+    if not path.exists():
+        return False
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where the lock is not shared
+        try:
+            with FileLock(path, blocking=False):
+                return False
+        except Timeout:
+            return True
+    with path.open("rb") as file:  # a shared lock needs no right to write
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def record_splits(
@@ -216,7 +248,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
             "python": platform.python_version(),
             **_versions(study),
         },
-        "git": _git(),
+        "git": code_revision(),
         "machine": {"platform": platform.platform(), "processor": platform.machine()},
         "plugins": [plugin._asdict() for plugin in study.plugins],
         "study": study.resolved(),
@@ -249,7 +281,8 @@ def _versions(study: Study) -> dict[str, str]:
     return found
 
 
-def _git() -> dict[str, Any]:
+@cache
+def code_revision() -> dict[str, Any]:
     """Revision of the code that runs, where it is a checkout; an installed package has none."""
 
     def git(*arguments: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from tune_ssl.records import Record
 from tune_ssl.space import grid
 from tune_ssl.spec import StudySpec
 from tune_ssl.study import Condition, Study
+from tune_ssl.trial import override
 
-STORAGE = "optuna.log"
+STORAGE = records.JOURNAL
 STATES = {
     records.FINISHED: TrialState.COMPLETE,
     records.STOPPED: TrialState.PRUNED,
@@ -65,15 +67,16 @@ class StudySource(JobSource):
     def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
         super().__init__(run, study, splits)
         repair_storage(run)
-        storage = open_storage(run)
-        self.cells = [
-            Cell(storage, study, index, condition)
-            for index, condition in enumerate(study.conditions)
-        ]
-        self.progress = {
-            cell.condition.id: Progress(cell.condition.id, cell.budget) for cell in self.cells
-        }
+        self.cells = self.make_cells(open_storage(run))
+        for cell in self.cells:
+            name = cell.condition.id
+            self.progress.setdefault(name, Progress(name, 0)).planned += cell.budget
         self._settle()
+
+    def make_cells(self, storage: JournalStorage) -> list[Cell]:
+        """One study per condition."""
+        conditions = enumerate(self.study.conditions)
+        return [Cell(storage, self.study, index, condition) for index, condition in conditions]
 
     def remaining(self) -> int:
         return sum(cell.open_trials() for cell in self.cells)
@@ -85,13 +88,14 @@ class StudySource(JobSource):
         cell = min(waiting, key=lambda c: (not c.orphans, c.asked, c.index))
         trial, values = cell.ask()
         name, seed = cell.trial_name(trial.number), self.study.settings.tuning_seed
-        return self.job(name, cell.condition, values, seed, trial.number)
+        config = {**cell.base, **values}
+        return self.job(name, cell.condition, config, seed, trial.number, variant=cell.variant)
 
     def should_stop(self, job: Job, report: Record) -> bool:
         value = report["result"].get(self.metric)
         if value is None:  # a stage before the one that measures it
             value = report["stand_in"]
-        cell = self._cell(job.condition)
+        cell = self._cell(job)
         trial = cell.live[job.number]
         if value is None or not math.isfinite(value):
             return False
@@ -100,10 +104,11 @@ class StudySource(JobSource):
         return trial.should_prune()
 
     def ended(self, job: Job, status: str, value: float | None) -> None:
-        self._cell(job.condition).tell(job.number, status, value)
+        self._cell(job).tell(job.number, status, value)
 
-    def _cell(self, condition: str) -> Cell:
-        return next(cell for cell in self.cells if cell.condition.id == condition)
+    def _cell(self, job: Job) -> Cell:
+        wanted = (job.condition, job.variant)
+        return next(cell for cell in self.cells if (cell.condition.id, cell.variant) == wanted)
 
     def _settle(self) -> None:
         """After a crash: tell the studies what the records already know, and count what has ended."""
@@ -121,18 +126,30 @@ class StudySource(JobSource):
 
 
 class Cell:
-    """One condition's Optuna study: its sampler, its pruner, and the trials that are running."""
+    """One condition's Optuna study: its sampler, its pruner, and the trials that are running.
+
+    An ablation's `variant` has a study of its own, over the keys that are `retuned` for it; `base`
+    holds the others. Its first trial has the retuned keys' values in `base`.
+    """
 
     def __init__(
-        self, storage: JournalStorage, study: Study, index: int, condition: Condition
+        self,
+        storage: JournalStorage,
+        study: Study,
+        index: int,
+        condition: Condition,
+        variant: str | None = None,
+        base: Mapping[str, Any] | None = None,
+        retuned: Sequence[str] = (),
     ) -> None:
         self.index, self.condition, self.settings = index, condition, study.settings
-        self.domains = study.search
+        self.variant, self.base = variant, dict(base or {})
+        self.domains = {key: study.search[key] for key in retuned} if variant else study.search
         self.optuna = optuna.create_study(
             storage=storage,
-            study_name=condition.id,
+            study_name=f"{condition.id} {variant}" if variant else condition.id,
             direction="maximize" if study.settings.mode == "max" else "minimize",
-            pruner=build_pruner(study.settings, condition.spec.evaluations()),
+            pruner=build_pruner(study.settings, override(condition.spec, self.base).evaluations()),
             load_if_exists=True,
         )
         trials = self.optuna.get_trials(deepcopy=False)
@@ -149,13 +166,17 @@ class Cell:
         self.asked = sum(t.state != TrialState.WAITING for t in trials)
         self.budget = study.settings.num_trials
         if study.settings.searcher == "grid":
-            points = grid(study.search, self.budget)
+            points = grid(self.domains, self.budget)
             self.budget = len(points)
             for values in points:  # again after a resume: a crash may have enqueued only some
                 self.optuna.enqueue_trial(values, skip_if_exists=True)
+        elif variant and set(self.domains) <= set(self.base):
+            known = {key: self.base[key] for key in self.domains}
+            self.optuna.enqueue_trial(known, skip_if_exists=True)
 
     def trial_name(self, number: int) -> str:
-        return f"c{self.index}-t{number:04d}"
+        row = f"{records.RETUNE}-{self.variant}-" if self.variant else ""
+        return f"c{self.index}-{row}t{number:04d}"
 
     def open_trials(self) -> int:
         """Trials that can still be drawn: orphans of a killed driver, and the rest of the budget."""

@@ -19,6 +19,7 @@ from tune_ssl.plugins import Plugin, load_plugins
 from tune_ssl.space import Domain
 from tune_ssl.spec import StudySpec
 from tune_ssl.trial import TrialSpec, override
+from tune_ssl.variants import Variant, written
 from tune_ssl.yamlfile import YamlFile, read_yaml
 
 
@@ -80,6 +81,11 @@ class Study:
             Condition(condition_id(cell), cell, override(self.fixed, cell))
             for cell in cells(self.axes)
         ]
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The ablation variants that the file writes down."""
+        return written(self.ablate)
 
     def resolved(self) -> dict[str, Any]:
         """Nested plain values that `study_from` reads back into an equal study."""

@@ -127,7 +127,7 @@ def set_dotted(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
             if not isinstance(following, dict):
                 following = inner[parent] = {}
             inner = following
-        inner[last] = value
+        inner[last] = _copy(value)
     return result
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
 from tune_ssl.errors import Interrupted, Problem, UserError
@@ -93,10 +95,69 @@ def resume_study(
             return _carry_on(run, study, stores, confirm, console or Console())
 
 
+def ablate_study(
+    study: Study,
+    wanted: Wanted,
+    *,
+    name: str | None = None,
+    runs: Path = RUNS,
+    verbose: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Ablate the fixed part of `study`, which nothing was searched for, in a new run folder.
+
+    Raises as `run_study` does; UserError also where a variant does not fit or no row is left.
+    """
+    name = name or study.name
+    stores = check_data(study)
+    refuse_existing(runs / name)
+    Planner(runs / name, study, {}).plan(wanted, lambda _: None, write=False)
+    with cluster(verbose):
+        fit_resources(study.settings)
+        run = create(study, stores, runs, name, command_line())
+        with driver_lock(run):
+            return _ablate(run, study, stores, wanted, console or Console())
+
+
+def ablate_run(
+    name: str,
+    wanted: Wanted,
+    *,
+    runs: Path = RUNS,
+    verbose: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Ablate the chosen configs of a run, or go on with its ablation. Raises as `resume_study` does."""
+    run, study = reopen(runs, name)
+    with driver_lock(run):
+        stores = check_data(study)
+        refuse_other_data(run, study, stores)
+        Planner(run, study, {}).plan(wanted, lambda _: None, write=False)
+        with cluster(verbose):
+            return _ablate(run, study, stores, wanted, console or Console())
+
+
+def _ablate(
+    run: Path, study: Study, stores: dict[str, Store], wanted: Wanted, console: Console
+) -> Path:
+    settings = study.settings
+    with resume_hint(run, "ablate"):
+        splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
+        Planner(run, study, splits).plan(
+            wanted, partial(console.print, markup=False, soft_wrap=True)
+        )
+        retuning = Retuning(run, study, splits)
+        run_jobs(retuning, search_trial, settings, f"retune {run.name}", console)
+        rows = Ablation(run, study, splits)
+        run_jobs(rows, search_trial, settings, f"ablate {run.name}", console)
+        shutil.rmtree(run / "ray", ignore_errors=True)
+    return run
+
+
 def _carry_on(
     run: Path, study: Study, stores: dict[str, Store], confirm: bool, console: Console
 ) -> Path:
-    with resume_hint(run):
+    with resume_hint(run, "search --resume"):
         settings = study.settings
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         search = StudySource(run, study, splits)
@@ -177,14 +238,14 @@ def own_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resume_hint(run: Path) -> Iterator[None]:
+def resume_hint(run: Path, command: str) -> Iterator[None]:
     """Ctrl-C within the block tells how to go on."""
     try:
         yield
     except Interrupted:
         default = "" if run.parent == RUNS else f" --runs {run.parent}"
-        command = f"tune-ssl search --resume {run.name}{default}"
-        raise Interrupted(f"interrupted; what is finished is kept. Go on with: {command}") from None
+        text = "interrupted; what is finished is kept. Go on with"
+        raise Interrupted(f"{text}: tune-ssl {command} {run.name}{default}") from None
 
 
 @contextlib.contextmanager

@@ -7,12 +7,42 @@ from __future__ import annotations
 
 from analysis import style
 from analysis.load import Runs
-from analysis.plots import curves, results, search
+from analysis.plots import (
+    ablation,
+    calibration,
+    compute,
+    curves,
+    errors,
+    expected,
+    importance,
+    parallel,
+    ranks,
+    results,
+    rungs,
+    search,
+    slices,
+    stability,
+)
 from analysis.plots.base import Plot, Tables
 
 __all__ = ["SOURCES", "Plot", "all_plots"]
 
-SOURCES = (results.plots, curves.plots, search.plots)
+SOURCES = (
+    ranks.plots,
+    results.plots,
+    errors.plots,
+    calibration.plots,
+    ablation.plots,
+    curves.plots,
+    search.plots,
+    expected.plots,
+    rungs.plots,
+    slices.plots,
+    parallel.plots,
+    importance.plots,
+    stability.plots,
+    compute.plots,
+)
 
 
 def all_plots(runs: Runs, tables: Tables) -> list[Plot]:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
+from analysis.select import DEFAULT_RULE
 
 Tables = Mapping[str, pd.DataFrame]  # the report's tables by stem: report.all_tables
+
+WIDE = 8  # an axis that spans more than this factor is logarithmic
+MANY = 9  # ticks that an axis has room for
+LONGEST = 120  # characters of a file name, without its suffix
 
 
 @dataclass(frozen=True)
 class Plot:
     """A figure with the numbers that it draws, which the report offers as CSV.
 
-    `section` is the part of the report it stands in; `name` is unique in a report; `group` is the
-    condition, where a section has a figure of each; `caption` names the selection rule wherever
-    trials were chosen.
+    `section` is the part of the report it stands in; `name` is unique in a report and serves as a
+    file name; `group` is the condition, where a section has a figure of each; `caption` names the
+    selection rule wherever trials were chosen.
     """
 
     section: str
@@ -29,6 +38,41 @@ class Plot:
     table: pd.DataFrame
     caption: str = ""
     group: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn on every figure of a report: it differs in more than its colour."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+def look(method: object, colours: Mapping[str, str]) -> Look:
+    """The look of a method, by its place among `colours`."""
+    place = list(colours).index(str(method))
+    dash = style.DASHES[place % len(style.DASHES)]
+    return Look(colours[str(method)], dash, style.MARKERS[place % len(style.MARKERS)])
+
+
+def file_name(*parts: object) -> str:
+    """The parts as one file name, without a suffix; a checksum keeps apart what had to be changed."""
+    plain = "-".join(str(part) for part in parts)
+    found = re.sub(r"[^A-Za-z0-9._=,@+-]", "_", plain)
+    if found == plain and len(found) <= LONGEST:
+        return found
+    return f"{found[: LONGEST - 9]}-{zlib.crc32(plain.encode()):08x}"
+
+
+def confirmed_by(seeds: Sequence[float] | pd.Series) -> str:
+    """A caption's sentence on figures of the confirm trials; `seeds` holds how many each mean has."""
+    counts = sorted({int(n) for n in seeds if not pd.isna(n)})
+    spread = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
+    return (
+        f"Confirm trials of the configuration chosen by '{DEFAULT_RULE.name}' on validation data, "
+        f"{spread} fresh seed{'' if counts == [1] else 's'} per mean."
+    )
 
 
 def by_condition(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -52,3 +96,33 @@ def band(
         showlegend=False,
         legendgroup=style.safe(method),
     )
+
+
+def error_bars(rows: pd.DataFrame, scale: float = 1, stem: str = "") -> dict[str, Any]:
+    """Bars from `<stem>low` to `<stem>high` around `<stem>mean`; a row without an interval has none."""
+    mean = scale * rows[f"{stem}mean"]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": scale * rows[f"{stem}high"] - mean,
+        "arrayminus": mean - scale * rows[f"{stem}low"],
+        "thickness": 1.5,
+        "width": 3,
+    }
+
+
+def wide_ticks(values: pd.Series) -> dict[str, Any]:
+    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, written out in full."""
+    low, high = values.min() / 2, values.max() * 2
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    kept = [tick for tick in ticks if low <= tick <= high]
+    if len(kept) > MANY:
+        kept = [tick for tick in kept if math.log10(tick).is_integer()]
+    return {"type": "log", "tickvals": kept, "ticktext": [f"{tick:,.12g}" for tick in kept]}
+
+
+def spans_wide(values: pd.Series) -> bool:
+    """Whether an axis of these values should be logarithmic."""
+    known = values.dropna()
+    return bool(len(known) and known.min() > 0 and known.max() / known.min() > WIDE)

@@ -9,12 +9,28 @@ import plotly.graph_objects as go
 
 from analysis import style
 from analysis.load import Runs
-from analysis.plots.base import Plot, Tables, band, by_condition
+from analysis.plots.base import Plot, Tables, band, by_condition, confirmed_by, file_name, look
 from analysis.select import DEFAULT_RULE
 from analysis.tables import confirm_trials
 from tune_ssl import records
 
-CURVE_COLUMNS = str.split("condition method panel weighted step mean low high n source")
+CURVE_COLUMNS = str.split("condition method panel curve stage step mean low high n source")
+VALUE, WEIGHTED, WEIGHT = "value", "weighted", "weight"  # the `curve` column
+
+TITLES = {
+    "loss/total": "Total loss",
+    "diag/mask_rate": "Mask rate: share of pseudo-labels that are confident enough",
+    "diag/pseudo_label_accuracy": "Accuracy of the confident pseudo-labels",
+    "diag/contrastive_accuracy": "Contrastive accuracy: own second view is the closest",
+    "diag/probe_accuracy": "Accuracy of the linear probe on the labeled batch",
+    "diag/embedding_std": "Embedding std: 1 spread evenly, 0 collapsed",
+    "diag/cluster_entropy": "Entropy of the cluster assignment, nats",
+    "diag/largest_cluster_share": "Share of the largest cluster",
+    "val/probe_accuracy": "Validation accuracy of a linear probe",
+    "val/mean_class_accuracy": "Validation mean per-class accuracy",
+    "val/accuracy": "Validation accuracy",
+}
+SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # drawn in percent
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -24,17 +40,21 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         for panel in dict.fromkeys(rows["panel"]):
             shown = rows[rows["panel"] == panel]
             section = "diagnostics" if panel.startswith("diag/") else "training"
+            name = file_name("curve", panel.replace("/", "_"), condition)
             figure = curves_figure(rows, panel, colours)
-            yield Plot(section, f"curve-{panel}-{condition}", panel, figure, shown, group=condition)
+            yield Plot(
+                section, name, panel_title(panel), figure, shown, _caption(shown, panel), condition
+            )
 
 
 def training_curves(runs: Runs) -> pd.DataFrame:
-    """Per condition, method, panel and step: the mean and range over the chosen trials.
+    """Per condition, method, panel, stage and step: the mean and range over the chosen trials.
 
     The chosen trials are the confirm trials, or, where there are none, the search trial the rule
     picks (`source` says which). Panels are the study's metric, kNN's and the probe's accuracy
-    (against the steps of a pretraining), each loss/<term> and each diag/<name>. `weighted` rows hold
-    weight/<term> x loss/<term>. Steps count on over stages.
+    (against the steps of a pretraining), each loss/<term> and each diag/<name>. `curve` is `value`;
+    the panel of a term whose weight is not always 1 has two more: `weight` (weight/<term>, with its
+    ramp-up) and `weighted` (the product). Steps count on over stages.
     """
     parts: list[pd.DataFrame] = []
     confirmed = confirm_trials(runs)
@@ -51,37 +71,97 @@ def training_curves(runs: Runs) -> pd.DataFrame:
         if history.empty:
             continue
         history = _counted_on(history)
-        for panel in [study.metric, *_panels(history)]:
+        for panel in dict.fromkeys([study.metric, *_panels(history)]):
             parts += _panel_rows(history, panel, str(condition), study.label, source)
     if not parts:
         return pd.DataFrame(columns=CURVE_COLUMNS)
     return pd.concat(parts, ignore_index=True)[CURVE_COLUMNS]
 
 
+def stage_starts(curves: pd.DataFrame) -> pd.DataFrame:
+    """One condition's curves -> method, stage, step at which each stage but the first begins.
+
+    That is where the stage before it reported last.
+    """
+    rows = []
+    for method, own in curves.groupby("method", sort=False):
+        ends = own.groupby("stage", sort=False)["step"].max().sort_values(kind="stable")
+        for stage, step in zip(ends.index[1:], ends.iloc[:-1], strict=True):
+            rows.append({"method": method, "stage": stage, "step": step})
+    return pd.DataFrame(rows, columns=["method", "stage", "step"])
+
+
 def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) -> go.Figure:
-    """One panel of one condition: mean over seeds, the band from lowest to highest seed."""
-    percent = "accuracy" in panel or "/knn@" in panel
-    scale = 100 if percent else 1
-    fig = style.figure("step", "%" if percent else "", height=280)
+    """One panel of one condition: mean over seeds, the band from lowest to highest seed.
+
+    Thin lines are the loss times its weight; the weight itself has a strip below. Dotted uprights
+    are the starts of a method's later stages, read from all panels of `curves`.
+    """
     shown = curves[curves["panel"] == panel]
-    for (method, weighted), rows in shown.groupby(["method", "weighted"], sort=False):
-        colour = colours[str(method)]
-        if not weighted and (rows["n"] > 1).any():
+    scale = 100 if any(part in panel for part in SHARES) else 1
+    strip = (shown["curve"] == WEIGHT).any()
+    fig = style.figure("step", "%" if scale == 100 else "", height=340 if strip else 280)
+    if strip:
+        below = fig.layout.yaxis.to_plotly_json()
+        fig.update_layout(yaxis2={**below, "domain": [0, 0.2], "rangemode": "tozero", "nticks": 3})
+        fig.update_layout(yaxis={"domain": [0.28, 1]}, xaxis={"anchor": "y2"})
+        fig.update_layout(yaxis_title_text="loss", yaxis2_title_text="weight")
+    for (method, curve), rows in shown.groupby(["method", "curve"], sort=False):
+        own = look(method, colours)
+        if curve == VALUE and (rows["n"] > 1).any():
             low, high = scale * rows["low"], scale * rows["high"]
-            band(fig, rows["step"], low, high, colour, str(method))
+            band(fig, rows["step"], low, high, own.colour, str(method))
+        name = {VALUE: "", WEIGHTED: " x weight", WEIGHT: ", weight"}[str(curve)]
         fig.add_scatter(
             x=rows["step"],
             y=scale * rows["mean"],
+            yaxis="y2" if curve == WEIGHT else "y",
             mode="lines+markers" if len(rows) == 1 else "lines",
-            name=style.safe(method) + (" x weight" if weighted else ""),
+            name=style.safe(method) + name,
             legendgroup=style.safe(method),
-            showlegend=not weighted,
-            line={"color": colour, "width": 2, "dash": "dash" if weighted else "solid"},
+            showlegend=bool(curve == VALUE),
+            line={"color": own.colour, "width": 1 if curve == WEIGHTED else 2, "dash": own.dash},
+            marker={"symbol": own.symbol},
             text=[f"{n} trial(s)" for n in rows["n"]],
             hovertemplate="step %{x}: %{y:.4g}, %{text}<extra>%{fullData.name}</extra>",
         )
-    fig.update_layout(showlegend=shown["method"].nunique() > 1)
+    starts = stage_starts(curves[curves["method"].isin(shown["method"])])
+    for method, stage, step in starts.itertuples(index=False):
+        line = {"color": look(method, colours).colour, "width": 1, "dash": "dot"}
+        fig.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
+        fig.add_annotation(
+            x=step, y=1, yref="paper", text=style.safe(stage), showarrow=False, xanchor="left"
+        )
+    fig.update_layout(showlegend=shown["method"].nunique() > 1, margin={"r": 24})
     return fig
+
+
+def panel_title(panel: str) -> str:
+    """A panel in words; an unknown one is called by its key."""
+    if panel in TITLES:
+        return TITLES[panel]
+    if panel.startswith("loss/"):
+        return f"Loss term: {panel.removeprefix('loss/')}"
+    if panel.startswith("val/knn@"):
+        return f"Validation accuracy of nearest neighbours ({panel.removeprefix('val/knn@')})"
+    return panel
+
+
+def _caption(shown: pd.DataFrame, panel: str) -> str:
+    found = shown[shown["curve"] == VALUE]
+    parts = [f"{panel}."] if panel_title(panel) != panel else []
+    measured = found[found["source"] == records.CONFIRM]
+    if len(measured):
+        parts.append(confirmed_by(measured["n"]))
+    if (found["n"] > 1).any():
+        parts.append("The band is from the lowest to the highest seed.")
+    searched = dict.fromkeys(found.loc[found["source"] == records.SEARCH, "method"])
+    if searched:
+        rule = f"the search trial that the rule '{DEFAULT_RULE.name}' picks"
+        parts.append(f"Of {', '.join(searched)}: {rule}, which is not confirmed yet.")
+    if (shown["curve"] == WEIGHTED).any():
+        parts.append("Thin: the loss times its weight, which is drawn below.")
+    return " ".join(parts)
 
 
 def _of(table: pd.DataFrame, run: str, condition: object) -> pd.DataFrame:
@@ -101,20 +181,24 @@ def _panel_rows(
     history: pd.DataFrame, panel: str, condition: str, method: str, source: str
 ) -> Iterable[pd.DataFrame]:
     weight = panel.replace("loss/", "weight/", 1)
-    drawn = {False: history[panel]} if panel in history else {}
+    drawn = {VALUE: history[panel]} if panel in history else {}
     if panel.startswith("loss/") and weight in history and (history[weight].dropna() != 1).any():
-        drawn[True] = history[panel] * history[weight]
-    for weighted, values in drawn.items():
-        grouped = values.groupby(history["total_step"]).agg(["mean", "min", "max", "count"])
+        drawn[WEIGHTED] = history[panel] * history[weight]
+        drawn[WEIGHT] = history[weight]
+    for curve, values in drawn.items():
+        places = values.groupby([history["stage"], history["total_step"]], sort=False)
+        grouped = places.agg(["mean", "min", "max", "count"])
         grouped = grouped[grouped["count"] > 0].reset_index()
-        grouped.columns = pd.Index(["step", "mean", "low", "high", "n"])
+        grouped.columns = pd.Index(["stage", "step", "mean", "low", "high", "n"])
+        grouped = grouped.sort_values("step", kind="stable")
         own = {"condition": condition, "method": method, "panel": panel}
-        yield grouped.assign(**own, weighted=weighted, source=source)
+        yield grouped.assign(**own, curve=curve, source=source)
 
 
 def _counted_on(history: pd.DataFrame) -> pd.DataFrame:
     """Adds `total_step`: a stage that starts again at step 0 is put behind the one before it."""
     parts = []
+    history = history.assign(stage=history["stage"].fillna(""))
     for _, trial in history.groupby("trial", sort=False):
         last = 0.0
         for _, stage in trial.groupby("stage", sort=False):

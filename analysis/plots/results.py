@@ -1,4 +1,4 @@
-"""What was found on test data: accuracy against the number of labels."""
+"""What was found on test data: accuracy, and its paired differences, against the number of labels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,39 @@ import plotly.graph_objects as go
 from analysis import style
 from analysis.display import interval
 from analysis.load import Runs
-from analysis.plots.base import Plot, Tables, band
+from analysis.plots.base import (
+    Plot,
+    Tables,
+    band,
+    confirmed_by,
+    error_bars,
+    look,
+    spans_wide,
+)
 
-WIDE = 8  # a label axis that spans more than this factor is logarithmic
+DODGE = 0.025  # of the axis: how far methods stand apart at one label count
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
-    """Label efficiency, once configurations have been confirmed."""
-    results = tables["results"]
+    """Label efficiency and differences, once configurations have been confirmed."""
+    results, differences = tables["results"], tables["differences"]
     if results["mean"].notna().any():
+        seeds = confirmed_by(results.loc[results["mean"].notna(), "n"])
+        caption = f"Test accuracy; bands and bars are 95 % intervals of the mean. {seeds}"
         figure = label_efficiency_figure(results, colours)
-        yield Plot("efficiency", "label-efficiency", "", figure, results)
+        title = "Test accuracy against labels"
+        yield Plot("efficiency", "label-efficiency", title, figure, results, caption)
+    if differences["mean"].notna().any():
+        reference = ", ".join(dict.fromkeys(differences["reference"]))
+        seeds = confirmed_by(differences.loc[differences["mean"].notna(), "n"])
+        caption = (
+            f"Test accuracy of each method minus that of {reference}, paired by seed, with 95 % "
+            f"intervals that are not corrected for multiple comparisons. {seeds} Points of one "
+            "label count are set apart to be seen."
+        )
+        figure = difference_figure(differences, colours)
+        title = f"Difference to {reference}"
+        yield Plot("efficiency", "label-differences", title, figure, differences, caption)
 
 
 def label_efficiency_figure(
@@ -28,41 +50,92 @@ def label_efficiency_figure(
 ) -> go.Figure:
     """Test accuracy against the number of labels, a band per method. Takes `results_table`.
 
-    Several conditions with one label count differ in something else: then points, no line.
+    Where a method has one label count twice or unknown, conditions differ in something else: then
+    points over the conditions, no line.
     """
     fig = style.figure("labels", "mean per-class accuracy, %", height=420)
-    found = results.dropna(subset=["labels", "mean"])
+    found = results.dropna(subset=["mean"])
+    over_labels = _label_axis(fig, found, logarithmic)
     for method, rows in found.groupby("method", sort=False):
-        rows = rows.sort_values("labels")
-        colour = colours[str(method)]
-        curve = rows["labels"].is_unique and len(rows) > 1
-        if curve and rows["low"].notna().all():
-            band(fig, rows["labels"], 100 * rows["low"], 100 * rows["high"], colour, str(method))
-        error = {
-            "symmetric": False,
-            "array": 100 * (rows["high"] - rows["mean"]),
-            "arrayminus": 100 * (rows["mean"] - rows["low"]),
-            "thickness": 1.5,
-        }
-        cells = zip(rows["mean"], rows["low"], rows["high"], strict=True)
+        own = look(method, colours)
+        rows = rows.sort_values("labels", kind="stable")
+        curve = over_labels and len(rows) > 1
+        banded = curve and bool(rows["low"].notna().all())
+        if banded:
+            low, high = 100 * rows["low"], 100 * rows["high"]
+            band(fig, rows["labels"], low, high, own.colour, str(method))
         fig.add_scatter(
-            x=rows["labels"],
+            x=rows["labels"] if over_labels else rows["condition"].map(style.safe),
             y=100 * rows["mean"],
-            error_y=None if curve else error,
+            error_y=None if banded else error_bars(rows, 100),
             mode="lines+markers" if curve else "markers",
             name=style.safe(method),
             legendgroup=style.safe(method),
-            line={"color": colour, "width": 2},
-            marker={"size": 9},
-            text=[
-                f"{style.safe(c)}<br>{interval(*cell)} %, {n} seeds"
-                for c, cell, n in zip(rows["condition"], cells, rows["n"], strict=True)
-            ],
+            line={"color": own.colour, "width": 2, "dash": own.dash},
+            marker={"size": 9, "symbol": own.symbol, "color": own.colour},
+            text=_cells(rows, "seeds"),
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
+    fig.update_layout(showlegend=found["method"].nunique() > 1)
+    return fig
+
+
+def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+    """Paired differences in points against the number of labels. Takes `difference_table`."""
+    fig = style.figure("labels", "difference, points", height=360)
+    found = differences.dropna(subset=["mean"])
+    over_labels = _label_axis(fig, found, None)
+    fig.add_hline(y=0, line={"color": style.NEUTRAL, "width": 1.5})
+    methods = list(dict.fromkeys(found["method"]))
+    for place, method in enumerate(methods):
+        rows = found[found["method"] == method]
+        own = look(method, colours)
+        aside = place - (len(methods) - 1) / 2
+        fig.add_scatter(
+            x=_aside(rows["labels"], found["labels"], aside)
+            if over_labels
+            else rows["condition"].map(style.safe),
+            y=100 * rows["mean"],
+            error_y=error_bars(rows, 100),
+            mode="markers",
+            name=style.safe(method),
+            marker={"size": 9, "symbol": own.symbol, "color": own.colour},
+            text=_cells(rows, "pairs", "+"),
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+    fig.update_layout(showlegend=True)
+    return fig
+
+
+def _label_axis(fig: go.Figure, found: pd.DataFrame, logarithmic: bool | None) -> bool:
+    """Sets the axis of labels, or of conditions where labels do not tell them apart; whether labels."""
+    known = found["labels"].notna().all()
+    if not known or found.duplicated(["method", "labels"]).any():
+        fig.update_xaxes(type="category", title_text="condition")
+        fig.update_layout(scattermode="group", scattergap=0.8)
+        return False
     counts = sorted(found["labels"].unique())
     if logarithmic is None:
-        logarithmic = bool(counts) and counts[0] > 0 and counts[-1] / counts[0] > WIDE
+        logarithmic = spans_wide(found["labels"])
     ticks = {"tickvals": counts, "ticktext": [f"{count:,.0f}" for count in counts]}
     fig.update_xaxes(type="log" if logarithmic else "linear", **(ticks if len(counts) < 9 else {}))
-    return fig
+    return True
+
+
+def _aside(labels: pd.Series, all_labels: pd.Series, steps: float) -> pd.Series:
+    """Label counts moved by steps of DODGE of the axis that they are drawn on."""
+    low, high = all_labels.min(), all_labels.max()
+    if spans_wide(all_labels):
+        return labels.mul((high / low) ** (steps * DODGE))
+    return labels.add(steps * DODGE * ((high - low) or 1))
+
+
+def _cells(rows: pd.DataFrame, what: str, sign: str = "") -> list[str]:
+    numbers = zip(
+        rows["condition"], rows["mean"], rows["low"], rows["high"], rows["n"], strict=True
+    )
+    unit = "points" if sign else "%"
+    return [
+        f"{style.safe(condition)}<br>{interval(mean, low, high, sign)} {unit}, {n} {what}"
+        for condition, mean, low, high, n in numbers
+    ]

@@ -1,28 +1,82 @@
-"""How the search went: every trial, and the best so far."""
+"""How the search went: every trial, and the best so far against trials and against compute."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
-from analysis.load import Runs
-from analysis.plots.base import Plot, Tables, by_condition
+from analysis.load import RUNNING, Runs
+from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.search_space import search_cells
 from tune_ssl import records
 
 PROGRESS_COLUMNS = str.split("condition method order trial status value best metric")
+COST_COLUMNS = str.split("condition method metric order trial steps seconds best")
+MOST_POINTS = 2000  # of a figure; of more trials a random subset is drawn
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
-    """One figure per condition."""
+    """Per condition: every trial in order, and the best so far against compute."""
     for condition, rows in by_condition(search_progress(runs)):
         without = unplaced(rows)
-        caption = "Validation value: " + ", ".join(dict.fromkeys(rows["metric"])) + "."
+        shown = thinned(rows)
+        caption = f"{all_search_trials(rows)} The line is the best finished one so far."
         caption += f" {without} trial(s) without a value are not drawn." if without else ""
-        figure = search_figure(rows, colours)
-        yield Plot("search", f"search-{condition}", condition, figure, rows, caption, condition)
+        caption += subset_note(len(shown), len(rows))
+        figure = search_figure(shown, colours)
+        name = file_name("search", condition)
+        yield Plot("search", name, "Search progress", figure, shown, caption, condition)
+    cost = search_cost(runs)
+    for (cell, metric), rows in cost.groupby(["condition", "metric"], sort=False):
+        condition = str(cell)
+        name = file_name("search-cost", condition, metric)
+        figure = cost_figure(rows, colours)
+        caption = (
+            f"Best {metric} on validation of a finished search trial, against what all trials up to "
+            "it cost, in order of start and as if they ran one after the other. Trials that still "
+            "run are left out."
+        )
+        yield Plot("search", name, "Best against compute", figure, rows, caption, condition)
+
+
+def all_search_trials(rows: pd.DataFrame) -> str:
+    """A caption's sentence on figures of all search trials: `metric` names what is shown."""
+    return (
+        f"All search trials, one seed each: {', '.join(dict.fromkeys(rows['metric']))} on validation "
+        "at the end, or as last reported by a trial that did not finish. Discs finished, triangles were stopped early, "
+        "crosses ended badly, and rings still run."
+    )
+
+
+def value_scale(metrics: Iterable[str]) -> tuple[int, str]:
+    """(factor, axis title) of validation values: an accuracy is shown in percent."""
+    names = list(dict.fromkeys(metrics))
+    percent = bool(names) and all("accuracy" in name for name in names)
+    return (100, "validation, %") if percent else (1, "validation")
+
+
+def thinned(rows: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
+    """At most `most` rows, in order: a random subset, the same each time.
+
+    Each method's first and last row stay, and where `best` changes.
+    """
+    if len(rows) <= most:
+        return rows
+    kept = set(rows.sample(most, random_state=0).index)
+    if "best" in rows:
+        by_method = rows.groupby("method", sort=False)["best"]
+        steps = rows["best"].ne(by_method.shift()) & rows["best"].notna()
+        kept |= {*rows.index[steps], *rows.groupby("method").tail(1).index}
+    return rows[rows.index.isin(kept)]
+
+
+def subset_note(shown: int, of: int) -> str:
+    """A caption's sentence on what `thinned` left out."""
+    return "" if shown == of else f" A random {shown:,} of {of:,} trials are drawn."
 
 
 def search_progress(runs: Runs) -> pd.DataFrame:
@@ -30,26 +84,42 @@ def search_progress(runs: Runs) -> pd.DataFrame:
 
     `value` is the value at the end, or the last one reported where the trial did not finish.
     """
-    trials = runs.trials[runs.trials["phase"] == records.SEARCH]
     parts = []
-    for (run, condition), own in trials.groupby(["run", "condition"], sort=False):
-        study = runs.study(str(run))
-        own = own.sort_values("number", kind="stable")
-        finished = own["value"].where(own["status"] == records.FINISHED)
-        best = finished.cummax() if study.mode == "max" else finished.cummin()
-        shown = own["value"].fillna(own["last"])
-        part = (
-            own[["trial", "status"]]
-            .assign(value=shown)
-            .assign(best=best.ffill(), metric=study.metric)
+    for study, condition, own in search_cells(runs):
+        own = own.assign(
+            value=own["value"].fillna(own["last"]),
+            best=_best_so_far(own, study.mode),
+            metric=study.metric,
+            condition=condition,
+            method=study.label,
+            order=range(1, len(own) + 1),
         )
-        part = part.assign(
-            condition=str(condition), method=study.label, order=range(1, len(own) + 1)
-        )
-        parts.append(part)
+        parts.append(own[PROGRESS_COLUMNS])
     if not parts:
         return pd.DataFrame(columns=PROGRESS_COLUMNS)
-    return pd.concat(parts, ignore_index=True)[PROGRESS_COLUMNS]
+    return pd.concat(parts, ignore_index=True)
+
+
+def search_cost(runs: Runs) -> pd.DataFrame:
+    """Per ended search trial in start order: steps and device-seconds of it and all before it.
+
+    `best` is the best value of a finished trial so far. A trial without a count adds nothing.
+    """
+    parts = []
+    for study, condition, own in search_cells(runs):
+        own = own[own["status"] != RUNNING]
+        own = own.assign(
+            best=_best_so_far(own, study.mode),
+            steps=own["step"].fillna(0).cumsum(),
+            seconds=own["seconds"].fillna(0).cumsum(),
+            metric=study.metric,
+            condition=condition,
+            method=study.label,
+            order=range(1, len(own) + 1),
+        )
+        parts.append(thinned(own[own["best"].notna()])[COST_COLUMNS])
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COST_COLUMNS)
 
 
 def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
@@ -57,11 +127,9 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
 
     Trials without a value cannot be placed; the caption counts them (`unplaced`).
     """
-    metrics = list(dict.fromkeys(progress["metric"]))
-    percent = all("accuracy" in metric for metric in metrics)
-    scale = 100 if percent else 1
+    scale, unit = value_scale(progress["metric"])
     alone = progress["method"].nunique() == 1
-    fig = style.figure("trial, in order of start", "%" if percent else "", height=320)
+    fig = style.figure("trial, in order of start", unit, height=320)
     for method, rows in progress.groupby("method", sort=False):
         colour = colours[str(method)]
         name = style.safe(method)
@@ -71,7 +139,7 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
                 y=scale * trials["value"],
                 mode="markers",
                 name=str(status).replace("_", " "),
-                legendgroup=name,
+                legendgroup=None if alone else name,
                 showlegend=alone,
                 marker={"symbol": style.SYMBOLS[str(status)], "size": 9, "color": colour},
                 text=[style.safe(trial) for trial in trials["trial"]],
@@ -81,14 +149,47 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
             x=rows["order"],
             y=scale * rows["best"],
             mode="lines",
-            name="best finished so far" if alone else name,
-            legendgroup=name,
+            name="best so far" if alone else name,
+            legendgroup=None if alone else name,
             line={"color": colour, "width": 1.5, "shape": "hv"},
             hoverinfo="skip",
         )
+    fig.update_layout(legend=style.LEGEND_ON_TOP, margin={"t": 58})
+    return fig
+
+
+def cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+    """One condition: the best so far against steps and against device-seconds, a line per method."""
+    scale, unit = value_scale(cost["metric"])
+    fig = style.panels(["", ""], 2, unit, height=270)
+    for method, rows in cost.groupby("method", sort=False):
+        own = look(method, colours)
+        for column, spent in enumerate(("steps", "seconds"), 1):
+            fig.add_scatter(
+                x=rows[spent],
+                y=scale * rows["best"],
+                mode="lines+markers" if len(rows) == 1 else "lines",
+                name=style.safe(method),
+                legendgroup=style.safe(method),
+                showlegend=column == 1,
+                line={"color": own.colour, "dash": own.dash, "width": 2, "shape": "hv"},
+                hovertemplate="%{y:.4g} after %{x:,.0f} "
+                + spent
+                + "<extra>%{fullData.name}</extra>",
+                row=1,
+                col=column,
+            )
+    fig.update_xaxes(title_text="training steps", col=1)
+    fig.update_xaxes(title_text="device-seconds", col=2)
     return fig
 
 
 def unplaced(progress: pd.DataFrame) -> int:
     """How many trials of a search figure have no value."""
     return int(progress["value"].isna().sum())
+
+
+def _best_so_far(trials: pd.DataFrame, mode: str) -> pd.Series:
+    values = trials["value"].where(trials["status"] == records.FINISHED)
+    values = values.where(np.isfinite(values))
+    return (values.cummax() if mode == "max" else values.cummin()).ffill()

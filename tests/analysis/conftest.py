@@ -159,6 +159,47 @@ def _write_history(path: Path) -> None:
                 records.append(path / records.HISTORY, {**own, "metrics": metrics})
 
 
+def searched_run(
+    path: Path,
+    trials: Any,
+    search: dict[str, Any],
+    method: str = "soft_kmeans",
+    mode: str = "max",
+    metric: str = METRIC,
+    searcher: str = "optuna",
+) -> Path:
+    """A run folder of search trials (value, config) under one condition, over the space `search`.
+
+    A config's `status`, `step` and `history` (step -> value) say how it ended, if not as finished.
+    """
+    write_run(path, method=method, labels=(50,), search=(), confirm={}, diag=False, metric=metric)
+    yaml = YAML(typ="safe", pure=True)
+    study = yaml.load(path / records.STUDY)
+    study["mode"] = mode
+    study["study"]["search"] = search
+    study["study"]["study"]["searcher"] = searcher
+    with open(path / records.STUDY, "w") as file:
+        yaml.dump(study, file)
+    for number, (value, given) in enumerate(trials):
+        config, trial = dict(given), f"c0-t{number:04d}"
+        status, step = config.pop("status", records.FINISHED), config.pop("step", 100)
+        history = config.pop("history", {})
+        start = {"number": number, "config": config, "seed": 100, "digest": f"g{number}"}
+        event(path, records.STARTED, trial, "data.labels=50", **start)
+        for at, reached in history.items():
+            own = {"trial": trial, "stage": "train", "step": at, "seconds": at}
+            records.append(path / records.HISTORY, {**own, "metrics": {metric: reached}})
+        if status:
+            ending = {"step": step, "value": value, "metrics": {metric: value}, "reason": None}
+            event(path, status, trial, "data.labels=50", **ending, seconds=step / 10)
+    return path
+
+
+@pytest.fixture(name="searched_run")
+def _searched_run() -> Any:
+    return searched_run
+
+
 @pytest.fixture(name="write_run")
 def _write_run() -> Any:
     return write_run

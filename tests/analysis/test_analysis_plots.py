@@ -1,11 +1,36 @@
 import json
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis import style, tables
+from analysis import comparisons, style, tables
 from analysis.load import load_runs
-from analysis.plots import curves, results, search
+from analysis.plots import (
+    ablation,
+    base,
+    calibration,
+    compute,
+    curves,
+    errors,
+    ranks,
+    results,
+    search,
+)
+
+SOURCES = (ranks, results, errors, calibration, ablation, curves, compute)
+
+
+def tables_of(runs):
+    found = {"results": tables.results_table(runs)}
+    return {**found, "differences": comparisons.difference_table(runs), "ranks": pd.DataFrame()}
+
+
+def drawn_from(runs):
+    found = tables_of(runs)
+    colours = style.colours(runs.labels)
+    return [plot for source in SOURCES for plot in source.plots(runs, found, colours)]
 
 
 def panels(drawn, diagnostics):
@@ -24,12 +49,42 @@ def test_label_efficiency(tmp_path, write_run):
     assert figure.layout.xaxis.type == "log"
 
 
-def test_conditions_with_one_label_count_are_points(tmp_path, write_run):
+def test_conditions_with_one_label_count_stand_apart_as_points(tmp_path, write_run):
     path = write_run(tmp_path / "a", labels=(50, 50), conditions=["x=1", "x=2"])
     runs = load_runs([path])
     measured = tables.results_table(runs)
     (points,) = results.label_efficiency_figure(measured, style.colours(runs.labels)).data
     assert points.mode == "markers" and points.error_y.array is not None
+    assert list(points.x) == ["x=1", "x=2"]
+
+
+def test_methods_differ_without_colour(tmp_path, write_run):
+    methods = [f"m{number}" for number in range(8)]
+    runs = load_runs([write_run(tmp_path / method, method=method) for method in methods])
+    figure = results.label_efficiency_figure(tables.results_table(runs), style.colours(runs.labels))
+    lines = [trace for trace in figure.data if trace.name]
+    assert len({(trace.line.dash, trace.marker.symbol) for trace in lines}) == 8
+    assert len({trace.line.dash for trace in lines}) == 8
+
+
+def test_differences_over_labels(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch", shift=0.1)
+    b = write_run(tmp_path / "b", method="supervised")
+    c = write_run(tmp_path / "c", method="uda", shift=-0.02)
+    runs = load_runs([a, b, c])
+    table = comparisons.difference_table(runs)
+    figure = results.difference_figure(table, style.colours(runs.labels))
+    for trace, method, points in zip(figure.data, ("fixmatch", "uda"), (10, -2), strict=True):
+        assert trace.name == method and list(trace.y) == pytest.approx([points, points])
+        assert list(trace.x) == pytest.approx([50, 200], rel=0.05)
+        assert "5 pairs" in trace.text[0]
+    assert figure.data[0].x[0] < figure.data[1].x[0]  # set apart
+    (zero,) = figure.layout.shapes
+    assert zero.y0 == zero.y1 == 0
+    plots = list(results.plots(runs, tables_of(runs), style.colours(runs.labels)))
+    assert [plot.name for plot in plots] == ["label-efficiency", "label-differences"]
+    assert "minus that of supervised" in plots[1].caption
+    assert "chosen by 'best final value' on validation data, 5 fresh seeds" in plots[1].caption
 
 
 def test_training_curves(tmp_path, write_run):
@@ -44,14 +99,67 @@ def test_training_curves(tmp_path, write_run):
     ]
     assert panels(drawn, True) == ["diag/mask_rate"]
     term = drawn[drawn["panel"] == "loss/cluster"]
-    raw, weighted = term[~term["weighted"]], term[term["weighted"]]
+    raw, weighted, weight = (term[term["curve"] == c] for c in ("value", "weighted", "weight"))
     # Stage two starts at step 0 again, and is put behind stage one, which ended at 10.
-    assert raw["step"].to_list() == [0, 10, 30, 50]
-    assert raw["n"].to_list() == [5, 10, 5, 5]
-    assert weighted["mean"].to_list() == pytest.approx([0, 0.25, 1, 2], abs=0.3)
+    assert raw["step"].to_list() == [0, 10, 10, 30, 50]
+    assert raw["stage"].to_list() == ["pretrain"] * 2 + ["train"] * 3
+    assert set(raw["n"]) == {5}
+    assert weight["mean"].to_list() == pytest.approx([0, 0.25, 0, 0.5, 1])
+    assert weighted["mean"].to_list() == pytest.approx([0, 0.5, 0, 1, 2])
     assert 50 not in drawn.loc[drawn["panel"] == "loss/total", "step"].to_list()
     figure = curves.curves_figure(drawn, "loss/cluster", style.colours(runs.labels))
-    assert [trace.line.dash for trace in figure.data if trace.name] == ["solid", "dash"]
+    band, whole, thin, strip = figure.data
+    assert max(band.y) == min(band.y) == 2 and whole.line.width > thin.line.width
+    assert [whole.yaxis, thin.yaxis, strip.yaxis] == ["y", "y", "y2"]
+    assert list(strip.y) == weight["mean"].to_list()
+
+
+def test_curves_are_the_mean_and_range_of_the_trials(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,))])
+    rng = np.random.default_rng(0)
+    runs.history["loss/supervised"] = rng.random(len(runs.history))
+    drawn = curves.training_curves(runs)
+    drawn = drawn[drawn["panel"] == "loss/supervised"]
+    own = runs.history[runs.history["phase"] == "confirm"]
+    for row in drawn.to_dict("records"):
+        step = row["step"] - (10 if row["stage"] == "train" else 0)
+        values = own[(own["stage"] == row["stage"]) & (own["step"] == step)]["loss/supervised"]
+        assert (row["mean"], row["low"], row["high"], row["n"]) == pytest.approx(
+            (np.mean(list(values)), min(values), max(values), 5)
+        )
+
+
+def test_stages_are_marked(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,))])
+    drawn = curves.training_curves(runs)
+    assert curves.stage_starts(drawn).to_dict("records") == [
+        {"method": "soft_kmeans", "stage": "train", "step": 10}
+    ]
+    figure = curves.curves_figure(drawn, "loss/total", style.colours(runs.labels))
+    (mark,), (name,) = figure.layout.shapes, figure.layout.annotations
+    assert mark.x0 == mark.x1 == 10 and name.text == "train"
+    one = drawn[drawn["stage"] == "train"]
+    assert curves.stage_starts(one).empty
+
+
+def test_panels_have_readable_titles():
+    assert curves.panel_title("diag/mask_rate").startswith("Mask rate")
+    assert curves.panel_title("loss/cluster") == "Loss term: cluster"
+    assert "nearest neighbours (k200,t0.1)" in curves.panel_title("val/knn@k200,t0.1")
+    assert curves.panel_title("diag/unheard_of") == "diag/unheard_of"
+
+
+def test_a_caption_tells_whose_curves_are_not_confirmed(tmp_path, write_run):
+    runs = load_runs(
+        [
+            write_run(tmp_path / "a", method="uda", labels=(50,), confirm={}),
+            write_run(tmp_path / "b", method="fixmatch", labels=(50,)),
+        ]
+    )
+    plot = next(iter(curves.plots(runs, {}, style.colours(runs.labels))))
+    assert "Of uda: the search trial that the rule 'best final value' picks" in plot.caption
+    assert "5 fresh seeds per mean." in plot.caption
+    assert set(plot.table["source"]) == {"search", "confirm"}
 
 
 def test_curves_of_the_search_before_confirm(tmp_path, write_run):
@@ -102,3 +210,54 @@ def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp
         drawn, "val/knn@k200,t0.1", dict.fromkeys(drawn["method"], "#0072B2")
     )
     assert set(figure.data[-1].y) == {50}
+
+
+def same_method_twice(tmp_path, write_run):
+    return [write_run(tmp_path / "a"), write_run(tmp_path / "b", shift=0.02)]
+
+
+EVIL = "<script>alert(1)</script>/../x y"
+ODD = {
+    "nothing was run": lambda t, w: [w(t / "a", search=(), confirm={}, diag=False)],
+    "not confirmed": lambda t, w: [w(t / "a", confirm={})],
+    "one seed": lambda t, w: [w(t / "a", confirm={0: 0.8})],
+    "no test value": lambda t, w: [w(t / "a", confirm={0: None, 1: None})],
+    "one run without": lambda t, w: [w(t / "a", confirm={0: None}), w(t / "b", method="uda")],
+    "one condition": lambda t, w: [w(t / "a", labels=(50,))],
+    "no label counts": lambda t, w: [w(t / "a", labels=(None, None), conditions=["x=1", "x=2"])],
+    "one method twice": same_method_twice,
+    "odd names": lambda t, w: [
+        w(t / "a", EVIL, EVIL, (50,), conditions=[EVIL], classes=(EVIL, "b"))
+    ],
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_figures_survive(tmp_path, write_run, case):
+    runs = load_runs(ODD[case](tmp_path, write_run))
+    plots = drawn_from(runs)
+    names = [plot.name for plot in plots]
+    assert len(set(names)) == len(names)
+    for plot in plots:
+        assert re.fullmatch(r"[A-Za-z0-9._=,@+-]{1,120}", plot.name)
+        assert len(plot.table) and plot.figure.data and plot.caption and plot.title
+        assert "nan" not in plot.caption and "<script" not in plot.figure.to_json()
+    sections = {plot.section for plot in plots}
+    unmeasured = case in ("nothing was run", "not confirmed", "no test value")
+    assert sections.isdisjoint({"efficiency", "errors", "compute"}) == unmeasured
+
+
+def test_a_column_of_nan_is_not_drawn(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=(50,))])
+    runs.history["diag/mask_rate"] = np.nan
+    runs.trials["seconds"] = np.nan
+    names = [plot.name for plot in drawn_from(runs)]
+    assert not [name for name in names if "mask_rate" in name or "seconds" in name]
+    assert "label-efficiency" in names
+
+
+def test_file_names_are_safe_and_differ():
+    assert base.file_name("curve", "data.num_labels=20") == "curve-data.num_labels=20"
+    odd = [base.file_name("x", name) for name in ("a b", "a/b", "a_b", "é" * 300, "e" * 300)]
+    assert len(set(odd)) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9._=-]{1,120}", name) for name in odd)

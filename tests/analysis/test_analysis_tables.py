@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 
 from analysis import tables
-from analysis.display import NONE, latex, markdown, shown, write_table
+from analysis.display import NONE, shown
 from analysis.load import load_runs
+from analysis.paper import latex, markdown, write_table
 from analysis.stats import mean_interval
 from tune_ssl import records
 
@@ -128,23 +129,6 @@ def test_stability(tmp_path, write_run):
     row = tables.stability_table(load_runs([write_run(tmp_path / "a")])).iloc[0]
     assert row[["trials", "finished", "diverged", "failed"]].to_list() == [22, 16, 2, 2]
     assert row["reasons"] == "2 x loss/total is nan at step 40; 2 x out of memory"
-
-
-def test_differences(pair):
-    table = tables.difference_table(pair)
-    assert table["method"].to_list() == ["fixmatch"] * 2
-    assert table["reference"].to_list() == ["supervised"] * 2
-    assert table["mean"].to_list() == pytest.approx([0.1, 0.1])
-    assert table["n"].to_list() == [5, 5]
-    assert shown(table, "differences")["Points"].iloc[0] == "+10.0 [+10.0, +10.0]"
-
-
-def test_differences_only_between_the_same_labeled_images(tmp_path, write_run):
-    a = write_run(tmp_path / "a", method="uda", labels=(50,), confirm={0: 0.8, 1: 0.9, 7: 0.1})
-    b = write_run(tmp_path / "b", method="fixmatch", labels=(50,), split="other")
-    row = tables.difference_table(load_runs([a, b])).iloc[0]
-    assert (row["reference"], row["n"], row["unpaired"]) == ("uda", 0, 2)
-    assert tables.difference_table(load_runs([a])).empty
 
 
 def test_empty_run(tmp_path, write_run):

@@ -68,7 +68,7 @@ def list_images(root: Path, folders: Mapping[str, str]) -> Listing:
         if not top.is_dir():
             continue
         if part == "unlabeled":
-            files[part], dropped = _files(top, root)
+            files[part], dropped = find_images(top, root)
             labels[part] = np.full(len(files[part]), -1, dtype=np.int64)
             ignored += dropped
             continue
@@ -88,7 +88,7 @@ def list_images(root: Path, folders: Mapping[str, str]) -> Listing:
         found: list[ImageFile] = []
         sizes: list[int] = []
         for name in classes:
-            inside, dropped = _files(top / name, root)
+            inside, dropped = find_images(top / name, root)
             ignored += dropped
             if not inside:
                 problems.append(f"has no images in {folder}/{name}/")
@@ -217,8 +217,11 @@ def _classes(top: Path) -> tuple[list[str], int]:
     return classes, sum(not e.is_dir() for e in entries)
 
 
-def _files(top: Path, root: Path) -> tuple[list[ImageFile], int]:
-    """The image files below `top`, sorted, and the number of other files. Links are followed once."""
+def find_images(top: Path, root: Path) -> tuple[list[ImageFile], int]:
+    """The image files below `top`, sorted, and the number of other files. Links are followed once.
+
+    Files and folders whose name starts with a dot are no images. `root` is `top` or above it.
+    """
     found: list[ImageFile] = []
     ignored = 0
     seen: set[tuple[int, int]] = set()

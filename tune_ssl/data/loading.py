@@ -7,7 +7,7 @@ variants of a method see the same images in the same order whatever their views 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,16 +28,12 @@ START_PIXELS = 1 << 22  # likewise, for the images that a stage starts from
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
 
 
-class Data:
-    """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats."""
+class Scale:
+    """How pixels become floats and back; `mean` and `std` (C,) are of the train part, in 0..1."""
 
-    def __init__(self, store: Store, split: Split, device: torch.device) -> None:
-        self.store, self.split, self.device = store, split, device
-        self.sets: Sets = build_sets(store, split)
-        _, channels, side, _ = self.sets.labeled.images.shape
-        self.task = Task(len(store.class_names), channels, side)
-        self._mean = torch.tensor(store.mean, device=device).view(1, -1, 1, 1) * 255
-        self._scale = 1 / (torch.tensor(store.std, device=device).view(1, -1, 1, 1) * 255)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(std, device=device).view(1, -1, 1, 1) * 255)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32 with mean 0 and deviation 1 in each channel of the train part."""
@@ -47,6 +43,17 @@ class Data:
         """The inverse of `normalize`, as people look at it: float (N, C, H, W) -> uint8, cut to 0..255."""
         values = images.float().div(self._scale).add_(self._mean).nan_to_num_()
         return values.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Data(Scale):
+    """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats."""
+
+    def __init__(self, store: Store, split: Split, device: torch.device) -> None:
+        super().__init__(store.mean, store.std, device)
+        self.store, self.split, self.device = store, split, device
+        self.sets: Sets = build_sets(store, split)
+        _, channels, side, _ = self.sets.labeled.images.shape
+        self.task = Task(len(store.class_names), channels, side)
 
     def view(self, name: str) -> View:
         _, channels, side = self.task

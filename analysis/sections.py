@@ -1,0 +1,124 @@
+"""The parts of the report in order: what each shows, and what is said above its tables.
+
+A part is on the page where it has a table with rows, a figure or a text of its own. To add a table:
+its stem here, its columns in `display.COLUMNS`, its numbers in `report.all_tables`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. `tables` are stems; figures name the section themselves (`Plot.section`)."""
+
+    id: str
+    title: str
+    intro: str = ""
+    tables: tuple[str, ...] = ()
+
+
+CHOSEN = "Figures of chosen configurations: the selection rule chose them on validation data."
+SECTIONS = (
+    Section(
+        "results",
+        "Results",
+        "Test accuracy of the confirmed configurations. Open the seeds of a row to get to its trials.",
+        ("results_wide", "results", "differences", "aggregate", "ranks", "chosen"),
+    ),
+    Section("efficiency", "Label efficiency", CHOSEN),
+    Section("errors", "Errors and calibration", CHOSEN),
+    Section(
+        "ablation",
+        "Ablation",
+        "Variants of each frozen reference on the same fresh seeds, scored on validation images. "
+        "Test data was not opened for any of them.",
+        ("ablation", "effects"),
+    ),
+    Section("training", "Training curves", CHOSEN),
+    Section("diagnostics", "Diagnostics", CHOSEN),
+    Section(
+        "sees",
+        "What the model sees",
+        "Of the network that each condition's first fresh seed trained; no test image is among them. "
+        "A row of neighbours starts with the query; classes other than its own are underlined.",
+    ),
+    Section("search", "Search", "All search trials; nothing is selected in these figures."),
+    Section(
+        "importance",
+        "Hyperparameter importance",
+        "Exploratory: what the search trials suggest, not a test of anything.",
+    ),
+    Section(
+        "stability",
+        "Stability",
+        "A trial that was stopped early is censored, not scored; a diverged or collapsed trial is "
+        "counted, not dropped.",
+        ("stability",),
+    ),
+    Section(
+        "compute",
+        "Compute",
+        "Steps, images and device-seconds are of trials that ended.",
+        ("budget",),
+    ),
+    Section("more", "More"),
+    Section(
+        "trials",
+        "All trials",
+        "Open a trial for its digest, its seed and the command that trains it again.",
+        ("trials",),
+    ),
+    Section("provenance", "Selection and provenance"),
+    Section("intervals", "How to read the intervals"),
+)
+TITLES = {
+    "results_wide": "At a glance",
+    "results": "Per condition and method",
+    "differences": "Paired differences",
+    "aggregate": "Over all conditions",
+    "ranks": "Average ranks",
+    "chosen": "Chosen configurations",
+    "ablation": "Variants",
+    "effects": "Effects of the switches",
+}
+CAPTIONS = {
+    "differences": "Mean paired difference in mean per-class accuracy on test, in points, by "
+    "shared seed, with 95 % intervals that are not corrected for multiple comparisons. p is of a "
+    "two-sided sign-flip test of the mean; Holm's correction is over all rows of this table. "
+    "P(better) is the share of pairs won, a tie counting one half, with its exact binomial interval. "
+    "More pairs needed: for an interval without 0 with 80 % power, were the mean and spread seen the "
+    "true ones. Left out are pairs with other labeled images.",
+    "aggregate": "Over the conditions and seeds that all methods share: the interquartile mean (IQM, "
+    "the mean of the middle half of all scores) of mean per-class accuracy on test, with its 95 % "
+    "interval from resampled seeds; the mean over conditions; and the average rank, 1 being best. "
+    "These conditions only: the interval says nothing about others.",
+    "ranks": "Average ranks over conditions of the mean over seeds, 1 being best. Methods that share a "
+    "letter do not differ: their ranks are less than Nemenyi's critical difference apart, or "
+    "Friedman's test finds no difference among all (Demsar 2006, alpha = 0.05). Conditions of one "
+    "data set are not independent, which makes these tests too sure.",
+    "ablation": "Variants of each frozen reference on the same fresh seeds: the study's metric on "
+    "validation images, accuracies in percent, and the paired difference to the reference with its "
+    "95 % interval. Holm's correction is over all rows of a method. P(above) is the share of pairs "
+    "with a higher value, with its exact binomial interval. A weight of 0 is not the supervised "
+    "baseline: the unlabeled images still reach BatchNorm.",
+    "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
+    "others, and of each pair how much one's effect differs with the other on; paired by seed.",
+    "budget": "Search budget and compute per condition and method.",
+    "chosen": "The chosen configuration of each condition. Values are the study's metric.",
+    "stability": "How trials ended, search and confirmation together.",
+    "trials": "Every trial. Validation values of tuning trials are not results.",
+}
+MEASURED = ("results_wide", "results", "differences", "aggregate", "ranks")  # need test values
+
+
+def section_of(stem: str) -> str:
+    """The section that shows a table."""
+    return next((section.id for section in SECTIONS if stem in section.tables), "more")
+
+
+def place_of(plot_section: str) -> str:
+    """The section that shows a figure which names `plot_section`."""
+    known = {section.id for section in SECTIONS}
+    return plot_section if plot_section in known else "more"

@@ -1,0 +1,173 @@
+import math
+
+import numpy as np
+import pytest
+
+from analysis import comparisons, stats
+from analysis.display import NONE, shown
+from analysis.load import load_runs
+from analysis.summary import summary
+from analysis.tables import chosen_table, results_table
+
+SEEDS = range(8)
+BASE = dict(zip(SEEDS, (0.80, 0.84, 0.82, 0.86, 0.83, 0.81, 0.85, 0.79), strict=True))
+GAIN = (0.05, 0.07, 0.06, 0.04, 0.08, 0.05, 0.06, 0.07)
+NOISE = (0.02, -0.03, 0.01, -0.02, 0.03, -0.01, 0.02, -0.015)
+BETTER = {seed: BASE[seed] + GAIN[seed] for seed in SEEDS}
+SAME = {seed: BASE[seed] + NOISE[seed] for seed in SEEDS}
+
+
+@pytest.fixture
+def three(tmp_path, write_run):
+    """supervised; fixmatch, which wins every pair; and uda, which does not differ."""
+    folders = [
+        write_run(tmp_path / method, method=method, confirm=values)
+        for method, values in (("supervised", BASE), ("fixmatch", BETTER), ("uda", SAME))
+    ]
+    return load_runs(folders)
+
+
+def sentences(runs):
+    results, differences = results_table(runs), comparisons.difference_table(runs)
+    return summary(runs, results, chosen_table(runs), differences)
+
+
+def test_differences(three):
+    table = comparisons.difference_table(three)
+    assert table["method"].to_list() == ["fixmatch", "uda"] * 2
+    assert set(table["reference"]) == {"supervised"}
+    row = table.iloc[0]
+    expected = stats.mean_interval(GAIN)
+    assert row[["mean", "low", "high"]].to_list() == pytest.approx(
+        [expected.mean, expected.low, expected.high]
+    )
+    assert (row["n"], row["unpaired"], row["p"]) == (8, 0, 2**-7)
+    assert row["p_better"] == 1 and row["p_better_low"] == pytest.approx(0.025 ** (1 / 8))
+    assert table["p_holm"].to_list() == pytest.approx(stats.holm(table["p"].to_list()))
+    assert table["p_holm"].iloc[0] == pytest.approx(4 * 2**-7)
+    assert row["seeds_needed"] == 0
+    text = shown(table, "differences").iloc[0]
+    assert (text["p"], text["p, Holm"], text["Pairs"]) == ("0.0078", "0.031", "8")
+    assert text["P(better), %"] == "100.0 [63.1, 100.0]"
+
+
+def test_differences_only_between_the_same_labeled_images(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="uda", labels=(50,), confirm={0: 0.8, 1: 0.9, 7: 0.1})
+    b = write_run(tmp_path / "b", method="fixmatch", labels=(50,), split="other")
+    runs = load_runs([a, b])
+    table = comparisons.difference_table(runs)
+    row = table.iloc[0]
+    assert (row["reference"], row["n"], row["unpaired"]) == ("uda", 0, 2)
+    assert math.isnan(row["p"]) and math.isnan(row["p_holm"])
+    assert shown(table, "differences").iloc[0]["Points"] == NONE
+    assert comparisons.difference_table(load_runs([a])).empty
+    lines = sentences(runs)
+    said = (
+        "fixmatch and uda share no split, and are not compared, at 50 labels "
+        "(2 seeds with different splits)."
+    )
+    assert lines[0] == said
+    assert not any("ahead" in line or "Highest" in line for line in lines)
+    pooled = comparisons.aggregate_table(runs)
+    assert pooled["iqm"].isna().all() and pooled["rank"].isna().all()
+    assert pooled["left_out"][0] == "data.labels=50: no seed and split in common"
+
+
+def test_aggregate_against_plain_pandas(three):
+    table = comparisons.aggregate_table(three).set_index("method")
+    trials = three.trials[three.trials["phase"] == "confirm"]
+    values = trials.groupby("label")["test/mean_class_accuracy"]
+    for method, scores in values:
+        assert table.loc[method, "iqm"] == pytest.approx(np.sort(scores)[4:12].mean())
+        assert table.loc[method, "mean"] == pytest.approx(scores.mean())
+        assert table.loc[method, "low"] < table.loc[method, "iqm"] < table.loc[method, "high"]
+    assert (
+        table["rank"].to_dict() == {"supervised": 2.5, "fixmatch": 1, "uda": 2.5}
+        or table.loc["fixmatch", "rank"] == 1
+    )
+    assert (table["conditions"] == 2).all() and (table["seeds"] == 8).all()
+    assert (table["left_out"] == "").all()
+
+
+def test_only_what_all_methods_share_is_pooled_and_the_rest_is_named(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch", labels=(50, 200), confirm=BASE)
+    some = {**BASE, 3: None}
+    b = write_run(tmp_path / "b", method="supervised", labels=(50, 99), confirm=some)
+    c = write_run(tmp_path / "c", method="uda", confirm={})
+    table = comparisons.aggregate_table(load_runs([a, b, c]))
+    assert table["method"].to_list() == ["fixmatch", "supervised"]
+    assert table[["conditions", "seeds"]].to_numpy().tolist() == [[1, 7], [1, 7]]
+    assert table["left_out"][0] == (
+        "uda: no test value; data.labels=200: no seed and split in common; "
+        "data.labels=99: no seed and split in common; 1 seed(s) that some method or condition lacks"
+    )
+    kept = [value for seed, value in BASE.items() if seed != 3]
+    assert table["mean"].to_list() == pytest.approx([np.mean(kept)] * 2)
+
+
+def test_one_run_is_aggregated_without_a_rank(tmp_path, write_run):
+    table = comparisons.aggregate_table(load_runs([write_run(tmp_path / "a")]))
+    assert table["rank"].isna().all() and table["iqm"].notna().all()
+    assert shown(table, "aggregate")["Average rank"].to_list() == [NONE]
+
+
+def test_ranks_need_three_methods_and_five_conditions(three, tmp_path, write_run):
+    assert comparisons.rank_table(three).empty  # two conditions
+    labels = (10, 20, 30, 40, 50, 60)
+    folders = [
+        write_run(tmp_path / "six" / name, method=name, labels=labels, shift=shift)
+        for name, shift in (("supervised", 0.0), ("fixmatch", 0.005), ("uda", -0.03))
+    ]
+    assert comparisons.rank_table(load_runs(folders[:2])).empty  # two methods
+    table = comparisons.rank_table(load_runs(folders))
+    assert table["method"].to_list() == ["fixmatch", "supervised", "uda"]
+    assert table["rank"].to_list() == [1, 2, 3]
+    # Six blocks: chi2 = 12, and a critical difference of 2.343 / sqrt(3).
+    assert table["friedman_p"].to_list() == pytest.approx([math.exp(-6)] * 3)
+    assert table["critical_difference"][0] == pytest.approx(2.343 / math.sqrt(3), abs=1e-3)
+    assert table["groups"].to_list() == ["a", "a b", "b"]
+
+
+def test_nothing_confirmed_or_nothing_at_all(tmp_path, write_run):
+    for name, more in (("a", {}), ("b", {"search": ()})):
+        runs = load_runs([write_run(tmp_path / name, confirm={}, **more)])
+        assert comparisons.difference_table(runs).empty
+        assert comparisons.aggregate_table(runs).empty and comparisons.rank_table(runs).empty
+
+
+def test_summary_says_who_beats_the_baseline(three):
+    lines = sentences(three)
+    assert lines[0].startswith("Highest mean per-class accuracy on test: fixmatch at 50 labels (")
+    low, high = (
+        100 * end for end in (stats.mean_interval(GAIN).low, stats.mean_interval(GAIN).high)
+    )
+    size = f"by 6.0 points [{low:.1f}, {high:.1f}] (Holm p = 0.031)"
+    assert lines[1] == (
+        f"fixmatch beats supervised at 50 labels {size} and at 200 labels {size}; "
+        "8 paired seeds each."
+    )
+    assert lines[2].startswith("uda and supervised tie at 50 labels (+0.1 [") and (
+        "more seeds to tell them apart) and at 200 labels (" in lines[2]
+    )
+    assert "8 paired seeds each." in lines[2]
+
+
+def test_few_seeds_lead_but_do_not_beat(tmp_path, write_run):
+    confirm = {seed: BETTER[seed] for seed in range(5)}
+    a = write_run(tmp_path / "a", method="fixmatch", labels=(50,), confirm=confirm)
+    base = {seed: BASE[seed] for seed in range(5)}
+    b = write_run(tmp_path / "b", method="supervised", labels=(50,), confirm=base)
+    line = sentences(load_runs([a, b]))[1]
+    assert line.startswith("fixmatch leads supervised at 50 labels by 6.0 points [")
+    assert line.endswith(
+        "5 paired seeds, by the interval alone (Holm p = 0.062; one comparison takes at least 6 seeds)."
+    )
+
+
+def test_one_seed_says_nothing(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch", labels=(50,), confirm={0: 0.9})
+    b = write_run(tmp_path / "b", method="supervised", labels=(50,), confirm={0: 0.8})
+    lines = sentences(load_runs([a, b]))
+    assert lines[1] == (
+        "One paired seed cannot tell fixmatch and supervised apart at 50 labels (+10.0 points)."
+    )

@@ -1,0 +1,209 @@
+"""Ablations that really run: rows of one frozen reference, paired, equal in budget, resumed, never tested."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from analysis.ablations import ablation_table, ablation_trials, effect_table
+from analysis.load import load_runs
+from tests.runs import (
+    ablate_here,
+    called,
+    endings,
+    events,
+    finish,
+    optuna_states,
+    run_here,
+    start,
+    wait_for,
+    write_study,
+)
+from tune_ssl import records
+from tune_ssl.spec import digest
+from tune_ssl.study import load_study
+from tune_ssl.trial import override
+
+STUDY = """
+fixed:
+  data: {dataset: digits, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: kmeans}
+  budget: {steps: 12, eval_every: 6}
+conditions:
+  data.num_labels: [20, 40]
+search:
+  optim.lr: {log_uniform: [1e-4, 1e-2]}
+  losses.cluster.ramp_up: {uniform: [0.1, 0.8]}
+ablate:
+  no_cluster: {losses.cluster.weight: 0}
+  raw_clusters: {method.cluster_to_class: raw, retune: [optim.lr]}
+study: {num_trials: 2, finalists: 1, seeds: [0, 1], checkpoint_seconds: 0}
+"""
+
+
+def plan(run):
+    return [e for e in events(run) if e["event"] == records.PLANNED]
+
+
+def started(run, phase):
+    """trial -> its first start"""
+    found = {}
+    for event in events(run):
+        if event["phase"] == phase and event["event"] in records.BEGINNINGS:
+            found.setdefault(event["trial"], event)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = run_here(tmp_path_factory.mktemp("ablated"), STUDY)
+    ablate_here(run)
+    return run
+
+
+def test_each_row_is_trained_on_every_fresh_seed_of_every_condition(run):
+    assert [(row["condition"][-2:], row["variant"]) for row in plan(run)] == [
+        (labels, name)
+        for labels in ("20", "40")
+        for name in ("reference", "no_cluster", "raw_clusters")
+    ]
+    rows = [
+        f"c{c}-ablate-{v}-s{s}"
+        for c in (0, 1)
+        for v in ("no_cluster", "raw_clusters")
+        for s in (0, 1)
+    ]
+    assert sorted(started(run, records.ABLATE)) == sorted(rows)
+    assert all(endings(run)[name] == records.FINISHED for name in rows)
+
+
+def test_the_reference_is_the_locked_config_and_its_confirmed_seeds_are_not_trained_again(run):
+    locked = {e["condition"]: e["config"] for e in events(run) if e["event"] == records.LOCKED}
+    for row in plan(run):
+        if row["variant"] == records.REFERENCE:
+            assert row["config"] == locked[row["condition"]] and row["changes"] == {}
+    trials = ablation_trials(load_runs([run]))
+    reference = trials[trials["variant"] == records.REFERENCE]
+    assert sorted(reference["trial"]) == [f"c{c}-confirm-s{s}" for c in (0, 1) for s in (0, 1)]
+
+
+def test_a_row_changes_what_it_says_and_nothing_else(run):
+    study = load_study(run.parents[1] / "study.yaml")
+    specs = {condition.id: condition.spec for condition in study.conditions}
+    locked = {e["condition"]: e["config"] for e in events(run) if e["event"] == records.LOCKED}
+    for name, begin in started(run, records.ABLATE).items():
+        base = override(
+            specs[begin["condition"]], {**locked[begin["condition"]], "seed": begin["seed"]}
+        )
+        if begin["variant"] == "no_cluster":
+            assert digest(override(base, {"losses.cluster.weight": 0})) == begin["digest"], name
+        own = override(specs[begin["condition"]], {**begin["config"], "seed": begin["seed"]})
+        assert digest(own) == begin["digest"]
+        assert own.budget == base.budget and own.data == base.data
+
+
+def test_a_retuned_row_has_a_search_of_its_own_that_starts_from_the_reference(run):
+    retuned = started(run, records.RETUNE)
+    assert sorted(retuned) == [f"c{c}-retune-raw_clusters-t000{t}" for c in (0, 1) for t in (0, 1)]
+    assert all(begin["seed"] == 1000 for begin in retuned.values())
+    states = optuna_states(run)
+    assert len(states["data.num_labels=20 raw_clusters"]) == 2
+    reference = {
+        r["condition"]: r["config"] for r in plan(run) if r["variant"] == records.REFERENCE
+    }
+    ended = records.endings(events(run))
+    for begin in started(run, records.ABLATE).values():
+        condition, config = begin["condition"], reference[begin["condition"]]
+        if begin["variant"] != "raw_clusters":
+            continue
+        own = {t: b for t, b in retuned.items() if b["condition"] == condition}
+        assert own[min(own)]["config"]["optim.lr"] == config["optim.lr"]
+        done = [t for t in own if ended[t]["event"] == records.FINISHED]
+        best = max(done, key=lambda t: (ended[t]["value"], -own[t]["number"]))
+        assert begin["config"] == own[best]["config"]
+        assert begin["config"]["losses.cluster.ramp_up"] == config["losses.cluster.ramp_up"]
+
+
+def test_an_ablation_never_opens_test_data(run):
+    for event in events(run):
+        if event["phase"] in (records.ABLATE, records.RETUNE):
+            assert not any(key.startswith("test/") for key in event.get("metrics") or {})
+
+
+def test_rows_share_the_split_of_their_seed_and_differences_are_paired(run):
+    trials = ablation_trials(load_runs([run]))
+    assert trials.groupby(["condition", "seed"])["split"].nunique().eq(1).all()
+    table = ablation_table(load_runs([run]))
+    assert list(table["variant"])[:3] == ["reference", "no_cluster", "raw_clusters"]
+    for row in table.to_dict("records"):
+        own = trials[trials["condition"] == row["condition"]].pivot(
+            index="seed", columns="variant", values="value"
+        )
+        assert row["mean"] == pytest.approx(own[row["variant"]].mean()) and row["n"] == 2
+        if row["variant"] != records.REFERENCE:
+            expected = (own[row["variant"]] - own[records.REFERENCE]).mean()
+            assert row["diff"] == pytest.approx(expected)
+
+
+def test_ablating_again_trains_nothing_and_new_rows_are_added(run):
+    before = len(events(run))
+    ablate_here(run)
+    assert len(events(run)) == before
+    told = ablate_here(run, only=("no_ramp_up", "no_cluster"), conditions=("data.num_labels=40",))
+    assert told == []
+    added = {begin["trial"] for begin in events(run)[before:] if begin["event"] == records.STARTED}
+    assert added == {"c1-ablate-no_ramp_up-s0", "c1-ablate-no_ramp_up-s1"}
+
+
+def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(tmp_path):
+    body = STUDY.replace("conditions:\n  data.num_labels: [20, 40]\n", "").replace(
+        "steps: 12", "steps: 60"
+    )
+    path = write_study(tmp_path, body)
+    options = ("--factorial", "no_cluster,no_augmentation_consistency", "--name", "two")
+    process = start(tmp_path, "ablate", path, *options, "study.max_concurrent=1")
+    run = tmp_path / "runs" / "two"
+    wait_for(process, lambda: run.exists() and len(endings(run)) >= 2)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and "tune-ssl ablate two" in err and "Traceback" not in err
+    code, out, err = finish(start(tmp_path, "ablate", "two"))
+    assert code == 0 and "report: runs/two/report/index.html" in out, out + err
+    names = ("reference", "no_cluster", "no_augmentation_consistency")
+    names += ("no_cluster+no_augmentation_consistency",)
+    assert sorted(endings(run)) == sorted(f"c0-ablate-{v}-s{s}" for v in names for s in (0, 1))
+    counts = [e["trial"] for e in events(run) if e["event"] in records.ENDINGS]
+    assert len(counts) == len(set(counts))
+    runs = load_runs([run])
+    y = ablation_trials(runs).pivot(index="seed", columns="variant", values="value")
+    effects = effect_table(runs).set_index("effect")["mean"]
+    a, b, both = y[names[1]], y[names[2]], y[names[3]]
+    none = y["reference"]
+    assert effects["no_cluster"] == pytest.approx(((a - none + both - b) / 2).mean())
+    pair = "no_cluster x no_augmentation_consistency"
+    assert effects[pair] == pytest.approx((both - b - a + none).mean())
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (
+            ("--only", "no_clustr"),
+            "--only is 'no_clustr', but must be a known variant; did you mean 'no_cluster'?",
+        ),
+        (("--factorial", "no_cluster"), "--factorial is no_cluster, but must name 2 to 5"),
+        (
+            ("--condition", "data.num_labels=2"),
+            "--condition is 'data.num_labels=2', but must be a known condition",
+        ),
+        (("optim.lr=1",), "a run keeps its name, study, data and plugins: give it alone"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(run, monkeypatch, capsys, arguments, expected):
+    before = (run / records.TRIALS).read_bytes()
+    code, _, err = called(monkeypatch, capsys, "ablate", run, *arguments)
+    assert code == 2 and err.count("\n") == 1 and err.startswith(expected), err
+    assert (run / records.TRIALS).read_bytes() == before

@@ -1,0 +1,222 @@
+"""The ablation: variants of a frozen reference on the same fresh seeds, scored on validation data.
+
+A run's plan is in its records: one `planned` event per condition and variant, written before
+anything of it is trained, so that a resume goes on with the very same rows. Test data stays shut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_ssl import records
+from tune_ssl.errors import Problem, UserError, unknown
+from tune_ssl.records import Record
+from tune_ssl.repeats import RepeatSource
+from tune_ssl.runfolder import code_revision, command_line
+from tune_ssl.searcher import Cell, StudySource
+from tune_ssl.study import Condition, Study
+from tune_ssl.trial import override
+from tune_ssl.variants import Variant, combined, distinct, generated
+
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an ablation: which rows (none: all of the file's), and where.
+
+    Nothing at all is to go on with what is planned.
+    """
+
+    only: tuple[str, ...] = ()
+    auto: bool = False
+    factorial: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+
+class Ablation(RepeatSource):
+    """One job per row, condition and fresh seed. Of the reference, what is confirmed is not run again."""
+
+    phase = records.ABLATE
+
+    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
+        super().__init__(run, study, splits)
+        plan = planned(self.events)
+        for index, condition in enumerate(study.conditions):
+            for name, row in plan.get(condition.id, {}).items():
+                config = self._config(condition, row)
+                if config is None:  # it was to be tuned again, and no trial of that finished
+                    continue
+                for seed in study.settings.seeds:
+                    confirmed = f"c{index}-confirm-s{seed}"
+                    if name != records.REFERENCE or confirmed not in self.endings:
+                        trial = f"c{index}-ablate-{name}-s{seed}"
+                        self.again(trial, condition, config, seed, variant=name)
+
+    def _config(self, condition: Condition, row: Record) -> dict[str, Any] | None:
+        """The row's config; where it was tuned again, that of the best finished trial."""
+        config: dict[str, Any] = row["config"]
+        if not row["retune"]:
+            return config
+        sign = -1 if self.mode == "max" else 1
+        finished = [
+            (sign * end["value"], start["number"], start["config"])
+            for trial, start in self.starts(condition).items()
+            if start["phase"] == records.RETUNE and start["variant"] == row["variant"]
+            if (end := self.endings.get(trial)) and end["event"] == records.FINISHED
+            if end["value"] is not None
+        ]
+        return min(finished, key=lambda item: item[:2])[2] if finished else None
+
+
+class Retuning(StudySource):
+    """Tunes the `retune` keys of each row that has some, with as many trials as the search had."""
+
+    phase = records.RETUNE
+
+    def make_cells(self, storage: JournalStorage) -> list[Cell]:
+        plan = planned(records.read(self.run / records.TRIALS))
+        return [
+            Cell(storage, self.study, index, condition, name, row["config"], row["retune"])
+            for index, condition in enumerate(self.study.conditions)
+            for name, row in plan.get(condition.id, {}).items()
+            if row["retune"]
+        ]
+
+
+class Planner(RepeatSource):
+    """Decides the rows of an ablation and writes those down that are not there yet."""
+
+    def plan(self, wanted: Wanted, tell: Tell, write: bool = True) -> None:
+        """Append a `planned` event for each new row. UserError, with nothing written, on any mistake.
+
+        Without `write` only the mistakes are looked for.
+        """
+        self._check_conditions(wanted)
+        have = planned(self.events)
+        if have and wanted == Wanted():  # given alone, it goes on
+            return
+        rows: list[Record] = []
+        for condition in self.study.conditions:
+            if wanted.conditions and condition.id not in wanted.conditions:
+                continue
+            mine = have.get(condition.id, {})
+            reference = mine.get(records.REFERENCE) or self._reference(condition)
+            new = []
+            for row, why_not in self._rows(condition, reference, wanted):
+                known = mine.get(row["variant"])
+                if why_not:
+                    tell(f"{condition.id}: {row['variant']} {why_not} and is left out")
+                elif known is None:
+                    new.append(row)
+                elif (known["changes"], known["retune"]) != (row["changes"], row["retune"]):
+                    text = (
+                        "is planned in this run already, with other changes: give it another name"
+                    )
+                    raise UserError(Problem(text, f"ablate.{row['variant']}", str(self.run)))
+            rows += [reference, *new] if new and not mine else new
+        if not rows and not have:
+            text = "has no variant to train: write some under `ablate:`, or give --auto"
+            raise UserError(Problem(text, str(self.study.source)))
+        for row in rows if write else ():
+            records.append(self.run / records.TRIALS, row, durable=True)
+
+    def _check_conditions(self, wanted: Wanted) -> None:
+        known = [condition.id for condition in self.study.conditions]
+        problems = [
+            Problem(unknown("condition", name, known), "--condition")
+            for name in wanted.conditions
+            if name not in known
+        ]
+        if problems:
+            raise UserError(problems)
+
+    def _reference(self, condition: Condition) -> Record:
+        """The frozen config of a condition: what is locked, else what the selection rule picks now.
+
+        Of a run without a search it is the fixed part alone.
+        """
+        if locked := self.locked(condition):
+            return self._row(condition, Variant(records.REFERENCE, {}), locked["config"])
+        starts = self.starts(condition)
+        searched = {
+            t: s for t, s in starts.items() if s["phase"] in (records.SEARCH, records.FINALIST)
+        }
+        if not searched:
+            return self._row(condition, Variant(records.REFERENCE, {}), {})
+        resume = f"`tune-ssl search --resume {self.run.name}` goes on with it"
+        if any(trial not in self.endings for trial in searched):
+            text = f"has a search that is not over in condition {condition.id}; {resume}"
+            raise UserError(Problem(text, str(self.run)))
+        scores = self.scores(condition, records.SEARCH, records.FINALIST)
+        if not scores:
+            text = f"has no finished trial in condition {condition.id}: there is nothing to ablate"
+            raise UserError(Problem(text, str(self.run)))
+        best = next(iter(scores))
+        return self._row(condition, Variant(records.REFERENCE, {}), starts[best]["config"])
+
+    def _rows(
+        self, condition: Condition, reference: Record, wanted: Wanted
+    ) -> Sequence[tuple[Record, str]]:
+        """(row, why it is left out) of every variant that is wanted in a condition."""
+        config = reference["config"]
+        variants = self._variants(condition, config, wanted)
+        try:
+            return [
+                (self._row(condition, variant, values), why_not)
+                for variant, values, why_not in distinct(condition.spec, config, variants)
+            ]
+        except UserError as error:
+            raise UserError(
+                replace(p, where=str(self.run), text=f"{p.text} (condition {condition.id})")
+                for p in error.problems
+            ) from None
+
+    def _variants(
+        self, condition: Condition, config: dict[str, Any], wanted: Wanted
+    ) -> list[Variant]:
+        every = {variant.name: variant for variant in self.study.variants}
+        chosen = dict(every)
+        for variant in generated(override(condition.spec, config)):
+            every.setdefault(variant.name, variant)
+            if wanted.auto:
+                chosen.setdefault(variant.name, variant)
+        for option, names in (("--only", wanted.only), ("--factorial", wanted.factorial)):
+            if missing := [name for name in names if name not in every]:
+                raise UserError(Problem(unknown("variant", missing[0], every), option))
+        if wanted.only:
+            chosen = {name: every[name] for name in wanted.only}
+        if wanted.factorial:
+            design = combined(list(every.values()), wanted.factorial)
+            chosen = (chosen if wanted.only or wanted.auto else {}) | {v.name: v for v in design}
+        return list(chosen.values())
+
+    def _row(self, condition: Condition, variant: Variant, config: dict[str, Any]) -> Record:
+        return {
+            "event": records.PLANNED,
+            "phase": records.ABLATE,
+            "trial": None,
+            "condition": condition.id,
+            "variant": variant.name,
+            "changes": dict(variant.changes),
+            "retune": list(variant.retune),
+            "switches": variant.switches,
+            "config": config,
+            "command": command_line(),
+            "git": code_revision(),
+        }
+
+
+def planned(events: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """condition -> variant -> its `planned` event, the reference first; the first one written counts."""
+    plan: dict[str, dict[str, Record]] = {}
+    for event in events:
+        if event["event"] == records.PLANNED:
+            plan.setdefault(event["condition"], {}).setdefault(event["variant"], event)
+    return plan

@@ -1,0 +1,102 @@
+"""`tune-ssl dashboard`: optuna-dashboard on a run's Optuna studies, which it can read and not change.
+
+The dashboard would write notes, names and user attributes into the storage. A run's driver is the
+only one that writes there, so that requests which change anything are refused here, and the storage
+refuses them once more. Reading needs no lock: it shows a run while it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from tune_ssl import records
+from tune_ssl.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage
+
+Tell = Callable[[str], None]
+
+READING = ("GET", "HEAD", "OPTIONS")
+LOOPBACK = ("127.", "localhost", "::1")
+REFUSAL = "tune-ssl shows a run's studies and lets nobody change them"
+
+
+def serve(run: Path, host: str, port: int, tell: Tell) -> None:
+    """Serve until the process is interrupted; `tell` gets the URL once it answers.
+
+    Raises:
+        UserError: optuna-dashboard is not installed, the run has no Optuna studies, or the address
+            cannot be used.
+    """
+    if find_spec("optuna_dashboard") is None:
+        text = "the package optuna-dashboard is not installed; pip install 'tune-ssl[dashboard]'"
+        raise UserError(text)
+    app = read_only(application(run))
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        text = f"{host}:{port} cannot be listened on: {reason}; --port gives another one"
+        raise UserError(text) from None
+    with server:
+        tell(f"{run}: http://{host}:{server.server_port}/ (Ctrl-C ends it)")
+        if not host.startswith(LOOPBACK):
+            tell(f"everybody who can reach {host} can read this run")
+        server.serve_forever()
+
+
+def application(run: Path) -> Any:
+    """optuna-dashboard as a WSGI application. UserError if the run has no Optuna studies."""
+    journal = run / records.JOURNAL
+    if not journal.exists():
+        raise UserError(Problem(f"has no Optuna studies: there is no {records.JOURNAL}", str(run)))
+    from optuna_dashboard import wsgi
+
+    return wsgi(open_reading(journal))
+
+
+def open_reading(journal: Path) -> JournalStorage:
+    """The journal as a storage that raises PermissionError on every change."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    class Reading(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            raise PermissionError(REFUSAL)
+
+    return JournalStorage(Reading(str(journal)))
+
+
+def read_only(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """A WSGI application that answers 403 to every request that is not one for reading."""
+
+    def checked(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in READING:
+            return app(environ, start)
+        body = json.dumps({"reason": REFUSAL}).encode()
+        length = ("Content-Length", str(len(body)))
+        start("403 Forbidden", [("Content-Type", "application/json"), length])
+        return [body]
+
+    return checked
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True  # an open connection does not keep the process
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        super().server_bind()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: one line per request helps nobody."""
