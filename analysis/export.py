@@ -63,7 +63,7 @@ async def _draw(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> lis
     written = []
     async with kaleido.Kaleido(n=1, timeout=TIMEOUT, mathjax=False) as drawing:
         for plot in plots:
-            figure = style.on_paper(plot.figure, _title(plot), WIDTH)
+            figure = style.on_paper(plot.figure, plot.full_title, WIDTH)
             for name in formats:
                 path = out / f"{plot.name}.{name}"
                 size = {"width": WIDTH, "height": int(figure.layout.height)}
@@ -71,8 +71,3 @@ async def _draw(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> lis
                 path.write_bytes(await drawing.calc_fig(figure, opts={"format": name, **size}))
                 written.append(path)
     return written
-
-
-def _title(plot: Plot) -> str:
-    parts = dict.fromkeys(part for part in (plot.title, plot.group) if part)
-    return ", ".join(parts)

@@ -207,7 +207,7 @@ def _figures(plots: Sequence[Plot]) -> dict[str, Any]:
         groups.setdefault(plot.group, []).append(plot)
     grouped = {name: own for name, own in groups.items() if name}
     if all(len(own) == 1 for own in grouped.values()):
-        return {"grid": [_figure(plot, _full_title(plot)) for plot in plots], "groups": []}
+        return {"grid": [_figure(plot, plot.full_title) for plot in plots], "groups": []}
     return {
         "grid": [_figure(plot, plot.title) for plot in groups.get("", [])],
         "groups": [
@@ -217,7 +217,7 @@ def _figures(plots: Sequence[Plot]) -> dict[str, Any]:
 
 
 def _figure(plot: Plot, title: str) -> dict[str, Any]:
-    parts = (_full_title(plot) or plot.name, plot.caption)
+    parts = (plot.full_title or plot.name, plot.caption)
     return {
         "title": title,
         "label": ". ".join(part.rstrip(".") for part in parts if part),
@@ -227,13 +227,6 @@ def _figure(plot: Plot, title: str) -> dict[str, Any]:
         "spec": figure_json(plot.figure),
         "downloads": _downloads(plot.table, f"figure-{plot.name}", "", (("csv", "csv"),)),
     }
-
-
-def _full_title(plot: Plot) -> str:
-    """The title with the condition, which a figure's heading does not repeat inside a group."""
-    if plot.group in plot.title:
-        return plot.title
-    return f"{plot.title}, {plot.group}" if plot.title else plot.group
 
 
 def _downloads(

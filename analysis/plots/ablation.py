@@ -55,7 +55,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
             yield Plot(
                 "ablation",
                 name,
-                f"{title}: {method}, {condition}",
+                f"{title}: {method}",
                 figure,
                 rows,
                 text,

@@ -39,6 +39,11 @@ class Plot:
     caption: str = ""
     group: str = ""
 
+    @property
+    def full_title(self) -> str:
+        """The title with the condition, which a heading does not repeat inside its group."""
+        return ", ".join(part for part in (self.title, self.group) if part)
+
 
 @dataclass(frozen=True)
 class Look:

@@ -50,7 +50,7 @@ def _runs(tmp_path, write_run):
 def test_a_forest_of_variants(runs):
     (plot,) = ablation.plots(runs, {"ablation": TABLE}, style.colours(runs.labels))
     assert plot.name == "ablation-data.labels=50-soft_kmeans" and plot.group == "data.labels=50"
-    assert plot.title == "Variant minus reference: soft_kmeans, data.labels=50"
+    assert plot.title == "Variant minus reference: soft_kmeans"
     assert "0 to 10 seed(s) per row" in plot.caption and METRIC in plot.caption
     shown = plot.table["row"].to_list()
     assert shown == ["one_seed", "no_cluster (retuned)", "no_ramp_up", "crashed"]
