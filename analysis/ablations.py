@@ -47,7 +47,7 @@ def ablation_trials(runs: Runs) -> pd.DataFrame:
                 & (runs.trials["run"] == row["run"])
                 & (runs.trials["condition"] == row["condition"])
             ]
-            same = [_has_config(trial, row["config"]) for trial in own.to_dict("records")]
+            same = [config == row["config"] for config in own["full_config"]]
             confirmed.append(own[same].assign(variant=records.REFERENCE))
     table = pd.concat([ablated, *confirmed]) if confirmed else ablated
     twice = table.duplicated(["run", "condition", "variant", "seed"])
@@ -111,10 +111,11 @@ def effect_table(runs: Runs) -> pd.DataFrame:
     combination of it finished.
     """
     rows: list[dict[str, Any]] = []
-    trials = ablation_trials(runs)
+    trials, labels = ablation_trials(runs), _labels(runs)
     for (run, condition), plan in runs.variants.groupby(["run", "condition"], sort=False):
         rows_of = {row["variant"]: row["switches"] for row in plan.to_dict("records")}
         designs = [tuple(on) for on in rows_of.values() if isinstance(on, list) and len(on) > 1]
+        designs.sort(key=len, reverse=True)  # a part of a larger design says the same of fewer runs
         own = trials[(trials["run"] == run) & (trials["condition"] == condition)]
         for design in designs:
             names = {on: JOIN.join(on) or records.REFERENCE for on in _settings(design)}
@@ -123,11 +124,10 @@ def effect_table(runs: Runs) -> pd.DataFrame:
             values = {on: _finished(own[own["variant"] == name]) for on, name in names.items()}
             for effect, per_seed in _effects(design, values):
                 found = mean_interval(per_seed)
-                labels = runs.conditions.loc[runs.conditions["condition"] == condition, "labels"]
                 rows.append(
                     {
                         **{"run": run, "method": runs.study(str(run)).label, "effect": effect},
-                        **{"condition": condition, "labels": labels.iloc[0]},
+                        **{"condition": condition, "labels": labels.get((run, condition))},
                         "metric": runs.study(str(run)).metric,
                         **{"mean": found.mean, "low": found.low, "high": found.high, "n": found.n},
                     }
@@ -148,7 +148,7 @@ def _rows(
     runs: Runs, trials: pd.DataFrame
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
     """(planned row, its trials, the reference's trials), the reference first in each condition."""
-    labels = {(r["run"], r["condition"]): r["labels"] for r in runs.conditions.to_dict("records")}
+    labels = _labels(runs)
     for (run, condition), plan in runs.variants.groupby(["run", "condition"], sort=False):
         own = trials[(trials["run"] == run) & (trials["condition"] == condition)]
         reference = own[own["variant"] == records.REFERENCE]
@@ -156,6 +156,11 @@ def _rows(
         for row in ordered:
             known = {str(k): v for k, v in row.items()} | {"labels": labels.get((run, condition))}
             yield known, own[own["variant"] == row["variant"]], reference
+
+
+def _labels(runs: Runs) -> dict[Any, Any]:
+    """(run, condition) -> its number of labels"""
+    return {(r["run"], r["condition"]): r["labels"] for r in runs.conditions.to_dict("records")}
 
 
 def _paired(
@@ -195,8 +200,3 @@ def _effects(
             signs = {s: (-1) ** (size - len(set(s) & set(names))) / scale for s in values}
             effect = [sum(sign * values[s][seed] for s, sign in signs.items()) for seed in seeds]
             yield " x ".join(names), effect
-
-
-def _has_config(trial: Mapping[Any, Any], config: object) -> bool:
-    wanted = config.items() if isinstance(config, Mapping) else ()
-    return all(trial.get(f"config.{key}") == value for key, value in wanted)

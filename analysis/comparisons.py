@@ -7,7 +7,7 @@ methods compared. Shares are fractions, a cell without a number is nan; `display
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,15 @@ from analysis.stats import (
     seeds_for_decision,
 )
 from analysis.study import Study
-from analysis.tables import cells, confirm_trials, finished_values, identity
+from analysis.tables import (
+    CELL,
+    Condition,
+    cells,
+    condition_of,
+    confirm_trials,
+    finished_values,
+    identity,
+)
 
 BASELINE = "supervised"
 DIFFERENCES = str.split(
@@ -53,30 +61,33 @@ class Shared:
         return self.scores.groupby("condition", sort=False).mean()
 
 
-def reference_study(runs: Runs) -> Study:
-    """The study that the others are compared with: the supervised baseline, else the first."""
-    return next((s for s in runs.studies if s.method == BASELINE), runs.studies[0])
+def reference_study(studies: Sequence[Study]) -> Study:
+    """The study that the others under a condition are compared with: the first supervised baseline,
+    else the first."""
+    return next((study for study in studies if study.method == BASELINE), studies[0])
 
 
 def difference_table(runs: Runs) -> pd.DataFrame:
     """Test accuracy of every method minus the reference's, paired by seed, per condition.
 
+    Each condition (and label count, where runs differ in it) has its `reference_study` among the
+    runs that confirmed it.
     Only pairs with the same labeled images count; the others are counted in `unpaired`. `p` is of
     the sign-flip test, `p_holm` the same after Holm's correction over the whole table, `p_better`
     P(method > reference), `seeds_needed` the further pairs that would show a difference of this size
     (`stats.seeds_for_decision`).
     """
-    reference = reference_study(runs)
-    confirmed = {
-        (study.run, condition["condition"]): (study, condition, trials)
-        for study, condition, trials in cells(runs, confirm_trials(runs))
-        if not trials.empty
-    }
+    confirmed = [cell for cell in cells(runs, confirm_trials(runs)) if not cell[2].empty]
+    rivals: dict[Condition, dict[str, pd.DataFrame]] = {}
+    for study, condition, trials in confirmed:
+        rivals.setdefault(condition_of(condition), {})[study.run] = trials
     rows = []
-    for (run, name), (study, condition, trials) in confirmed.items():
-        if run == reference.run or (reference.run, name) not in confirmed:
+    for study, condition, trials in confirmed:
+        others = rivals[condition_of(condition)]
+        reference = reference_study([runs.study(run) for run in others])
+        if study.run == reference.run:
             continue
-        a, b = _by_seed(trials), _by_seed(confirmed[reference.run, name][2])
+        a, b = _by_seed(trials), _by_seed(others[reference.run])
         pairs = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
         other = pairs["split_a"] != pairs["split_b"]
         other &= pairs["split_a"].notna() & pairs["split_b"].notna()
@@ -162,17 +173,21 @@ def shared_scores(runs: Runs) -> Shared:
     A method without any test value is left out first, then a condition that some method lacks, then
     a seed that some method or condition lacks.
     """
+    keys = ["condition", "seed"]
     parts = [
-        _by_seed(trials).assign(method=study.label, condition=condition["condition"])
+        _by_seed(trials).assign(method=study.label, **{key: condition[key] for key in CELL})
         for study, condition, trials in cells(runs, confirm_trials(runs))
     ]
+    if not parts:
+        return Shared(pd.DataFrame(index=pd.MultiIndex.from_product([[], []], names=keys)), "")
     found = pd.concat(parts).dropna(subset=["value"]).reset_index()
-    keys = ["condition", "seed"]
     methods = [label for label in runs.labels if label in set(found["method"])]
     left = [f"{label}: no test value" for label in runs.labels if label not in methods]
     values = found.pivot(index=keys, columns="method", values="value")[methods].astype(float)
     splits = found.pivot(index=keys, columns="method", values="split")
-    same = splits.nunique(axis=1) <= 1
+    counts = found.groupby("condition")["labels"].nunique()
+    alike = splits.index.get_level_values("condition").isin(counts.index[counts <= 1])
+    same = (splits.nunique(axis=1) <= 1) & alike
     usable = values[same].dropna()
     seeds = {name: set(rows.index.get_level_values("seed")) for name, rows in _blocks(usable)}
     present = set(found["condition"])

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 NONE = "\u2013"  # an en dash
+SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Column:
     number: bool = True
     wide: bool = False
     marked: str = ""
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent: accuracies (kNN's among them), rates and shares."""
+    return any(part in metric for part in SHARES)
 
 
 def missing(value: Any) -> bool:
@@ -47,8 +53,8 @@ def interval(mean: Any, low: Any, high: Any, sign: str = "") -> str:
 
 
 def metric_interval(row: dict[str, Any], mean: str, low: str, high: str, sign: str = "") -> str:
-    """`interval` of three cells where the row's metric is an accuracy, else four significant digits."""
-    if "accuracy" in row["metric"] or missing(row[mean]):
+    """`interval` of three cells where the row's metric is a share, else four significant digits."""
+    if is_share(row["metric"]) or missing(row[mean]):
         return interval(row[mean], row[low], row[high], sign)
     ends = "(no interval)" if missing(row[low]) else f"[{row[low]:.4g}, {row[high]:.4g}]"
     return f"{row[mean]:{sign}.4g} {ends}"
@@ -71,10 +77,10 @@ def more_seeds(value: Any) -> str:
 
 
 def metric_value(value: Any, metric: str) -> str:
-    """An accuracy in percent, any other metric with four significant digits."""
+    """A share in percent, any other metric with four significant digits."""
     if missing(value):
         return NONE
-    return percent(value) if "accuracy" in metric else f"{value:.4g}"
+    return percent(value) if is_share(metric) else f"{value:.4g}"
 
 
 def count(value: Any) -> str:
@@ -265,7 +271,8 @@ def is_bold(table: pd.DataFrame) -> list[bool]:
     """Which rows are marked best: only where a condition has more than one method."""
     if "best" not in table or table.empty:
         return [False] * len(table)
-    rivals = table.groupby("condition")["method"].transform("nunique") > 1
+    cells = table.groupby(["condition", "labels"], dropna=False)
+    rivals = cells["method"].transform("nunique") > 1
     return [bool(value) for value in table["best"] & rivals]
 
 

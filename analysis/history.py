@@ -94,6 +94,20 @@ class History:
         return found
 
 
+def counted_on(reports: pd.DataFrame) -> pd.DataFrame:
+    """Adds `total_step`: a stage that starts again at step 0 is put behind the one before it."""
+    parts = []
+    reports = reports.assign(stage=reports["stage"].fillna(""))
+    for _, trial in reports.groupby("trial", sort=False):
+        last = 0.0
+        for _, stage in trial.groupby("stage", sort=False):
+            offset = last if stage["step"].min() <= last else 0.0
+            stage = stage.assign(total_step=stage["step"] + offset).sort_values("total_step")
+            last = stage["total_step"].max()
+            parts.append(stage)
+    return pd.concat(parts)
+
+
 def number(value: Any) -> float:
     """The value as a float; nan for what is none."""
     return float(value) if isinstance(value, (int, float)) else NAN

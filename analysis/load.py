@@ -4,6 +4,7 @@ Runs.trials       one row per trial:
     run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
     value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
     repeats (of a finalist), variant (of an ablation),
+    full_config (a dict; a value of null is in it alone),
     config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
     status is `running` where no ending was written. `value` is the study's metric at the trial's
     end, `last` the last one it reported, also when it did not finish. An ending without step or
@@ -44,7 +45,7 @@ MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
-    "step seconds images_seen reason started ended resumed split repeats variant"
+    "step seconds images_seen reason started ended resumed split repeats variant full_config"
 )
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
 LOCK_COLUMNS = str.split("run label condition trial time digest value rule ties half_width config")
@@ -156,6 +157,7 @@ def _trial_rows(
             continue
         row = rows.setdefault(event["trial"], {"number": len(rows)})
         if event["event"] in (records.STARTED, records.RESUMED):
+            row["full_config"] = event.get("config") or {}
             row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
             own = ("number", "seed", "digest", "repeats", "variant")
             row.update({key: event[key] for key in own if key in event})

@@ -59,11 +59,6 @@ def pack(text: str) -> Markup:
     return Markup(base64.b64encode(found).decode())  # letters, digits, + / =
 
 
-def unpack(packed: str) -> str:
-    """The text that `pack` was given."""
-    return gzip.decompress(base64.b64decode(packed)).decode()
-
-
 def _less(own: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
     """`own` without what it shares with `common`; null where it lacks a key of it."""
     found: dict[str, Any] = {}

@@ -28,7 +28,8 @@ from analysis.provenance import moment, provenance, used_rules
 from analysis.sections import MEASURED, SECTIONS, TITLES, Section, place_of, section_of
 from analysis.select import DEFAULT_RULE
 from analysis.stats import expanded_tail
-from analysis.summary import NOT_A_RESULT, caveats, interval_note, summary
+from analysis.summary import caveats, interval_note, not_a_result, summary
+from analysis.tables import CELL
 from analysis.trace import Behind, anchors, commands, seeds
 from tune_ssl import records
 
@@ -66,12 +67,12 @@ def render(
         title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
         made=moment(datetime.now(UTC).timestamp()),
         summary=summary(runs, results, chosen, found["differences"], found["ablation"]),
-        caveats=caveats(runs, results, found["budget"], chosen),
+        caveats=caveats(runs, results, found["budget"], chosen, found["ablation"]),
         interval_note=interval_note(results),
         tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
         sections=_sections(runs, found, drawn, captions, formats),
         measured=bool(results["mean"].notna().any()),
-        not_a_result=NOT_A_RESULT,
+        not_a_result=not_a_result(runs),
         sees=by_condition(runs.galleries),
         several=len(runs.studies) > 1,
         rule=DEFAULT_RULE,
@@ -119,7 +120,7 @@ def _sections(
 def _worth_showing(found: Mapping[str, pd.DataFrame]) -> list[str]:
     """The tables with rows; those of test values only once there are some, none twice."""
     measured = bool(found["results"]["mean"].notna().any())
-    single = found["results"]["condition"].nunique() < 2
+    single = len(found["results"].drop_duplicates(CELL)) < 2
     left_out = {*(() if measured else MEASURED), *(("results_wide",) if single else ())}
     return [stem for stem, table in found.items() if len(table) and stem not in left_out]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.display import NONE, bold_cells, columns_of, shown
+from analysis.display import NONE, bold_cells, columns_of, count, shown
 from analysis.load import Runs
+from analysis.tables import CELL, Condition, condition_of
 
 FORMATS = ("csv", "md", "latex")
 SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
@@ -30,15 +31,16 @@ _LATEX = {
 def wide_table(results: pd.DataFrame) -> pd.DataFrame:
     """A row per method; per condition the columns `<condition> mean`, low, high (fractions), best.
 
-    A condition goes by its label count ("50 labels") where that tells the conditions apart. Takes
-    `results_table`. `best` is as there, and never true where a condition has one method.
+    A condition goes by its label count ("50 labels") where that tells the conditions apart; one
+    that has several counts by its id and count, a column each. Takes `results_table`. `best` is as
+    there, and never true where a condition has one method.
     """
     found = results.dropna(subset=["mean"])
     names = _condition_names(found)
     rows: dict[str, dict[str, object]] = {}
     for row in found.to_dict("records"):
         own = rows.setdefault(str(row["method"]), {"method": row["method"]})
-        name = names[row["condition"]]
+        name = names[condition_of(row)]
         own |= {f"{name} {key}": row[key] for key in ("mean", "low", "high")}
         own[f"{name} best"] = row["best"]
     kinds = [f"{name} {key}" for name in names.values() for key in ("mean", "low", "high", "best")]
@@ -52,12 +54,22 @@ def wide_table(results: pd.DataFrame) -> pd.DataFrame:
 def protocol(runs: Runs, results: pd.DataFrame, budget: pd.DataFrame) -> str:
     """How the test numbers came about, in sentences that stand under a table of a paper."""
     dataset = runs.studies[0].dataset.get("name")
-    searched = _range(budget["trials"], "search trial")
+    found = results.dropna(subset=["mean"])
+    measured = found[["method", "condition"]].drop_duplicates()
+    searched = _range(budget.merge(measured)["trials"], "search trial")
+    digests = runs.locks.groupby(["run", "condition"])["digest"].nunique()
+    again = int((digests > 1).sum())
+    opened = (
+        f"locked; {again} condition(s) had another one locked later, with test data open, and only "
+        "the first counts. "
+        if again
+        else "locked before test data was opened for it, once. "
+    )
     return (
         f"Mean per-class accuracy (%) on the test images of {dataset}: mean over "
-        f"{_range(results['n'], 'fresh seed')} with 95 % expanded percentile bootstrap intervals. "
+        f"{_range(found['n'], 'fresh seed')} with 95 % expanded percentile bootstrap intervals. "
         f"Per method and condition the configuration was chosen on validation data among "
-        f"{searched} and locked before test data was opened for it, once. "
+        f"{searched} and {opened}"
         "Bold: every mean inside the interval of its condition's best."
     )
 
@@ -121,12 +133,18 @@ def _cells(table: pd.DataFrame, stem: str) -> list[tuple[list[str], list[bool]]]
     return list(zip(texts, bold_cells(table, stem), strict=True))
 
 
-def _condition_names(results: pd.DataFrame) -> dict[str, str]:
-    cells = results.drop_duplicates("condition")
-    if cells["labels"].isna().any() or cells["labels"].duplicated().any():
-        return {condition: str(condition) for condition in cells["condition"]}
-    pairs = zip(cells["condition"], cells["labels"], strict=True)
-    return {condition: f"{labels:,.0f} labels" for condition, labels in pairs}
+def _condition_names(results: pd.DataFrame) -> dict[Condition, str]:
+    """The name of each condition and label count."""
+    cells = results.drop_duplicates(CELL)
+    several = cells["condition"].duplicated(keep=False)
+    known = cells["labels"].notna() & ~cells["labels"].duplicated(keep=False)
+    by_count = bool(known.all()) and not several.any()
+    names = {}
+    for row, one_of in zip(cells.to_dict("records"), several, strict=True):
+        counted = f"{count(row['labels'])} labels"
+        own = f"{row['condition']}, {counted}" if one_of else str(row["condition"])
+        names[condition_of(row)] = counted if by_count else own
+    return names
 
 
 def _range(counts: pd.Series, word: str) -> str:

@@ -102,7 +102,8 @@ CAPTIONS = {
     "validation images, accuracies in percent, and the paired difference to the reference with its "
     "95 % interval. Holm's correction is over all rows of a method. P(above) is the share of pairs "
     "with a higher value, with its exact binomial interval. A weight of 0 is not the supervised "
-    "baseline: the unlabeled images still reach BatchNorm.",
+    "baseline: the unlabeled images still reach BatchNorm. The reference was chosen on validation "
+    "images, the same ones where the data has a validation part of its own, which favours it a little.",
     "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
     "others, and of each pair how much one's effect differs with the other on; paired by seed.",
     "budget": "Search budget and compute per condition and method.",

@@ -44,9 +44,8 @@ class Study:
 
     @property
     def searched(self) -> list[str]:
-        """The config keys that differ between trials by design."""
-        study = self.raw.get("study") or {}
-        return [*(study.get("search") or {}), *(study.get("ablate") or {})]
+        """The config keys that are searched; none of a run that only ablates."""
+        return [*((self.raw.get("study") or {}).get("search") or {})]
 
     @property
     def planned_seeds(self) -> int | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.display import last_line, metric_value, text
 from analysis.load import RUNNING, STATUSES, Runs
 from analysis.stats import coverage_limit, seeds_needed
-from analysis.tables import ACCURACY, confirm_trials
+from analysis.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
 from analysis.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl import records
 
@@ -23,6 +23,11 @@ NOT_A_RESULT = (
     "No configuration has been confirmed on test data yet. The numbers below are validation "
     "values of tuning trials, the best of many tries, and not a result."
 )
+ONLY_ABLATED = (
+    "Nothing was searched or confirmed on test data here. The numbers below are of ablations, scored "
+    "on validation images, and say nothing about test accuracy."
+)
+RAN = {records.SEARCH: "search", records.RETUNE: "retuning", records.ABLATE: "ablation"}
 
 
 def summary(
@@ -42,7 +47,7 @@ def summary(
     lines = []
     if results.empty or results["mean"].isna().all():
         if not runs.trials.empty:
-            lines.append(NOT_A_RESULT)
+            lines.append(not_a_result(runs))
         for row in chosen.to_dict("records"):
             value = metric_value(row["tuned"], row["metric"])
             lines.append(
@@ -50,28 +55,37 @@ def summary(
                 f"{row['trial']} with {row['metric']} = {value} on validation."
             )
         return lines + parts + ran
-    compared: set[str] = set()
+    compared: set[Condition] = set()
     if differences is not None and not differences.empty:
         paired = differences[differences["n"] > 0]
-        compared = {
-            *paired["condition"],
-            *differences.loc[differences["unpaired"] > 0, "condition"],
-        }
-        pooled = results[results["condition"].isin(paired["condition"])]
+        seen = differences[(differences["n"] > 0) | (differences["unpaired"] > 0)]
+        compared = set(_conditions(seen))
+        pooled = results[_conditions(results).isin(_conditions(paired))]
         lines += [_highest(pooled), *comparison_sentences(differences)]
-    for condition, group in results.groupby("condition", sort=False):
-        if condition not in compared:
+    for _, group in results.groupby(CELL, sort=False, dropna=False):
+        if condition_of(group.iloc[0]) not in compared:
             lines.append(_finding(results, group.dropna(subset=["mean"])))
     return [line for line in lines if line] + parts + ran
 
 
+def not_a_result(runs: Runs) -> str:
+    """What the numbers are worth while nothing has been confirmed."""
+    ablated = runs.trials["phase"].isin((records.ABLATE, records.RETUNE))
+    return NOT_A_RESULT if not ablated.all() or runs.trials.empty else ONLY_ABLATED
+
+
 def caveats(
-    runs: Runs, results: pd.DataFrame, budget: pd.DataFrame, chosen: pd.DataFrame
+    runs: Runs,
+    results: pd.DataFrame,
+    budget: pd.DataFrame,
+    chosen: pd.DataFrame,
+    ablation: pd.DataFrame | None = None,
 ) -> list[str]:
     """Everything a reader must know before believing a number."""
     few = results.loc[results["n"] > 0, "n"].min() < FEW
     return [
         *([interval_note(results)] if few else []),
+        *([] if ablation is None else _few_ablated(ablation)),
         *runs.notes,
         *_progress(runs),
         *_seeds(runs, results),
@@ -104,17 +118,39 @@ def interval_note(results: pd.DataFrame) -> str:
 def _what_ran(runs: Runs, run: str) -> str:
     study = runs.study(run)
     trials = runs.trials[runs.trials["run"] == run]
-    search = trials[trials["phase"] == records.SEARCH]
     name = study.label if study.label == study.method else f"{study.label} ({study.method})"
     if trials.empty:
         return f"{name}: no trial has started yet."
-    counts = [
-        f"{int((search['status'] == status).sum())} {status.replace('_', ' ')}"
-        for status in STATUSES
-        if (search["status"] == status).any()
-    ]
-    searched = f"{len(search)} search trials on {text(study.dataset.get('name'))}"
-    return f"{name}: {searched} ({', '.join(counts) or 'none'})."
+    ran = {phase: trials[trials["phase"] == phase] for phase in RAN}
+    ran = {phase: own for phase, own in ran.items() if len(own)}
+    if not ran:
+        ran = {records.SEARCH: trials.iloc[:0]}
+    where = f" on {text(study.dataset.get('name'))}"
+    parts = []
+    for phase, own in ran.items():
+        variants = own.loc[own["variant"] != records.REFERENCE, "variant"].nunique()
+        plural = "" if variants == 1 else "s"
+        of = f" of {variants} variant{plural}" if phase == records.ABLATE else ""
+        counts = [
+            f"{int((own['status'] == status).sum())} {status.replace('_', ' ')}"
+            for status in STATUSES
+            if (own["status"] == status).any()
+        ]
+        parts.append(f"{len(own)} {RAN[phase]} trials{of}{where} ({', '.join(counts) or 'none'})")
+        where = ""
+    return f"{name}: {', '.join(parts)}."
+
+
+def _few_ablated(ablation: pd.DataFrame) -> Iterator[str]:
+    for method, rows in ablation[ablation["n"] > 0].groupby("method", sort=False):
+        if rows["n"].min() < FEW:
+            yield f"Ablation of {method}: {interval_note(rows)}"
+
+
+def _conditions(table: pd.DataFrame) -> pd.Series:
+    """`condition_of` each row."""
+    found = [condition_of(row) for row in table.to_dict("records")]
+    return pd.Series(found, index=table.index, dtype=object)
 
 
 def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
@@ -137,7 +173,7 @@ def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
     if len(tied) > 1:
         names = " and ".join(_brief(row) for _, row in tied.iterrows())
         behind_them = f"; behind them {others}" if others else ""
-        return f"{where} {names} tie in {MEASURE}{behind_them}."
+        return f"{where} {names} are not told apart by their separate intervals in {MEASURE}{behind_them}."
     overlapping = behind[behind["high"] >= top["low"]]
     if not overlapping.empty:
         names = ", ".join(overlapping["method"])
@@ -153,7 +189,7 @@ def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
 def _highest(results: pd.DataFrame) -> str:
     """The highest mean of each condition. No claim: the paired differences make those."""
     found: list[tuple[str, str]] = []
-    for _, group in results.dropna(subset=["mean"]).groupby("condition", sort=False):
+    for _, group in results.dropna(subset=["mean"]).groupby(CELL, sort=False, dropna=False):
         top = group.sort_values("mean", ascending=False, kind="stable").iloc[0]
         found.append((str(top["method"]), f"{place(results, top)} ({_share(top)})"))
     each = [

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-from analysis.display import last_line
+from analysis.display import last_line, missing
 from analysis.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.select import DEFAULT_RULE, half_width
 from analysis.stats import mean_interval
@@ -20,6 +20,8 @@ from analysis.study import Study
 from tune_ssl import records
 
 ACCURACY = "test/accuracy"
+CELL = ["condition", "labels"]  # rows that differ in either are not compared
+Condition = tuple[str, float | None]
 UNEQUAL = 0.10  # steps of two methods may differ by this share of the larger before it is said
 
 
@@ -35,7 +37,7 @@ def confirm_trials(runs: Runs) -> pd.DataFrame:
         if locks["digest"].nunique() > 1:
             own = (trials["run"] == run) & (trials["condition"] == condition)
             first = locks["config"].iloc[0]
-            same = [_runs_config(trial, first) for _, trial in trials.iterrows()]
+            same = [config == first for config in trials["full_config"]]
             keep &= ~own | pd.Series(same, index=trials.index, dtype=bool)
     trials = trials[keep]
     repeated = trials.duplicated(["run", "condition", "seed"]) & trials["seed"].notna()
@@ -46,7 +48,8 @@ def results_table(runs: Runs) -> pd.DataFrame:
     """Per condition and method: test accuracy over the confirm seeds, with 95 % intervals.
 
     `n` seeds are in the mean, `missing` ended without a test value or still run. `best` marks each
-    method whose mean lies inside the interval of the condition's highest mean.
+    method whose mean lies inside the interval of the highest mean under the same condition and label
+    count.
     """
     rows = []
     confirmed = confirm_trials(runs)
@@ -72,7 +75,7 @@ def results_table(runs: Runs) -> pd.DataFrame:
     columns = "method condition labels mean low high std accuracy accuracy_low accuracy_high"
     table = pd.DataFrame(rows, columns=[*columns.split(), "n", "missing"])
     table["best"] = False
-    for _, group in table.groupby("condition", sort=False):
+    for _, group in table.groupby(CELL, sort=False, dropna=False):
         if group["mean"].notna().any():
             top = group.sort_values("mean", ascending=False).iloc[0]
             table.loc[group.index, "best"] = group["mean"].between(top["low"], top["high"])
@@ -114,12 +117,11 @@ def budget_table(runs: Runs) -> pd.DataFrame:
 
 
 def trial_table(runs: Runs) -> pd.DataFrame:
-    """Every trial, in start order. `config` shows the searched keys; config.* columns hold all."""
+    """Every trial, in start order. `config` shows the searched keys, or, where a run searched none,
+    those that vary; config.* columns hold all."""
     table = runs.trials.copy()
-    table["config"] = [
-        config_text(_config(row), runs.study(row["run"]).searched or _varying(runs, row["run"]))
-        for _, row in table.iterrows()
-    ]
+    keys = _shown_keys(runs)
+    table["config"] = [config_text(_config(row), keys[row["run"]]) for _, row in table.iterrows()]
     table["metric"] = table["run"].map({study.run: study.metric for study in runs.studies})
     table["method"] = table["label"]
     first = str.split(
@@ -165,9 +167,9 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
             extra = {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
             extra |= {"full_config": _config(best), "rule_agrees": True}
             rows.append({**common, **taken, **extra})
+    keys = _shown_keys(runs)
     for row in rows:
-        keys = runs.study(row["run"]).searched or _varying(runs, row["run"])
-        row["config"] = config_text(row["full_config"], keys)
+        row["config"] = config_text(row["full_config"], keys[row["run"]])
     columns = "method condition labels trial config metric tuned confirmed confirmed_n ties"
     columns += " half_width locked opened digest rule rule_agrees full_config run"
     table = pd.DataFrame(rows, columns=columns.split())
@@ -211,6 +213,12 @@ def identity(study: Study, condition: dict[str, Any]) -> dict[str, Any]:
     return {"method": study.label, **shared}
 
 
+def condition_of(row: Mapping[Any, Any] | pd.Series) -> Condition:
+    """A row's condition and label count, which two runs may put under one id; None if unknown."""
+    labels = row["labels"]
+    return str(row["condition"]), None if missing(labels) else float(labels)
+
+
 def finished_values(trials: pd.DataFrame, column: str) -> pd.Series:
     """A metric of trials, nan wherever the trial did not finish."""
     if column not in trials:
@@ -237,20 +245,19 @@ def _unequal(group: pd.DataFrame, index: Any) -> str:
 
 
 def _config(row: pd.Series) -> dict[str, Any]:
-    found = {str(k)[7:]: v for k, v in row.items() if str(k).startswith("config.")}
-    return {k: v for k, v in found.items() if not (isinstance(v, float) and math.isnan(v))}
-
-
-def _runs_config(trial: pd.Series, config: object) -> bool:
-    """Whether a trial's config has every value of `config`."""
-    wanted = config.items() if isinstance(config, dict) else ()
-    return all(trial.get(f"config.{key}") == value for key, value in wanted)
+    found = row["full_config"]
+    return found if isinstance(found, dict) else {}
 
 
 def _is_best(candidates: pd.DataFrame, trial: object, best: pd.Series | None) -> bool:
     """Whether `trial` is a candidate as good as the chosen one."""
     values = candidates.loc[candidates["trial"] == trial, "value"]
     return best is not None and bool((values == best["value"]).any())
+
+
+def _shown_keys(runs: Runs) -> dict[str, list[str]]:
+    """Per run the config keys that tell its trials apart."""
+    return {study.run: study.searched or _varying(runs, study.run) for study in runs.studies}
 
 
 def _varying(runs: Runs, run: str) -> list[str]:

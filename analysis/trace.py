@@ -72,14 +72,7 @@ def commands(runs: Runs) -> list[str]:
 
 def configs(runs: Runs) -> list[dict[str, Any]]:
     """Per row of `runs.trials`: what it set, without what it left alone."""
-    columns = [column for column in runs.trials.columns if column.startswith("config.")]
-    names = [column.removeprefix("config.") for column in columns]
-    kept = runs.trials[columns].astype(object)
-    rows = kept.where(kept.notna(), None).itertuples(index=False, name=None)
-    return [
-        {k: v for k, v in zip(names, row, strict=True) if v is not None} if names else {}
-        for row in rows
-    ]
+    return [config if isinstance(config, dict) else {} for config in runs.trials["full_config"]]
 
 
 def seeds(runs: Runs) -> list[int | None]:

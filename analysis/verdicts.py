@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.display import p_value
+from analysis.display import count, is_share, p_value
 from analysis.stats import seeds_for_test, smallest_p
 from tune_ssl import records
 
 ALPHA = 0.05
+ACCURACY = "accuracy"  # of `difference_table`, which has no other metric
 
 Row = Mapping[str, Any]
 
@@ -44,9 +45,14 @@ AGAIN |= {"nothing": "{where}"}
 
 
 def place(table: pd.DataFrame, row: Row | pd.Series) -> str:
-    """'at 50 labels', or the condition's id where the label count does not tell them apart."""
-    conditions = table.drop_duplicates("condition")["labels"]
-    if pd.isna(row["labels"]) or conditions.duplicated().any():
+    """'at 50 labels', or the condition's id where the label count does not tell them apart.
+
+    Both where the id has several label counts.
+    """
+    conditions = table.drop_duplicates(["condition", "labels"])
+    if (conditions["condition"] == row["condition"]).sum() > 1:
+        return f"under {row['condition']} with {count(row['labels'])} labels"
+    if pd.isna(row["labels"]) or conditions["labels"].duplicated().any():
         return f"under {row['condition']}"
     return f"at {row['labels']:,.0f} labels"
 
@@ -110,12 +116,16 @@ def _ablation_parts(rows: list[dict[str, Any]], tests: int) -> Iterator[str]:
         kinds[verdict(row)].append(row)
     lost = sorted(kinds["loses"] + kinds["trails"], key=lambda row: float(row["mean"]))
     for row in lost:
+        kind = verdict(row)
         most = " most," if row is lost[0] and len(lost) > 1 else ""
-        yield f"{variant_text(row)} it loses{most} {_size(row, verdict(row), tests)}"
-    for row in [*reversed(kinds["beats"]), *reversed(kinds["leads"])]:
-        yield f"{variant_text(row)} it gains {_size(row, verdict(row), tests)}"
+        words = f"loses{most}" if kind == "loses" else "trails by"
+        yield f"{variant_text(row)} it {words} {_size(row, kind, tests)}"
+    for row in reversed(kinds["beats"]):
+        yield f"{variant_text(row)} it gains {_size(row, 'beats', tests)}"
+    for row in reversed(kinds["leads"]):
+        yield f"{variant_text(row)} it leads by {_size(row, 'leads', tests)}"
     if ties := kinds["tie"]:
-        each = ", ".join(f"{variant_text(row)} ({_signed(row)})" for row in ties)
+        each = ", ".join(f"{variant_text(row)} ({_signed(_as_shown(row))})" for row in ties)
         yield f"no difference is seen {each}, {_seeds(ties)}"
     if lone := kinds["one pair"]:
         each = ", ".join(variant_text(row) for row in lone)
@@ -146,6 +156,11 @@ def _as_difference(row: dict[str, Any], sign: float) -> dict[str, Any]:
     return {**row, "mean": sign * row["diff"], "low": ends[0], "high": ends[1], "n": pairs}
 
 
+def _as_shown(row: Row) -> dict[str, Any]:
+    """The row of `_as_difference` with the table's signs again."""
+    return {**row, "mean": row["diff"], "low": row["diff_low"], "high": row["diff_high"]}
+
+
 def _size(row: Row, kind: str, tests: int, counted: bool = False) -> str:
     """The difference with its interval, p, and pairs (unless `counted` elsewhere), as far as needed."""
     if kind == "apart":
@@ -156,7 +171,7 @@ def _size(row: Row, kind: str, tests: int, counted: bool = False) -> str:
         return _amount(row, row["mean"], "+") + _unit(row)
     pairs = "" if counted else f", {_seeds([row])}"
     if kind == "tie":
-        return f"{_signed(row)}{pairs}{_more(row.get('seeds_needed', math.nan))}"
+        return f"{_signed(row)}{pairs}{_more(row, tests)}"
     low, high = sorted((abs(row["low"]), abs(row["high"])))
     ends = f"[{_amount(row, low)}, {_amount(row, high)}]"
     size = f"{_amount(row, abs(row['mean']))}{_unit(row)} {ends}{pairs}"
@@ -170,11 +185,14 @@ def _size(row: Row, kind: str, tests: int, counted: bool = False) -> str:
     return f"{size}, {doubt} ({p}{least if short else ''})"
 
 
-def _more(seeds: float) -> str:
+def _more(row: Row, tests: int) -> str:
+    """The further seeds for an interval without 0, no fewer than the corrected test takes."""
+    seeds = float(row.get("seeds_needed", math.nan))
     if math.isnan(seeds) or seeds == 0:
         return ""
-    count = "over 1,000" if math.isinf(seeds) else f"about {seeds:,.0f}"
-    return f"; {count} more seeds to tell them apart"
+    seeds = max(seeds, seeds_for_test(tests, ALPHA) - row["n"])
+    number = "over 1,000" if math.isinf(seeds) else f"about {seeds:,.0f}"
+    return f"; {number} more seeds for an interval without 0, were the difference seen the true one"
 
 
 def _signed(row: Row) -> str:
@@ -183,14 +201,14 @@ def _signed(row: Row) -> str:
 
 
 def _amount(row: Row, value: float, sign: str = "-") -> str:
-    """In points for an accuracy, in its own unit for any other metric."""
+    """In points for a share, in its own unit for any other metric."""
     if _unit(row):
         return f"{round(100 * value, 1) + 0.0:{sign}.1f}"  # + 0.0: no -0.0
     return f"{value:{sign}.3g}"
 
 
 def _unit(row: Row) -> str:
-    return " points" if "accuracy" in row.get("metric", "accuracy") else ""
+    return " points" if is_share(row.get("metric", ACCURACY)) else ""
 
 
 def _and(parts: list[str]) -> str:

@@ -28,8 +28,13 @@ def write_study(folder: Path, body: str) -> Path:
     return path
 
 
-def run_here(folder: Path, body: str, name: str = "one", plugins: tuple[Path, ...] = ()) -> Path:
-    """Search and confirm a study in this process, by the real sources and jobs, without Ray's cluster."""
+def run_here(
+    folder: Path, body: str, name: str = "one", plugins: tuple[Path, ...] = (), dry: bool = False
+) -> Path:
+    """Search and confirm a study in this process, by the real sources and jobs, without Ray's cluster.
+
+    A `dry` one only makes the run folder.
+    """
     from tune_ssl.confirm import ConfirmSource, confirm_trial
     from tune_ssl.finalists import FinalistSource
     from tune_ssl.runfolder import check_data, create, record_splits
@@ -41,6 +46,8 @@ def run_here(folder: Path, body: str, name: str = "one", plugins: tuple[Path, ..
     stores = check_data(study)
     run = create(study, stores, folder / "runs", name, "tune-ssl search study.yaml")
     settings = study.settings
+    if dry:
+        return run
     splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
     drive(StudySource(run, study, splits), search_trial)
     drive(FinalistSource(run, study, splits), search_trial)
@@ -49,8 +56,8 @@ def run_here(folder: Path, body: str, name: str = "one", plugins: tuple[Path, ..
     return run
 
 
-def ablate_here(run: Path, **wanted: Any) -> list[str]:
-    """Ablate a run of `run_here` in the same way; returns what the user is told."""
+def ablate_here(run: Path, dry: bool = False, **wanted: Any) -> list[str]:
+    """Ablate a run of `run_here` in the same way; returns what the user is told. `dry`: plan only."""
     from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
     from tune_ssl.runfolder import check_data, record_splits, reopen
     from tune_ssl.trainable import search_trial
@@ -61,6 +68,8 @@ def ablate_here(run: Path, **wanted: Any) -> list[str]:
     splits = record_splits(run, study, check_data(study), seeds)
     told: list[str] = []
     Planner(run, study, splits).plan(Wanted(**wanted), told.append)
+    if dry:
+        return told
     drive(Retuning(run, study, splits), search_trial)
     drive(Ablation(run, study, splits), search_trial)
     return told

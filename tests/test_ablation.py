@@ -120,7 +120,8 @@ def test_a_retuned_row_has_a_search_of_its_own_that_starts_from_the_reference(ru
         if begin["variant"] != "raw_clusters":
             continue
         own = {t: b for t, b in retuned.items() if b["condition"] == condition}
-        assert own[min(own)]["config"]["optim.lr"] == config["optim.lr"]
+        rates = [own[trial]["config"]["optim.lr"] for trial in sorted(own)]
+        assert rates[0] == config["optim.lr"] != rates[1]
         done = [t for t in own if ended[t]["event"] == records.FINISHED]
         best = max(done, key=lambda t: (ended[t]["value"], -own[t]["number"]))
         assert begin["config"] == own[best]["config"]
@@ -187,6 +188,74 @@ def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(tmp_path):
     assert effects[pair] == pytest.approx((both - b - a + none).mean())
 
 
+@pytest.fixture
+def empty(tmp_path):
+    """A run folder in which nothing was trained yet; `begin` writes what was."""
+    return run_here(tmp_path, STUDY.replace("finalists: 1", "finalists: 2"), dry=True)
+
+
+def begin(run, trial, phase=records.SEARCH, condition="data.num_labels=20", value=0.5, **more):
+    about = {"phase": phase, "trial": trial, "condition": condition}
+    start = {"number": 0, "config": {"optim.lr": 1e-3}, "seed": 1000, "digest": "d", **more}
+    records.append(run / records.TRIALS, {"event": records.STARTED, **about, **start})
+    if value is not None:
+        ending = {"event": records.FINISHED, "value": value, "step": 12, "metrics": {}}
+        records.append(run / records.TRIALS, {**ending, **about})
+
+
+def test_an_unfinished_search_has_no_reference_yet(empty, monkeypatch, capsys):
+    begin(empty, "c0-t0000")
+    for missing in ("c0-t0001", "c1-t0000", "c1-t0001"):
+        code, _, err = called(monkeypatch, capsys, "ablate", empty)
+        where = "40" if missing.startswith("c1") else "20"
+        text = (
+            f"has a search that is not over in condition data.num_labels={where}; `tune-ssl search"
+        )
+        assert code == 2 and text in err and not plan(empty)
+        begin(empty, missing, condition=f"data.num_labels={where}")
+    begin(empty, "c0-final0000-s1001", records.FINALIST, repeats="c0-t0000")
+    code, _, err = called(monkeypatch, capsys, "ablate", empty)
+    assert code == 2 and "has a search that is not over in condition data.num_labels=20" in err
+
+
+def test_what_a_rows_method_lacks_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    body = STUDY.replace("retune: [optim.lr]", "retune: [losses.cluster.ramp_up]").replace(
+        "method.cluster_to_class: raw", "method: {name: supervised}, losses: {}"
+    )
+    path = write_study(tmp_path, body)
+    code, _, err = called(monkeypatch, capsys, "ablate", path, "--runs", tmp_path / "runs")
+    assert code == 2 and "losses.cluster" in err and "is not a known key" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_that_does_not_measure_the_studys_metric_is_left_out_with_a_word(tmp_path):
+    body = STUDY.replace("num_trials: 2", "num_trials: 2, metric: val/cluster_accuracy")
+    run = run_here(tmp_path, body, dry=True)
+    told = ablate_here(run, only=("supervised_only", "no_cluster"), dry=True)
+    assert told == [
+        f"data.num_labels={n}: supervised_only has no val/cluster_accuracy and is left out"
+        for n in (20, 40)
+    ]
+    assert {row["variant"] for row in plan(run)} == {"reference", "no_cluster"}
+
+
+def test_fewer_steps_are_said(tmp_path):
+    body = STUDY.replace("{name: kmeans}", "{name: simclr}").replace(
+        "losses.cluster.ramp_up", "data.mu"
+    )
+    body = body.replace("{uniform: [0.1, 0.8]}", "{int: [1, 2]}").partition("ablate:")[0]
+    body += "ablate:\n  random_init: {method.init: random}\nstudy: {num_trials: 2, seeds: [0]}\n"
+    told = ablate_here(run_here(tmp_path, body, dry=True), dry=True)
+    assert told[0] == "data.num_labels=20: random_init trains 12 steps of 24"
+
+
+def test_an_ablation_without_a_search_is_not_resumed_as_one(tmp_path, monkeypatch, capsys):
+    run = run_here(tmp_path, STUDY, dry=True)
+    ablate_here(run, dry=True)
+    code, _, err = called(monkeypatch, capsys, "search", "--resume", run)
+    assert code == 2 and err.endswith("no search; `tune-ssl ablate one` goes on with it\n")
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -194,6 +263,7 @@ def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(tmp_path):
             ("--only", "no_clustr"),
             "--only is 'no_clustr', but must be a known variant; did you mean 'no_cluster'?",
         ),
+        (("--only", ","), "--only is ',', but must name variants: a,b"),
         (("--factorial", "no_cluster"), "--factorial is no_cluster, but must name 2 to 5"),
         (
             ("--condition", "data.num_labels=2"),

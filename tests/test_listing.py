@@ -54,6 +54,14 @@ def test_the_same_as_json(command):
             assert best == {"trial": event["trial"], "value": event["value"], "locked": True}
 
 
+def test_a_lock_without_a_value_is_listed_all_the_same(command):
+    lines = [{**e, "value": None} if "value" in e else e for e in events(ONE)]
+    (ONE / records.TRIALS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, err = command("list")
+    assert (code, err) == (0, "") and "nan*" in out
+    assert "NaN" not in command("list", "--json")[1]
+
+
 @pytest.mark.parametrize(
     "wanted, expected",
     [

@@ -123,3 +123,17 @@ def test_a_row_that_is_another_one_again_says_so():
         "two": "is the same as one",
         "three": "is the same as the reference",
     }
+
+
+def test_a_row_that_is_tuned_again_does_not_stand_for_its_plain_twin():
+    spec, change = small_spec("kmeans"), {"losses.cluster.weight": 0.0}
+    twins = [Variant("tuned", change, ("optim.lr",)), Variant("plain", change)]
+    assert [why for _, _, why in distinct(spec, {}, twins)] == ["", ""]
+
+
+def test_the_order_of_switches_makes_no_other_row():
+    variants = [Variant("a", {"x": 1}), Variant("b", {"y": 2})]
+    assert combined(variants, ["b", "a"]) == combined(variants, ["a", "b"])
+    long = [Variant(c * 80, {c: 1}) for c in "ab"]
+    with pytest.raises(UserError, match="--factorial has names of 161 characters together, of at"):
+        combined(long, [v.name for v in long])

@@ -6,17 +6,20 @@ anything of it is trained, so that a resume goes on with the very same rows. Tes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_ssl import records
+from tune_ssl.checks import measured
 from tune_ssl.errors import Problem, UserError, unknown
 from tune_ssl.records import Record
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import code_revision, command_line
 from tune_ssl.searcher import Cell, StudySource
+from tune_ssl.space import grid
 from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
 from tune_ssl.variants import Variant, combined, distinct, generated
@@ -49,13 +52,15 @@ class Ablation(RepeatSource):
         super().__init__(run, study, splits)
         plan = planned(self.events)
         for index, condition in enumerate(study.conditions):
+            starts = self.starts(condition)
             for name, row in plan.get(condition.id, {}).items():
                 config = self._config(condition, row)
                 if config is None:  # it was to be tuned again, and no trial of that finished
                     continue
                 for seed in study.settings.seeds:
-                    confirmed = f"c{index}-confirm-s{seed}"
-                    if name != records.REFERENCE or confirmed not in self.endings:
+                    stands = f"c{index}-confirm-s{seed}"
+                    same = starts.get(stands, {}).get("config") == config
+                    if name != records.REFERENCE or stands not in self.endings or not same:
                         trial = f"c{index}-ablate-{name}-s{seed}"
                         self.again(trial, condition, config, seed, variant=name)
 
@@ -109,7 +114,7 @@ class Planner(RepeatSource):
             mine = have.get(condition.id, {})
             reference = mine.get(records.REFERENCE) or self._reference(condition)
             new = []
-            for row, why_not in self._rows(condition, reference, wanted):
+            for row, why_not in self._rows(condition, reference, wanted, tell):
                 known = mine.get(row["variant"])
                 if why_not:
                     tell(f"{condition.id}: {row['variant']} {why_not} and is left out")
@@ -124,8 +129,8 @@ class Planner(RepeatSource):
         if not rows and not have:
             text = "has no variant to train: write some under `ablate:`, or give --auto"
             raise UserError(Problem(text, str(self.study.source)))
-        for row in rows if write else ():
-            records.append(self.run / records.TRIALS, row, durable=True)
+        if write and rows:
+            records.append_all(self.run / records.TRIALS, rows, durable=True)
 
     def _check_conditions(self, wanted: Wanted) -> None:
         known = [condition.id for condition in self.study.conditions]
@@ -144,34 +149,58 @@ class Planner(RepeatSource):
         """
         if locked := self.locked(condition):
             return self._row(condition, Variant(records.REFERENCE, {}), locked["config"])
-        starts = self.starts(condition)
-        searched = {
-            t: s for t, s in starts.items() if s["phase"] in (records.SEARCH, records.FINALIST)
-        }
-        if not searched:
+        tuning = (records.SEARCH, records.FINALIST)
+        begun = [e for e in self.events if e["event"] in records.BEGINNINGS]
+        if not any(event["phase"] in tuning for event in begun):
             return self._row(condition, Variant(records.REFERENCE, {}), {})
-        resume = f"`tune-ssl search --resume {self.run.name}` goes on with it"
-        if any(trial not in self.endings for trial in searched):
-            text = f"has a search that is not over in condition {condition.id}; {resume}"
+        if not self._search_is_over(condition):
+            text = (
+                f"has a search that is not over in condition {condition.id}; "
+                f"`tune-ssl search --resume {self.run.name}` goes on with it"
+            )
             raise UserError(Problem(text, str(self.run)))
-        scores = self.scores(condition, records.SEARCH, records.FINALIST)
+        starts, scores = self.starts(condition), self.scores(condition, *tuning)
         if not scores:
             text = f"has no finished trial in condition {condition.id}: there is nothing to ablate"
             raise UserError(Problem(text, str(self.run)))
         best = next(iter(scores))
         return self._row(condition, Variant(records.REFERENCE, {}), starts[best]["config"])
 
+    def _search_is_over(self, condition: Condition) -> bool:
+        """Every trial of its budget has ended, and every repeat of its finalists, if there are some."""
+        settings = self.study.settings
+        budget = settings.num_trials
+        if settings.searcher == "grid":
+            budget = len(grid(self.study.search, budget))
+        phases = [
+            (start["phase"], t in self.endings) for t, start in self.starts(condition).items()
+        ]
+        ended = Counter(phase for phase, over in phases if over)
+        best = list(self.scores(condition, records.SEARCH))[: settings.finalists]
+        repeats = len(best) * len(settings.finalist_seeds)
+        begun = any(phase == records.FINALIST for phase, _ in phases)
+        return ended[records.SEARCH] >= budget and (not begun or ended[records.FINALIST] >= repeats)
+
     def _rows(
-        self, condition: Condition, reference: Record, wanted: Wanted
+        self, condition: Condition, reference: Record, wanted: Wanted, tell: Tell
     ) -> Sequence[tuple[Record, str]]:
         """(row, why it is left out) of every variant that is wanted in a condition."""
         config = reference["config"]
+        base = override(condition.spec, config)
         variants = self._variants(condition, config, wanted)
+        rows = []
         try:
-            return [
-                (self._row(condition, variant, values), why_not)
-                for variant, values, why_not in distinct(condition.spec, config, variants)
-            ]
+            for variant, values, same in distinct(condition.spec, config, variants):
+                spec = override(condition.spec, values)
+                for key in variant.retune:
+                    for end in self.study.search[key].ends():
+                        override(condition.spec, {**values, key: end})
+                unmeasured = "" if self.metric in measured(spec) else f"has no {self.metric}"
+                steps, whole = (sum(s.stage_steps().values()) for s in (spec, base))
+                if steps != whole and not same:
+                    tell(f"{condition.id}: {variant.name} trains {steps} steps of {whole}")
+                rows.append((self._row(condition, variant, values), same or unmeasured))
+            return rows
         except UserError as error:
             raise UserError(
                 replace(p, where=str(self.run), text=f"{p.text} (condition {condition.id})")

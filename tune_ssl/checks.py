@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tune_ssl.errors import Problem, UserError, nearest, shown, unknown
 from tune_ssl.grammar import validation_problems
-from tune_ssl.methods import find_method, method_names
+from tune_ssl.methods import method_names
 from tune_ssl.metrics import MEASURED
 from tune_ssl.overrides import SECTIONS
 from tune_ssl.records import REFERENCE
@@ -165,24 +165,30 @@ class Checks:
             changes = {key: value for key, value in values.items() if key != RETUNE}
             for key in changes:
                 self._no_seed((*place, key), key, f"{name}.")
-                if key in self.sections["conditions"] or key in [f"data.{p}" for p in LABELING]:
-                    text = "must not be here: the rows of an ablation see the same labels"
-                    self.add((*place, key), f"{name}.{key}", text)
-            for key, problem in self._override_problems(changes):
+            wrong = list(self._override_problems(changes))
+            for key, problem in wrong:
                 self.add((*place, key), f"{name}.{problem.key}", problem.text)
-            self._same_budget((*place,), name, changes)
+            if not wrong:
+                self._same_terms(place, name, changes)
             self._retune((*place, RETUNE), f"{name}.{RETUNE}", values.get(RETUNE, []), changes)
         return self.sections["ablate"]
 
-    def _same_budget(self, place: Keys, name: str, changes: dict[str, Any]) -> None:
-        """Steps may move between stages, but the rows of an ablation have equal budgets."""
-        own = [key for key in changes if key.partition(".")[0] == "budget"]
-        if not own or self.fixed is None or list(self._override_problems(changes)):
+    def _same_terms(self, place: Keys, name: str, changes: dict[str, Any]) -> None:
+        """The rows of an ablation see the same labels. Steps may move between stages, not grow fewer."""
+        if not self.method_known:
             return
-        steps, whole = (
-            sum(spec.stage_steps().values()) for spec in (override(self.base, changes), self.base)
-        )
-        if steps != whole:
+        row, base = override(self.base, changes), self.base
+        others = [part for part in LABELING if getattr(row.data, part) != getattr(base.data, part)]
+        for key in dict.fromkeys(_own(f"data.{part}", changes) for part in others):
+            text = "must not be here: the rows of an ablation see the same labels"
+            self.add((*place, key), f"{name}.{key}", text)
+        for key in changes:
+            if key in self.sections["conditions"] and key not in [f"data.{p}" for p in others]:
+                text = "is in conditions too, and a row is compared within each of them"
+                self.add((*place, key), f"{name}.{key}", text)
+        own = [key for key in changes if key.partition(".")[0] == "budget"]
+        steps, whole = (sum(spec.stage_steps().values()) for spec in (row, base))
+        if own and steps != whole:
             text = f"makes {steps} steps of {whole}: the rows of an ablation have equal budgets"
             self.add((*place, own[0]), f"{name}.{own[0]}", text)
 
@@ -239,8 +245,7 @@ class Checks:
         if not self.method_known:
             return
         spec = self.base
-        stage = find_method(spec.method.name).stages(spec.method)[-1]
-        better = {f"val/{k}": way for e in stage.evaluators for k, way in MEASURED[e].items()}
+        better = measured(spec)
         if settings.metric not in better:
             text = unknown(f"metric of {spec.method.name}", settings.metric, better)
             self.add(("study", "metric"), "study.metric", text)
@@ -264,6 +269,12 @@ class Checks:
         except UserError as error:
             for problem in error.problems:
                 yield _own(problem.key, values), problem
+
+
+def measured(spec: TrialSpec) -> dict[str, str | None]:
+    """val/<metric> -> which way is better (None: neither), of what a run of `spec` ends with."""
+    stage = spec.stages()[-1]
+    return {f"val/{k}": way for e in stage.evaluators for k, way in MEASURED[e].items()}
 
 
 def cells(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

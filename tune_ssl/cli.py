@@ -114,7 +114,8 @@ def ablate(
     from tune_ssl.ablation import Wanted
 
     console = Console()
-    wanted = Wanted(_listed(only), auto, _listed(factorial), tuple(condition or ()))
+    rows, switches = _listed("--only", only), _listed("--factorial", factorial)
+    wanted = Wanted(rows, auto, switches, tuple(condition or ()))
     if target.endswith((".yaml", ".yml")):
         from tune_ssl.study import load_study
         from tune_ssl.tuning import ablate_study
@@ -297,8 +298,11 @@ def _write_report(run: Path, console: Console) -> None:
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
-def _listed(names: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (names or "").split(",") if part.strip())
+def _listed(option: str, names: str | None) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in (names or "").split(",") if part.strip())
+    if names is not None and not found:
+        raise UserError(f"{option} is {names!r}, but must name variants: a,b")
+    return found
 
 
 def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:

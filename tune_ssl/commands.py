@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tune_ssl.errors import Problem, UserError
 from tune_ssl.options import Debug, Plugins, Runs
+from tune_ssl.records import plain
 
 app = typer.Typer()
 
@@ -32,7 +33,7 @@ def list_runs(
 
     found = listing.read_all(runs)
     if as_json:
-        print(json.dumps([item.to_plain() for item in found], indent=1))
+        print(json.dumps(plain([item.to_plain() for item in found]), indent=1))
         return
     console = Console(highlight=False)
     whole = [item for item in found if item.problem is None]

@@ -2,7 +2,7 @@
 
 Standard library only, so that a report renders where neither torch nor ray is installed.
 
-    trials.jsonl    one line per trial event (EVENTS below)
+    trials.jsonl    one line per event: a beginning or an ending of a trial, a lock, a plan
     history.jsonl   one line per report of a trial in training
     splits.jsonl    one line per (condition, seed): which images were labeled, validation, test
     galleries.jsonl one line per gallery of a condition's first confirmed seed
@@ -37,7 +37,6 @@ LOCKED, PLANNED = "locked", "planned"
 BEGINNINGS = (STARTED, RESUMED)
 BAD_ENDINGS = (DIVERGED, COLLAPSED, FAILED)
 ENDINGS = (FINISHED, STOPPED, *BAD_ENDINGS)
-EVENTS = (*BEGINNINGS, LOCKED, PLANNED, *ENDINGS)
 SEARCH, FINALIST, CONFIRM = "search", "finalist", "confirm"
 RETUNE, ABLATE = "retune", "ablate"
 REFERENCE = "reference"  # the variant of an ablation that changes nothing
@@ -61,14 +60,22 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
 
     A `durable` record is on the disk when the call returns, so that a power cut cannot undo it.
     """
-    line = json.dumps({"schema": SCHEMA, "time": time.time(), **plain(record)}, allow_nan=False)
+    append_all(path, [record], durable=durable)
+
+
+def append_all(path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
+    """`append` of several records in one write: all of them or none, when the process is killed."""
+    text = "".join(
+        json.dumps({"schema": SCHEMA, "time": time.time(), **plain(record)}, allow_nan=False) + "\n"
+        for record in records
+    )
     with open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         torn = False
         if size:
             file.seek(size - 1)
             torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.write((b"\n" if torn else b"") + text.encode())
         file.flush()
         if durable:
             os.fsync(file.fileno())

@@ -84,11 +84,25 @@ def create(study: Study, stores: dict[str, Store], runs: Path, name: str, comman
 def refuse_existing(run: Path) -> None:
     """UserError if something of that name is there; a search asks this before anything slow."""
     if os.path.lexists(run):  # unlike Path.exists, never an error
-        text = (
-            f"exists already; `tune-ssl search --resume {run.name}` goes on with it, "
-            "another --name starts afresh"
-        )
+        verb = "ablate" if ablates_only(run) else "search --resume"
+        text = f"exists already; `tune-ssl {verb} {run.name}` goes on with it, "
+        raise UserError(Problem(text + "another --name starts afresh", str(run)))
+
+
+def refuse_without_search(run: Path) -> None:
+    """UserError if the run is the ablation of a file, in which nothing is searched."""
+    if ablates_only(run):
+        text = f"has an ablation and no search; `tune-ssl ablate {run.name}` goes on with it"
         raise UserError(Problem(text, str(run)))
+
+
+def ablates_only(run: Path) -> bool:
+    """Whether the run began as the ablation of a study file: a plan came before any trial."""
+    try:
+        first = next(records.scan(run / records.TRIALS), {})
+    except OSError:
+        return False
+    return first.get("event") == records.PLANNED
 
 
 def refuse_other_data(run: Path, study: Study, stores: dict[str, Store]) -> None:

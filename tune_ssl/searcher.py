@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,10 @@ class Cell:
             load_if_exists=True,
         )
         trials = self.optuna.get_trials(deepcopy=False)
-        # A sampler that starts from the same seed after a resume would repeat its suggestions.
-        self.optuna.sampler = build_sampler(
-            study.settings, study.settings.tuning_seed + 7919 * index, len(trials)
-        )
+        # A sampler that starts from the same seed after a resume would repeat its suggestions, and
+        # that of a variant those of the search.
+        seed = study.settings.tuning_seed + 7919 * index + zlib.crc32((variant or "").encode())
+        self.optuna.sampler = build_sampler(study.settings, seed % 2**32, len(trials))
         self.orphans = [t.number for t in trials if t.state == TrialState.RUNNING]
         self.live: dict[int, optuna.Trial] = {
             t.number: optuna.Trial(self.optuna, t._trial_id)
@@ -228,7 +229,7 @@ def repair_storage(run: Path) -> None:
 
 def build_sampler(settings: StudySpec, seed: int, told: int) -> optuna.samplers.BaseSampler:
     """The sampler of the settings; `told` trials are in the study already."""
-    fresh = seed + told
+    fresh = (seed + told) % 2**32
     if settings.searcher in ("random", "grid"):  # a grid's values are all enqueued
         return optuna.samplers.RandomSampler(seed=fresh)
     samplers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +121,8 @@ class Book:
         for condition, scores in self.scores.items():
             if condition in self.locks:
                 lock = self.locks[condition]
-                found[condition] = Best(lock["trial"], lock["value"], True)
+                value = math.nan if lock["value"] is None else lock["value"]
+                found[condition] = Best(lock["trial"], value, True)
             elif scores:
                 trial = choose(sorted(scores), key=scores.__getitem__)
                 found[condition] = Best(trial, scores[trial], False)

@@ -21,6 +21,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from tune_ssl import records
 from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
@@ -36,6 +37,7 @@ from tune_ssl.runfolder import (
     record_splits,
     refuse_existing,
     refuse_other_data,
+    refuse_without_search,
     reopen,
 )
 from tune_ssl.scheduler import Bookkeeper, RoutingScheduler
@@ -88,6 +90,7 @@ def resume_study(
     Raises as `run_study` does; UserError also when the dataset is not the one the run began with.
     """
     run, study = reopen(runs, name)
+    refuse_without_search(run)
     with driver_lock(run):
         stores = check_data(study)
         refuse_other_data(run, study, stores)
@@ -150,7 +153,7 @@ def _ablate(
         run_jobs(retuning, search_trial, settings, f"retune {run.name}", console)
         rows = Ablation(run, study, splits)
         run_jobs(rows, search_trial, settings, f"ablate {run.name}", console)
-        shutil.rmtree(run / "ray", ignore_errors=True)
+        tidy(run)
     return run
 
 
@@ -167,8 +170,16 @@ def _carry_on(
             run_jobs(finalists, search_trial, settings, f"finalists {run.name}", console)
             winners = ConfirmSource(run, study, stores, splits)
             run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
-        shutil.rmtree(run / "ray", ignore_errors=True)
+        tidy(run)
     return run
+
+
+def tidy(run: Path) -> None:
+    """Delete Ray's folder, unless a trial of any phase is still to go on from its checkpoint."""
+    events = records.read(run / records.TRIALS)
+    begun = {event["trial"] for event in events if event["event"] in records.BEGINNINGS}
+    if begun <= set(records.endings(events)):
+        shutil.rmtree(run / "ray", ignore_errors=True)
 
 
 def run_jobs(

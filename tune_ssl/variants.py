@@ -14,6 +14,7 @@ from tune_ssl.trial import TrialSpec, override
 RETUNE = "retune"  # in a variant's mapping: the searched keys that are tuned again for it
 JOIN = "+"
 MOST_SWITCHES = 5  # 32 rows
+LONGEST = 150  # a row's name is part of a folder's
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,20 @@ def _supervised(spec: TrialSpec) -> dict[str, Any]:
 def combined(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
     """The full factorial design over the named variants: every combination but the empty one.
 
+    A combination's name has them in the order of `variants`, however they were asked for.
+
     Raises:
-        UserError: fewer than two names, too many, or two that set one key to different values.
+        UserError: fewer than two names, too many or too long ones, or two that set one key to
+            different values.
     """
     if not 2 <= len(names) <= MOST_SWITCHES or len(set(names)) < len(names):
         text = f"is {','.join(names)}, but must name 2 to {MOST_SWITCHES} different variants"
         raise UserError(Problem(text, "--factorial"))
     by_name = {variant.name: variant for variant in variants}
+    names = [name for name in by_name if name in names]
+    if len(JOIN.join(names)) > LONGEST:
+        text = f"has names of {len(JOIN.join(names))} characters together, of at most {LONGEST}"
+        raise UserError(Problem(text, "--factorial"))
     rows = []
     for size in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, size):
@@ -147,4 +155,5 @@ def distinct(
         built = digest(override(spec, values))
         same = None if variant.retune else seen.get(built)
         yield variant, values, f"is the same as {same}" if same else ""
-        seen.setdefault(built, variant.name)
+        if not variant.retune:
+            seen.setdefault(built, variant.name)

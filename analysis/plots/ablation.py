@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
-from analysis.display import missing
+from analysis.display import is_share, missing
 from analysis.load import Runs
 from analysis.plots.base import Plot, Tables, error_bars, file_name, look
 from tune_ssl import records
@@ -101,8 +101,8 @@ def worst_first(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
 def forest_figure(rows: pd.DataFrame, colour: str) -> go.Figure:
     """A line per row, from the top: accuracies in points. The height grows with the rows."""
     names = [wrapped(row) for row in rows["row"]]
-    accuracy = all("accuracy" in str(metric) for metric in rows["metric"])
-    scale, unit = (100, "points") if accuracy else (1, "")
+    shares = all(is_share(str(metric)) for metric in rows["metric"])
+    scale, unit = (100, "points") if shares else (1, "")
     tall = pd.Series([GAP + LINE * (name.count("<br>") + 1) for name in names], index=rows.index)
     places = tall.cumsum() - tall / 2  # in pixels, a row with a long name taking more
     title = f"difference, {unit}" if unit else "difference"

@@ -8,6 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
+from analysis.display import is_share
+from analysis.history import counted_on
 from analysis.load import Runs
 from analysis.plots.base import Plot, Tables, band, by_condition, confirmed_by, file_name, look
 from analysis.select import DEFAULT_RULE
@@ -30,7 +32,6 @@ TITLES = {
     "val/mean_class_accuracy": "Validation mean per-class accuracy",
     "val/accuracy": "Validation accuracy",
 }
-SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # drawn in percent
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -70,7 +71,7 @@ def training_curves(runs: Runs) -> pd.DataFrame:
         history = history[history["trial"].isin(trials["trial"])]
         if history.empty:
             continue
-        history = _counted_on(history)
+        history = counted_on(history)
         for panel in dict.fromkeys([study.metric, *_panels(history)]):
             parts += _panel_rows(history, panel, str(condition), study.label, source)
     if not parts:
@@ -98,7 +99,7 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
     are the starts of a method's later stages, read from all panels of `curves`.
     """
     shown = curves[curves["panel"] == panel]
-    scale = 100 if any(part in panel for part in SHARES) else 1
+    scale = 100 if is_share(panel) else 1
     strip = (shown["curve"] == WEIGHT).any()
     fig = style.figure("step", "%" if scale == 100 else "", height=340 if strip else 280)
     if strip:
@@ -193,17 +194,3 @@ def _panel_rows(
         grouped = grouped.sort_values("step", kind="stable")
         own = {"condition": condition, "method": method, "panel": panel}
         yield grouped.assign(**own, curve=curve, source=source)
-
-
-def _counted_on(history: pd.DataFrame) -> pd.DataFrame:
-    """Adds `total_step`: a stage that starts again at step 0 is put behind the one before it."""
-    parts = []
-    history = history.assign(stage=history["stage"].fillna(""))
-    for _, trial in history.groupby("trial", sort=False):
-        last = 0.0
-        for _, stage in trial.groupby("stage", sort=False):
-            offset = last if stage["step"].min() <= last else 0.0
-            stage = stage.assign(total_step=stage["step"] + offset).sort_values("total_step")
-            last = stage["total_step"].max()
-            parts.append(stage)
-    return pd.concat(parts)

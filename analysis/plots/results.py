@@ -33,7 +33,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         title = "Test accuracy against labels"
         yield Plot("efficiency", "label-efficiency", title, figure, results, caption)
     if differences["mean"].notna().any():
-        reference = ", ".join(dict.fromkeys(differences["reference"]))
+        reference = " or ".join(dict.fromkeys(differences["reference"]))
         seeds = confirmed_by(differences.loc[differences["mean"].notna(), "n"])
         caption = (
             f"Test accuracy of each method minus that of {reference}, paired by seed, with 95 % "

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
+from analysis.history import counted_on
 from analysis.load import STATUSES, Runs
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
 from analysis.search_space import search_cells
@@ -48,7 +49,8 @@ def rung_survival(runs: Runs) -> pd.DataFrame:
         reports = reports[reports[study.metric].notna() & reports["trial"].isin(trials["trial"])]
         if reports.empty:
             continue
-        steps = _counted_on(reports)
+        reports = counted_on(reports)
+        steps = reports["total_step"]
         last = steps.groupby(reports["trial"]).max().reindex(trials["trial"]).fillna(0)
         levels = _levels(steps)
         # A level that was dropped counts for the one before it.
@@ -78,13 +80,6 @@ def rung_figure(survival: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure
         )
     fig.update_yaxes(rangemode="tozero")
     return fig
-
-
-def _counted_on(reports: pd.DataFrame) -> pd.Series:
-    """Steps of reports; where a trial's steps start again, they are put behind those before."""
-    before = reports.groupby("trial")["step"].shift()
-    again = before.where(reports["step"] <= before, 0).fillna(0)
-    return reports["step"] + again.groupby(reports["trial"]).cumsum()
 
 
 def _levels(steps: pd.Series) -> list[float]:

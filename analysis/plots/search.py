@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import style
+from analysis.display import is_share
 from analysis.load import RUNNING, Runs
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
 from analysis.search_space import search_cells
@@ -53,9 +54,9 @@ def all_search_trials(rows: pd.DataFrame) -> str:
 
 
 def value_scale(metrics: Iterable[str]) -> tuple[int, str]:
-    """(factor, axis title) of validation values: an accuracy is shown in percent."""
+    """(factor, axis title) of validation values: a share is shown in percent."""
     names = list(dict.fromkeys(metrics))
-    percent = bool(names) and all("accuracy" in name for name in names)
+    percent = bool(names) and all(map(is_share, names))
     return (100, "validation, %") if percent else (1, "validation")
 
 

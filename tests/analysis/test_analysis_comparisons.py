@@ -6,6 +6,7 @@ import pytest
 from analysis import comparisons, stats
 from analysis.display import NONE, shown
 from analysis.load import load_runs
+from analysis.report import all_tables
 from analysis.summary import summary
 from analysis.tables import chosen_table, results_table
 
@@ -147,7 +148,7 @@ def test_summary_says_who_beats_the_baseline(three):
         "8 paired seeds each."
     )
     assert lines[2].startswith("uda and supervised tie at 50 labels (+0.1 [") and (
-        "more seeds to tell them apart) and at 200 labels (" in lines[2]
+        "were the difference seen the true one) and at 200 labels (" in lines[2]
     )
     assert "8 paired seeds each." in lines[2]
 
@@ -171,3 +172,38 @@ def test_one_seed_says_nothing(tmp_path, write_run):
     assert lines[1] == (
         "One paired seed cannot tell fixmatch and supervised apart at 50 labels (+10.0 points)."
     )
+
+
+def test_each_condition_has_the_supervised_run_that_has_it_for_its_reference(tmp_path, write_run):
+    fixmatch = write_run(tmp_path / "c", method="fixmatch", labels=(50, 200, 800), confirm=BETTER)
+    folders = [
+        write_run(tmp_path / "a", method="supervised", labels=(50,), confirm=BASE),
+        write_run(tmp_path / "b", method="supervised", labels=(50, 200), confirm=BASE),
+        fixmatch,
+        write_run(tmp_path / "d", method="uda", labels=(800,), confirm=BASE),
+    ]
+    table = comparisons.difference_table(load_runs(folders))
+    assert table[["method", "reference", "labels"]].to_numpy().tolist() == [
+        ["b", "a", 50],
+        ["fixmatch", "a", 50],
+        ["fixmatch", "b", 200],
+        ["uda", "fixmatch", 800],
+    ]
+
+
+def test_one_condition_id_with_two_label_counts_is_not_compared(tmp_path, write_run):
+    own = {"conditions": ["noise=0"], "confirm": BASE}
+    a = write_run(tmp_path / "a", method="supervised", labels=(50,), **own)
+    b = write_run(tmp_path / "b", method="fixmatch", labels=(60,), shift=0.1, **own)
+    runs = load_runs([a, b])
+    assert comparisons.difference_table(runs).empty
+    assert comparisons.shared_scores(runs).left_out == "noise=0: no seed and split in common"
+    lines = sentences(runs)
+    assert lines[0].startswith("Under noise=0 with 50 labels, supervised reaches 82.5 %")
+    assert lines[1].startswith("Under noise=0 with 60 labels, fixmatch reaches 92.5 %")
+
+
+def test_a_run_without_conditions_is_an_empty_report(tmp_path, write_run):
+    runs = load_runs([write_run(tmp_path / "a", labels=())])
+    assert comparisons.shared_scores(runs).conditions == []
+    assert all(table.empty for stem, table in all_tables(runs).items() if stem != "stability")

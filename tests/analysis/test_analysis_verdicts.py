@@ -3,6 +3,8 @@ import math
 import pandas as pd
 import pytest
 
+from analysis.display import metric_value
+from analysis.plots.search import value_scale
 from analysis.verdicts import ablation_sentences, comparison_sentences, verdict
 
 NAN = math.nan
@@ -56,7 +58,7 @@ def test_conditions_in_order_and_the_verdict_of_each():
     assert found == [
         "a beats b at 20 labels by 7.0 points [3.3, 10.1], 10 paired seeds (Holm p = 0.01); "
         "they tie at 200 labels (+0.3 [-0.4, 0.9], 9 paired seeds; "
-        "about 31 more seeds to tell them apart)."
+        "about 31 more seeds for an interval without 0, were the difference seen the true one)."
     ]
 
 
@@ -119,3 +121,35 @@ def test_ablation_of_a_loss_is_worse_when_higher_and_in_its_own_unit():
     assert ablation(row, mode="min")[0].endswith(
         "without x it loses 0.25 [0.1, 0.4], 10 paired seeds (Holm p = 0.01)."
     )
+
+
+def test_the_seeds_asked_for_suffice_for_the_corrected_test():
+    rows = [difference(0.03, -0.01, 0.05, n=4, seeds_needed=2, labels=count) for count in (1, 2, 3)]
+    assert "; about 3 more seeds for an interval without 0" in sentence(*rows)[0]  # 3 tests take 7
+    assert (
+        "; over 1,000 more seeds for" in sentence(difference(0.1, -1, 1, seeds_needed=math.inf))[0]
+    )
+
+
+def test_ablation_claims_a_loss_or_gain_only_after_correction():
+    found = ablation(
+        variant("no_x", -0.05, -0.08, -0.02, p_holm=0.2),
+        variant("no_y", -0.03, -0.04, -0.02),
+        variant("no_z", 0.03, 0.02, 0.04, p_holm=0.3, p=0.1),
+    )
+    assert found[0].split("validation: ")[1] == (
+        "without x it trails by 5.0 points [2.0, 8.0], 10 paired seeds, before correction only "
+        "(Holm p = 0.2); without y it loses 3.0 points [2.0, 4.0], 10 paired seeds (Holm p = 0.01); "
+        "without z it leads by 3.0 points [2.0, 4.0], 10 paired seeds, by the interval alone "
+        "(Holm p = 0.3)."
+    )
+
+
+def test_a_tie_has_the_sign_of_the_table_and_knn_is_in_points():
+    row = variant("no_x", 0.1, -0.2, 0.4, metric="val/loss")
+    assert "without x (+0.1 [-0.2, 0.4])" in ablation(row, mode="min")[0]
+    row = variant("no_x", -0.02, -0.03, -0.01, metric="val/knn@k200,t0.1")
+    assert "without x it loses 2.0 points [1.0, 3.0]" in ablation(row)[0]
+    assert metric_value(0.5, "val/knn@k200,t0.1") == "50.0"
+    assert metric_value(0.5, "val/loss") == "0.5"
+    assert value_scale(["val/knn@k200,t0.1", "val/accuracy"])[0] == 100

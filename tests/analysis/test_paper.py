@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 
+from analysis.display import is_bold
 from analysis.load import load_runs
 from analysis.paper import latex, markdown, protocol, wide_table
 from analysis.tables import budget_table, results_table
@@ -66,3 +67,28 @@ def test_latex_escapes_what_would_break_it(results):
         r"\textbackslash{}h \textless{}i\textgreater{} \textbar{}j\textbar{}}"
     ) in tex
     assert r"\label{tab:results_wide}" in tex and r"\bottomrule" in tex
+
+
+def test_runs_that_differ_in_labels_under_one_id_share_no_column_and_no_bold(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="fixmatch", labels=(50, 99), conditions=["x=1", "x=2"])
+    b = write_run(tmp_path / "b", method="uda", labels=(60, 99), conditions=["x=1", "x=2"])
+    results = results_table(load_runs([a, b]))
+    assert results["best"].all()  # 50 and 60 labels each have a best of their own
+    table = wide_table(results)
+    titles = [column for column in table if column.endswith(" mean")]
+    assert titles == ["x=1, 50 labels mean", "x=1, 60 labels mean", "x=2 mean"]
+    assert table["x=2 best"].all() and not table[
+        ["x=1, 50 labels best", "x=1, 60 labels best"]
+    ].any(axis=None)
+    assert is_bold(results) == [False, False, True, True]
+
+
+def test_caption_claims_no_single_opening_where_two_configs_were_locked(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a")
+    event(path, "locked", "c0-t0005", "data.labels=50", digest="g5", phase="confirm")
+    searched = write_run(
+        tmp_path / "b", method="uda", search=(("finished", 0.5, None),), confirm={}
+    )
+    runs = load_runs([path, searched])
+    found = protocol(runs, results_table(runs), budget_table(runs))
+    assert "once" not in found and "among 6 search trials and locked; 1 condition(s) had" in found

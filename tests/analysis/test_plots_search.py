@@ -185,6 +185,15 @@ def test_a_trial_without_a_report_is_lost_at_step_0(tmp_path, searched_run):
     assert table["reached"].to_list() == [5, 4, 4, 4]
 
 
+def test_a_trial_restarted_from_0_stays_in_its_stage(tmp_path, searched_run):
+    trials = [
+        (0.5, {"optim.lr": 0.1, "history": {20: 0.4, 100: 0.5, 60: 0.1}}),
+        *some_trials(2, bad=False),
+    ]
+    runs = load_runs([searched_run(tmp_path / "a", trials, SPACE)])
+    assert rungs.rung_survival(runs)["step"].max() == runs.history["step"].max()
+
+
 def test_stages_count_on_and_no_loss_means_no_figure(tmp_path, write_run):
     runs = load_runs([write_run(tmp_path / "a", labels=(50,), search=(("finished", 0.5, None),))])
     assert rungs.rung_survival(runs)["step"].to_list() == [0, 10, 30, 50]

@@ -1,0 +1,56 @@
+"""The report of a run that only ablates: nothing was searched, nothing was confirmed."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from analysis import ablations, tables
+from analysis.load import load_runs
+from analysis.sections import CAPTIONS
+from analysis.summary import caveats, summary
+from tune_ssl import records
+
+CONDITION = "data.labels=50"
+
+
+@pytest.fixture
+def ablated(tmp_path, write_run, event):
+    """Three seeds of a reference and of `no_x`."""
+    path = write_run(tmp_path / "a", labels=(50,), search=(), confirm={}, diag=False)
+    yaml = YAML(typ="safe", pure=True)
+    study = yaml.load(path / records.STUDY)
+    study["study"] |= {"search": {}, "ablate": {"no_x": {"losses.x.weight": 0.0}}}
+    yaml.dump(study, path / records.STUDY)
+    for variant, weight in (("reference", 1.0), ("no_x", 0.0)):
+        own = {"phase": records.ABLATE, "variant": variant}
+        config = {"losses.x.weight": weight, "optim.lr": 0.1}
+        plan = {"changes": {}, "retune": [], "switches": None, "config": config}
+        event(path, records.PLANNED, variant, CONDITION, **own, **plan)
+        for seed in range(3):
+            trial = f"{variant}-s{seed}"
+            event(path, records.STARTED, trial, CONDITION, seed=seed, config=config, **own)
+            ending = {"value": 0.8 + seed / 9, "images_seen": 640}
+            event(path, records.FINISHED, trial, CONDITION, **ending, **own)
+    return load_runs([path])
+
+
+def test_the_summary_says_what_ran_and_on_what_it_is_scored(ablated):
+    ablation, chosen = ablations.ablation_table(ablated), tables.chosen_table(ablated)
+    results = tables.results_table(ablated)
+    lines = summary(ablated, results, chosen, ablation=ablation)
+    assert lines[0].endswith(
+        "are of ablations, scored on validation images, and say nothing about test accuracy."
+    )
+    assert lines[-1] == "soft_kmeans: 6 ablation trials of 1 variant on digits (6 finished)."
+    assert not any("best of many" in line or "search trials" in line for line in lines)
+    said = caveats(ablated, results, tables.budget_table(ablated), chosen, ablation)
+    assert said == [
+        "Ablation of soft_kmeans: With 3 seeds no resampling interval covers the mean more often "
+        "than about 75 % of the time, whatever its nominal level, since it cannot reach beyond the "
+        "values seen. 3 more seed(s) per condition remove that limit."
+    ]
+    assert "The reference was chosen on validation images" in CAPTIONS["ablation"]
+
+
+def test_the_configuration_column_shows_what_varies(ablated):
+    assert ablated.studies[0].searched == []
+    assert set(tables.trial_table(ablated)["config"]) == {"losses.x.weight=1", "losses.x.weight=0"}
