@@ -38,6 +38,7 @@ WORDS = {
         "they share no seed with a test value {where}",
     ),
 }
+ENOUGH = " for an interval without 0, were the difference seen the true one"
 # How the same verdict goes on under the next condition.
 AGAIN = {kind: "{where} ({size})" for kind in ("tie", "one pair", "apart")}
 AGAIN |= {kind: "{where} by {size}" for kind in ("beats", "loses", "leads", "trails")}
@@ -90,7 +91,7 @@ def comparison_sentences(differences: pd.DataFrame) -> Iterator[str]:
             rest = [AGAIN[kind].format(where=where, size=size) for where, size in items[1:]]
             clauses.append(_and([first, *rest]))
         text = "; ".join(clauses) + (f"; {_seeds(found)} each" if alike else "")
-        yield (text if text.startswith(str(a)) else text[0].upper() + text[1:]) + "."
+        yield _said_once(text if text.startswith(str(a)) else text[0].upper() + text[1:]) + "."
 
 
 def ablation_sentences(ablation: pd.DataFrame, modes: Mapping[str, str]) -> Iterator[str]:
@@ -192,7 +193,13 @@ def _more(row: Row, tests: int) -> str:
         return ""
     seeds = max(seeds, seeds_for_test(tests, ALPHA) - row["n"])
     number = "over 1,000" if math.isinf(seeds) else f"about {seeds:,.0f}"
-    return f"; {number} more seeds for an interval without 0, were the difference seen the true one"
+    return f"; {number} more seeds{ENOUGH}"
+
+
+def _said_once(text: str) -> str:
+    """The sentence with what the further seeds are for at their first mention alone."""
+    first, clause, rest = text.partition(ENOUGH)
+    return first + clause + rest.replace(ENOUGH, "")
 
 
 def _signed(row: Row) -> str:

@@ -62,6 +62,15 @@ def test_conditions_in_order_and_the_verdict_of_each():
     ]
 
 
+def test_what_more_seeds_are_for_is_said_once():
+    ties = [difference(0.003, -0.004, 0.009, labels=n, seeds_needed=n) for n in (20, 50)]
+    (found,) = sentence(*ties)
+    assert found.count("were the difference seen the true one") == 1
+    assert (
+        "about 20 more seeds for an interval without 0" in found and "about 50 more seeds)" in found
+    )
+
+
 def test_a_loss_is_told_with_its_ends_turned():
     assert sentence(difference(-0.03, -0.05, -0.01, p_holm=0.0001)) == [
         "a loses to b at 20 labels by 3.0 points [1.0, 5.0], 10 paired seeds (Holm p < 0.001)."
