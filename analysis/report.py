@@ -11,7 +11,6 @@ from analysis import ablations, comparisons, export, page, paper, tables
 from analysis.load import Runs, load_runs
 from analysis.plots import all_plots
 from analysis.sections import CAPTIONS
-from analysis.trace import reproduce as reproduce
 from tune_ssl.errors import UserError, unknown
 
 FORMATS = (*paper.FORMATS, *export.FORMATS)

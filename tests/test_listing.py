@@ -152,6 +152,14 @@ def test_an_ablation_counts_its_rows_and_what_is_confirmed_of_the_reference(comm
     assert listing.read_run(ONE).best[lock["condition"]].value == lock["value"]
 
 
+def test_what_another_config_confirmed_is_still_to_be_trained_of_the_reference(command):
+    lock = next(event for event in events(ONE) if event["event"] == records.LOCKED)
+    row = {"changes": {}, "retune": [], "config": {"optim.lr": 1}, "variant": records.REFERENCE}
+    about = {"phase": records.ABLATE, "condition": lock["condition"], "trial": None}
+    records.append(ONE / records.TRIALS, {"event": records.PLANNED, **about, **row})
+    assert listing.read_run(ONE).status == "interrupted: ablated 0 of 2"
+
+
 def test_a_broken_run_is_a_line_and_the_others_are_listed(command):
     for name in ("torn", "later", "gone", "odd", "bare", "mine", "alien"):
         shutil.copytree(ONE, f"runs/{name}")

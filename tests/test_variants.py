@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.provenance import reproduce
 from analysis.study import Study as ReportStudy
+from analysis.trace import reproduce
 from tests.helpers import small_spec
 from tune_ssl.errors import UserError
 from tune_ssl.methods import method_names

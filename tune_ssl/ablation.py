@@ -19,7 +19,7 @@ from tune_ssl.records import Record
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import code_revision, command_line
 from tune_ssl.searcher import Cell, StudySource
-from tune_ssl.space import grid
+from tune_ssl.space import trials_of
 from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
 from tune_ssl.variants import Variant, combined, distinct, generated
@@ -169,9 +169,7 @@ class Planner(RepeatSource):
     def _search_is_over(self, condition: Condition) -> bool:
         """Every trial of its budget has ended, and every repeat of its finalists, if there are some."""
         settings = self.study.settings
-        budget = settings.num_trials
-        if settings.searcher == "grid":
-            budget = len(grid(self.study.search, budget))
+        budget = trials_of(settings.searcher, self.study.search, settings.num_trials)
         phases = [
             (start["phase"], t in self.endings) for t, start in self.starts(condition).items()
         ]

@@ -133,6 +133,20 @@ def endings(events: Iterable[Record]) -> dict[str, Record]:
     return ended
 
 
+def tuned(starts: Mapping[str, Record], ended: Mapping[str, Record]) -> dict[str, float]:
+    """`scores` of trials given as trial -> the event that began it, and trial -> the one that ended it."""
+    return scores(
+        {
+            "trial": trial,
+            "phase": start["phase"],
+            "repeats": start.get("repeats"),
+            "status": ended.get(trial, {}).get("event"),
+            "value": ended.get(trial, {}).get("value"),
+        }
+        for trial, start in starts.items()
+    )
+
+
 def scores(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """search trial -> what a condition's config is chosen by, for each trial that may be chosen.
 

@@ -41,19 +41,9 @@ class RepeatSource(JobSource):
 
         Only trials of the given phases count.
         """
-        trials = [
-            {
-                "trial": trial,
-                "phase": event["phase"],
-                "repeats": event.get("repeats"),
-                "status": self.endings.get(trial, {}).get("event"),
-                "value": self.endings.get(trial, {}).get("value"),
-            }
-            for trial, event in self.starts(condition).items()
-            if event["phase"] in phases
-        ]
+        starts = {t: s for t, s in self.starts(condition).items() if s["phase"] in phases}
         sign = -1 if self.mode == "max" else 1
-        found = records.scores(trials)
+        found = records.tuned(starts, self.endings)
         return dict(sorted(found.items(), key=lambda item: (sign * item[1], item[0])))
 
     def starts(self, condition: Condition) -> dict[str, Record]:

@@ -139,3 +139,8 @@ def grid(domains: Mapping[str, Domain], budget: int) -> list[dict[str, Value]]:
         points += 1
     axes = [d.grid(points) for d in domains.values()]
     return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def trials_of(searcher: str, domains: Mapping[str, Domain], budget: int) -> int:
+    """How many trials a search of `budget` has: a grid has its points, which may be fewer."""
+    return len(grid(domains, budget)) if searcher == "grid" else budget

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tune_ssl import records
 from tune_ssl.records import Record
-from tune_ssl.space import domain, grid
+from tune_ssl.space import domain, trials_of
 
 CONFIRMED, FINALISTS = "confirmed", "repeated finalists"
 OPEN = "open"  # a trial without an ending: it runs, or was interrupted
@@ -156,17 +156,8 @@ class Book:
         return stages
 
     def _scores(self, condition: str) -> dict[str, float]:
-        return records.scores(
-            {
-                "trial": trial,
-                "phase": start["phase"],
-                "repeats": start.get("repeats"),
-                "status": self.ended.get(trial, {}).get("event"),
-                "value": self.ended.get(trial, {}).get("value"),
-            }
-            for trial, start in self.starts.items()
-            if start["condition"] == condition
-        )
+        mine = {t: s for t, s in self.starts.items() if s["condition"] == condition}
+        return records.tuned(mine, self.ended)
 
     def _begun(self, phase: str) -> bool:
         return any(start["phase"] == phase for start in self.starts.values())
@@ -188,11 +179,9 @@ class Book:
 
     def _per_condition(self) -> int:
         """Search trials of each condition."""
-        settings = self.about.study.study
-        if settings.searcher != "grid":
-            return settings.num_trials
-        domains = {key: domain(leaf) for key, leaf in self.about.study.search.items()}
-        return len(grid(domains, settings.num_trials))
+        settings, search = self.about.study.study, self.about.study.search
+        domains = {key: domain(leaf) for key, leaf in search.items()}
+        return trials_of(settings.searcher, domains, settings.num_trials)
 
     def _row_trials(self, condition: str, variant: str) -> int:
         """Trials of an ablation's row: what is confirmed of the reference is not run again."""
@@ -203,6 +192,6 @@ class Book:
             start["seed"]
             for trial, start in self.starts.items()
             if start["phase"] == records.CONFIRM and start["condition"] == condition
-            if trial in self.ended
+            if trial in self.ended and start["config"] == self.rows[condition, variant]["config"]
         }
         return len(set(seeds) - confirmed)

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from analysis.report import reproduce, write_report
+from analysis.report import write_report
 from analysis.study import Study
+from analysis.trace import reproduce
 from tune_ssl import records
 from tune_ssl.errors import UserError
 
