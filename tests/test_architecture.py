@@ -64,7 +64,16 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": tuple(
         f"tune_ssl.{name}"
-        for name in ("trainable", "tuning", "confirm", "searcher", "scheduler", "live")
+        for name in (
+            "trainable",
+            "tuning",
+            "confirm",
+            "searcher",
+            "scheduler",
+            "live",
+            "clusters",
+            "resources",
+        )
     ),
     "optuna": ("tune_ssl.searcher", "tune_ssl.dashboards", "analysis", "analysis.*"),
     "torch": ("tune_ssl", "tune_ssl.*"),

@@ -217,10 +217,19 @@ class StudySpec(Spec):
     )
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    memory_per_trial: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GiB of main memory that a trial reserves"
+    )
     max_concurrent: Size | None = None
     max_retries: Annotated[int, Field(ge=0)] = Field(2, description="after a worker's death")
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         5.0, description="least time between two checkpoints of a running trial"
+    )
+    storage: str | None = Field(
+        None, description="folder or URL (s3://, gs://) that keeps the runs; --runs if absent"
+    )
+    optuna_storage: str = Field(
+        "journal", description="journal: a file in the run folder; else a database URL"
     )
 
     @field_validator("finalist_seeds", "seeds")

@@ -7,8 +7,6 @@ studies and never unpickles anything of Ray's.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import shutil
 import signal
 import threading
@@ -17,18 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from rich.console import Console
 
 from tune_ssl import records
 from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
+from tune_ssl.clusters import cluster
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
 from tune_ssl.errors import Interrupted, Problem, UserError
 from tune_ssl.finalists import FinalistSource
 from tune_ssl.jobs import Job, JobSource
 from tune_ssl.live import LiveTable
+from tune_ssl.resources import fit_resources
 from tune_ssl.runfolder import (
     check_data,
     command_line,
@@ -219,24 +218,6 @@ def run_jobs(
         raise Interrupted
 
 
-def fit_resources(settings: StudySpec) -> tuple[dict[str, float], int]:
-    """What a trial asks of the cluster, and how many run at once. UserError if none ever can."""
-    total = ray.cluster_resources()
-    gpus = settings.gpus_per_trial
-    wanted = {"cpu": settings.cpus_per_trial}
-    if gpus == "auto":
-        gpus = 1.0 if total.get("GPU") else 0.0
-    if gpus:
-        wanted["gpu"] = gpus
-    for kind, amount in wanted.items():
-        have = total.get(kind.upper(), 0)
-        if amount > have:
-            text = f"is {amount:g}, but the cluster has {have:g} {kind.upper()} in all"
-            raise UserError(Problem(text, f"study.{kind}s_per_trial"))
-    fitting = min(int(total[kind.upper()] / amount) for kind, amount in wanted.items())
-    return wanted, min(fitting, settings.max_concurrent or fitting)
-
-
 @contextlib.contextmanager
 def own_interrupt() -> Iterator[None]:
     """Ray replaces the handler of Ctrl-C for a run and leaves its own behind: put ours back."""
@@ -257,43 +238,6 @@ def resume_hint(run: Path, command: str) -> Iterator[None]:
         default = "" if run.parent == RUNS else f" --runs {run.parent}"
         text = "interrupted; what is finished is kept. Go on with"
         raise Interrupted(f"{text}: tune-ssl {command} {run.name}{default}") from None
-
-
-@contextlib.contextmanager
-def cluster(verbose: bool) -> Iterator[None]:
-    """A local Ray for the time of the block, unless this process is connected to one already."""
-    quiet_environment()
-    ours = not ray.is_initialized()
-    if ours:
-        level = logging.INFO if verbose else logging.ERROR
-        ray.init(include_dashboard=False, log_to_driver=verbose, logging_level=level)
-    if not verbose:
-        for noisy in ("ray", "ray.tune", "optuna"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def quiet_environment() -> None:
-    """Settings that Ray and its workers read from the environment; the user's own ones stay.
-
-    Its own progress output and result files are off (the run folder has them), trials keep their
-    working directory, and waiting threads sleep: several trials share the cores.
-    """
-    for name, value in {
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def _trial_name(trial: Any) -> str:
