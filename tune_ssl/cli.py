@@ -13,7 +13,14 @@ import typer
 from rich.console import Console
 
 from tune_ssl import commands
-from tune_ssl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, UserError
+from tune_ssl.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    Interrupted,
+    Stopped,
+    UserError,
+)
 from tune_ssl.options import Debug, Plugins, Runs
 
 app = typer.Typer(
@@ -335,6 +342,11 @@ def main() -> None:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except Stopped as stop:
+        if debug:
+            traceback.print_exc()
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -41,6 +41,7 @@ def quiet_environment() -> None:
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }.items():

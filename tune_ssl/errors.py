@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 LONGEST = 80  # characters of a value in a message
@@ -69,3 +70,7 @@ def _flow(value: object) -> str:
 
 class Interrupted(BaseException):
     """Ctrl-C. Not an Exception, so that no library takes it for a failure; exit code 130."""
+
+
+class Stopped(Exception):
+    """A run cannot go on now: what is finished is kept. One line on stderr and exit code 1."""

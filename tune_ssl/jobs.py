@@ -6,14 +6,17 @@ scheduler hands it every report; it writes the run folder and decides who goes o
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tune_ssl import records
+from tune_ssl.errors import Stopped
+from tune_ssl.patience import patiently
 from tune_ssl.plugins import Plugin
 from tune_ssl.records import Record
 from tune_ssl.spec import digest
@@ -21,6 +24,8 @@ from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
 
 CHECKPOINT = "state.pt"
+BROKEN = "broken"  # status of a report: an exception ended this attempt, not yet the trial
+HOPELESS = 3  # failed trials, and nothing else, after which a phase stops
 
 
 class NotPickled:
@@ -91,7 +96,13 @@ class JobSource:
         self.jobs: list[Job] = []
         self.progress: dict[str, Progress] = {}
         self.running: dict[str, Job] = {}
+        self.reported: set[str] = set()  # of the running: which have reported metrics
+        self.causes: dict[str, list[str]] = {}  # trial -> what ended its attempts so far
+        self.first_failure = ""
+        self.stopped: Exception | None = None
         self.on_end: Callable[[Job, str, float | None], None] | None = None
+        self.tell: Callable[[str], None] = print
+        self.told: set[str] = set()
 
     # ---- what Ray asks -------------------------------------------------------------------------
 
@@ -100,8 +111,8 @@ class JobSource:
         return len(self.jobs)
 
     def next(self) -> Job | None:
-        """The next job, recorded as started; None when there is nothing left."""
-        job = self.draw()
+        """The next job, recorded as started; None when there is nothing left or all is stopped."""
+        job = self.draw() if self.stopped is None else None
         if job is None:
             return None
         self.running[job.trial] = job
@@ -115,11 +126,16 @@ class JobSource:
             return True
         if "metrics" in report:
             line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
-            records.append(self.run / records.HISTORY, {"trial": job.trial, **line})
+            self._write(records.HISTORY, {"trial": job.trial, **line})
+            self.reported.add(job.trial)
+        if note := report.get("note"):
+            self._tell_once(note)
         status = report["status"]
         if report.get("split") not in (None, job.split):
             reason = f"its worker drew split {report['split']}, the driver {job.split}"
             self.end(job, records.FAILED, report, reason)
+        elif status == BROKEN:
+            self._broke(job, report)
         elif status != "running":
             self.end(job, status, report, report.get("reason"))
         elif self.should_stop(job, report):
@@ -127,12 +143,14 @@ class JobSource:
         return job.trial not in self.running
 
     def recover(self, job: Job) -> None:
-        """Its worker died, and Ray runs the trial again from its newest checkpoint."""
-        self._begin(job, records.RESUMED)
+        """An attempt is over, and Ray runs the trial again from its newest checkpoint."""
+        if job.trial in self.running:
+            causes = self.causes.get(job.trial)
+            self._begin(job, records.RESUMED, causes[-1] if causes else "its worker died")
 
     def end(self, job: Job, status: str, report: Record | None, reason: str | None) -> None:
         """Record an ending, once. The record is written before any study is told."""
-        if self.running.pop(job.trial, None) is None:
+        if job.trial not in self.running:
             return
         report = report or {}
         if status == records.FINISHED:
@@ -148,13 +166,30 @@ class JobSource:
             reason=reason,
             seconds=report.get("seconds"),
             images_seen=report.get("images_seen"),
+            **{key: report[key] for key in ("accumulate",) if report.get(key, 1) != 1},
         )
+        del self.running[job.trial]
+        self.reported.discard(job.trial)
         progress = self.progress[job.condition]
         progress.running -= 1
         self._count(progress, status, value)
         self.ended(job, status, value)
         if self.on_end:
             self.on_end(job, status, value)
+        if status == records.FAILED:
+            self._stop_if_hopeless(job.trial, reason or "")
+
+    def stop(self, error: Exception) -> None:
+        """Nothing more is begun, and what runs is left open for a resume; the first error counts."""
+        self.stopped = self.stopped or error
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """An exception in a callback of Ray's would end its loop any way it likes: stop instead."""
+        try:
+            yield
+        except Exception as error:
+            self.stop(error)
 
     # ---- what subclasses decide ----------------------------------------------------------------
 
@@ -211,14 +246,54 @@ class JobSource:
             better = max if self.mode == "max" else min
             progress.best = value if progress.best is None else better(progress.best, value)
 
-    def _begin(self, job: Job, event: str) -> None:
+    def _tell_once(self, line: str) -> None:
+        if line not in self.told:
+            self.told.add(line)
+            self.tell(line)
+
+    def _broke(self, job: Job, report: Record) -> None:
+        """An attempt ended by an exception: once more if another one may go better, else a failure."""
+        before = self.causes.setdefault(job.trial, [])
+        cause = report["cause"]
+        may_help = report["again"] and cause not in before
+        before.append(cause)
+        if not may_help or len(before) > self.study.settings.max_retries:
+            self.end(job, records.FAILED, report, report["reason"])
+
+    def _stop_if_hopeless(self, trial: str, reason: str) -> None:
+        """Where trials only fail, the rest of the budget would be spent on the same failure."""
+        self.first_failure = (
+            self.first_failure or f"{trial}: {(reason.strip() or '?').splitlines()[-1]}"
+        )
+        endings: Counter[str] = Counter()
+        for progress in self.progress.values():
+            endings.update(progress.ended)
+        failed = endings[records.FAILED]
+        if failed == endings.total() and failed >= HOPELESS + len(self.reported):
+            text = f"all {failed} trials so far failed, the first one, {self.first_failure}"
+            self.stop(Stopped(text))
+
+    def _begin(self, job: Job, event: str, reason: str | None = None) -> None:
         line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
         line |= {k: v for k in ("repeats", "variant") if (v := getattr(job, k))}
+        if reason:
+            line["reason"] = reason
         self._event(job, event, digest=job.digest, **line)
 
     def _event(self, job: Job, event: str, **fields: Any) -> None:
         line = {"event": event, "phase": job.phase, "trial": job.trial, "condition": job.condition}
-        records.append(self.run / records.TRIALS, {**line, **fields}, durable=True)
+        self._write(records.TRIALS, {**line, **fields}, durable=True)
+
+    def _write(self, file: str, record: Record, durable: bool = False) -> None:
+        """A disk that is full or away is waited for; then Stopped, and the record is not lost but unmade."""
+        path = self.run / file
+
+        def write() -> None:
+            if durable:  # an ending is never on the disk without the reports before it
+                records.sync(self.run / records.HISTORY)
+            records.append(path, record, durable=durable)
+
+        patiently(write, OSError, f"{path} cannot be written", self.tell)
 
 
 def checkpoints(run: Path, trial: str, file: str = CHECKPOINT) -> tuple[str, ...]:

@@ -79,6 +79,19 @@ def append_all(path: Path, records: Iterable[Mapping[str, Any]], *, durable: boo
         file.flush()
         if durable:
             os.fsync(file.fileno())
+    if durable and not size:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """What was written to a file, or into a folder, is on the disk when the call returns."""
+    if not path.exists():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(path: Path) -> list[Record]:

@@ -32,8 +32,10 @@ class RoutingScheduler(NotPickled, FIFOScheduler):
     ) -> str:
         if REPORT not in result:
             return str(TrialScheduler.CONTINUE)
-        report = json.loads(result[REPORT])
-        stop = self.source.report(Job.from_config(trial.config), report)
+        stop = True
+        with self.source.guarded():
+            report = json.loads(result[REPORT])
+            stop = self.source.report(Job.from_config(trial.config), report)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -52,7 +54,8 @@ class Bookkeeper(NotPickled, tune.Callback):
         self.source, self.session = source, session
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
-        self.source.recover(Job.from_config(trial.config))
+        with self.source.guarded():
+            self.source.recover(Job.from_config(trial.config))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
         lost(self.source, trial, "its worker died more often than study.max_retries allows")
@@ -73,7 +76,24 @@ class Bookkeeper(NotPickled, tune.Callback):
 
 
 def lost(source: JobSource, trial: Trial, reason: str) -> None:
-    """Record a failure that no report announced; does nothing where one did."""
-    last = trial.last_result or {}
+    """Record a failure that no report announced; does nothing where one did, or all is stopped."""
+    if source.stopped is not None:
+        return
+    job, last = Job.from_config(trial.config), trial.last_result or {}
     report = json.loads(last[REPORT]) if REPORT in last else None
-    source.end(Job.from_config(trial.config), records.FAILED, report, reason)
+    causes = source.causes.get(job.trial)
+    with source.guarded():
+        source.end(job, records.FAILED, report, f"{reason}; {causes[-1]}" if causes else reason)
+
+
+class WhenStopped(NotPickled, tune.Stopper):
+    """Ends Ray's run when the source is stopped; what runs stays open in the records."""
+
+    def __init__(self, source: JobSource) -> None:
+        self.source = source
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.source.stopped is not None

@@ -45,7 +45,9 @@ class RoutingSearcher(NotPickled, Searcher):
         self.source = source
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        job = self.source.next()
+        job = None
+        with self.source.guarded():
+            job = self.source.next()
         return job.to_config() if job else Searcher.FINISHED
 
     def on_trial_complete(

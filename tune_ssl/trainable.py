@@ -9,18 +9,19 @@ import contextlib
 import gc
 import importlib
 import json
+import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from tune_ssl import records
-from tune_ssl.jobs import CHECKPOINT, Job
+from tune_ssl.jobs import BROKEN, CHECKPOINT, Job
 from tune_ssl.lazy import LazyModule
 from tune_ssl.plugins import restore_plugins
 from tune_ssl.scheduler import REPORT
@@ -34,6 +35,8 @@ else:
     torch = LazyModule("torch")
     training = LazyModule("tune_ssl.training")
 
+SCRATCH = "tune-ssl-worker-"
+
 Finish = Callable[["training.Trained"], dict[str, Any]]
 Keep = Callable[["training.Trained", Path], dict[str, Any]]
 
@@ -44,7 +47,7 @@ def search_trial(config: dict[str, Any]) -> None:
 
 
 def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) -> None:
-    """Train one job. Whatever goes wrong in it is reported as its ending and never raised.
+    """Train one job. What goes wrong in it is reported; it is raised only for Ray to try once more.
 
     `finish` adds to the last report's result; the confirmation measures test data there. `keep` adds
     to that report itself, and what it writes into the folder goes with it as a checkpoint.
@@ -58,17 +61,36 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
         status = records.DIVERGED if diverged else records.COLLAPSED
         _send({"status": status, "reason": str(error), **spent})
-    except Exception:
-        _send({"status": records.FAILED, "reason": traceback.format_exc(limit=-8)})
+    except Exception as error:
+        # The driver stops a trial that another attempt would not help, and we do not come back.
+        _send({"status": BROKEN, "reason": traceback.format_exc(limit=-8), **kind_of(error)})
+        raise
     finally:  # the worker is reused: leave nothing of this trial behind
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
+def kind_of(error: Exception) -> dict[str, Any]:
+    """`cause`: which failure it is, so that the same one is known again; `again`: may it pass by itself?
+
+    A mistake in code repeats itself; what a disk, a network or a device did may not.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    first = (str(error).strip() or "?").splitlines()[0]
+    passing = isinstance(error, (OSError, RuntimeError, MemoryError, EOFError))
+    mistake = isinstance(error, (NotImplementedError, RecursionError))
+    return {
+        "cause": f"{type(error).__name__}: {first}{place}",
+        "again": passing and not mistake,
+    }
+
+
 @cache
 def freeze_libraries() -> None:
     """Once in a worker: the collector need not look through torch and Ray after every trial."""
+    sweep_scratch()
     importlib.import_module("tune_ssl.training")
     gc.collect()
     gc.freeze()
@@ -90,22 +112,59 @@ def _send_each(
 ) -> None:
     written = time.monotonic()
     for report in reports:
+        plain = _plain(report)
         if report.last:
             more = finish(report.trained) if finish else {}
-            plain = _plain(report) | {"status": records.FINISHED, "result": report.result | more}
-            with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
-                plain |= keep(report.trained, Path(folder)) if keep else {}
-                whole = any(Path(folder).iterdir())
-                _send(plain, tune.Checkpoint.from_directory(folder) if whole else None)
+            plain |= {"status": records.FINISHED, "result": report.result | more}
+            _send_with(plain, partial(keep, report.trained) if keep else None, "model_error")
         elif report.snapshot and time.monotonic() - written >= job.checkpoint_seconds:
-            with tempfile.TemporaryDirectory(prefix="tune-ssl-") as folder:
-                plain = _plain(report)
-                state = report.snapshot() | {"report": json.dumps(records.plain(plain))}
-                torch.save(state, Path(folder) / CHECKPOINT)
-                _send(plain, tune.Checkpoint.from_directory(folder))
+            state = report.snapshot() | {"report": json.dumps(records.plain(plain))}
+            _send_with(plain, partial(_save, state), "note")
             written = time.monotonic()
         else:
-            _send(_plain(report))
+            _send(plain)
+
+
+def _save(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    torch.save(state, folder / CHECKPOINT)
+    return {}
+
+
+def _send_with(
+    report: dict[str, Any], fill: Callable[[Path], dict[str, Any]] | None, excuse: str
+) -> None:
+    """Send a report with what `fill` writes into a folder as its checkpoint, and adds to it.
+
+    Where a disk does not take it the report goes alone, and says so under the key `excuse`: a trial
+    is worth more than its checkpoint.
+    """
+    if fill is None:
+        return _send(report)
+    more: dict[str, Any] = {}
+    try:
+        with scratch() as folder:
+            more = fill(folder)
+            whole = any(folder.iterdir())
+            return _send(report | more, tune.Checkpoint.from_directory(folder) if whole else None)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+        first = (str(error).strip() or "?").splitlines()[0]
+        excuses = {excuse: f"a checkpoint was not written: {type(error).__name__}: {first}"}
+    _send(report | more | excuses)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def sweep_scratch() -> None:
+    """Delete what killed workers left behind: a checkpoint is on its way for seconds, not for an hour."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _plain(report: training.Report) -> dict[str, Any]:

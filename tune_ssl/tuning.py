@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from rich.console import Console
 
 from tune_ssl import records
@@ -23,7 +25,7 @@ from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
 from tune_ssl.clusters import cluster
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
-from tune_ssl.errors import Interrupted, Problem, UserError
+from tune_ssl.errors import Interrupted, Problem, Stopped, UserError
 from tune_ssl.finalists import FinalistSource
 from tune_ssl.jobs import Job, JobSource
 from tune_ssl.live import LiveTable
@@ -39,7 +41,7 @@ from tune_ssl.runfolder import (
     refuse_without_search,
     reopen,
 )
-from tune_ssl.scheduler import Bookkeeper, RoutingScheduler
+from tune_ssl.scheduler import Bookkeeper, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.spec import StudySpec
 from tune_ssl.study import Study
@@ -188,34 +190,57 @@ def run_jobs(
     title: str,
     console: Console,
 ) -> None:
-    """One Ray Tune run over all jobs of `source`. Raises Interrupted after Ctrl-C."""
+    """One Ray Tune run over all jobs of `source`.
+
+    Raises:
+        Interrupted: Ctrl-C.
+        Stopped: it cannot go on: every trial fails, or a disk, a database or Ray itself is gone.
+    """
     if not source.remaining():
         return
     resources, concurrent = fit_resources(settings)
     sessions = source.run / "ray"
     session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
-    with LiveTable(source, title, console) as table, own_interrupt():
-        tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=RoutingSearcher(source),
-                scheduler=RoutingScheduler(source),
-                num_samples=source.remaining(),
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=session,
-                storage_path=str(sessions.absolute()),
-                verbose=0,
-                callbacks=[table, Bookkeeper(source, sessions / session)],
-                failure_config=tune.FailureConfig(max_failures=settings.max_retries),
-            ),
-        ).fit()
+    source.tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    try:
+        with LiveTable(source, title, console) as table, own_interrupt():
+            tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=RoutingSearcher(source),
+                    scheduler=RoutingScheduler(source),
+                    num_samples=source.remaining(),
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                ),
+                run_config=tune.RunConfig(
+                    name=session,
+                    storage_path=str(sessions.absolute()),
+                    verbose=0,
+                    stop=WhenStopped(source),
+                    callbacks=[table, Bookkeeper(source, sessions / session)],
+                    failure_config=tune.FailureConfig(max_failures=settings.max_retries),
+                ),
+            ).fit()
+    except Exception as error:
+        if source.running or source.remaining():  # else only Ray's own last notes are lost
+            source.stop(error)
+    if source.stopped is not None:
+        raise plainly(source.stopped)
     if source.running or source.remaining():  # fit() returns normally after Ctrl-C
         raise Interrupted
+
+
+def plainly(error: Exception) -> Exception:
+    """What a run stopped for, as one line where the machine is to blame and as it is where we are."""
+    if isinstance(error, (OSError, EOFError, TuneError, RayError)):
+        first = (str(error).strip() or "?").splitlines()[0]
+        stopped = Stopped(f"Ray's run ended: {type(error).__name__}: {first}")
+        stopped.__cause__ = error
+        return stopped
+    return error
 
 
 @contextlib.contextmanager
@@ -231,13 +256,15 @@ def own_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def resume_hint(run: Path, command: str) -> Iterator[None]:
-    """Ctrl-C within the block tells how to go on."""
+    """Whatever ends the block early tells how to go on."""
+    default = "" if run.parent == RUNS else f" --runs {run.parent}"
+    hint = f"what is finished is kept. Go on with: tune-ssl {command} {run.name}{default}"
     try:
         yield
     except Interrupted:
-        default = "" if run.parent == RUNS else f" --runs {run.parent}"
-        text = "interrupted; what is finished is kept. Go on with"
-        raise Interrupted(f"{text}: tune-ssl {command} {run.name}{default}") from None
+        raise Interrupted(f"interrupted; {hint}") from None
+    except Stopped as error:
+        raise Stopped(f"{error}; {hint}") from error
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,0 +1,49 @@
+"""Waiting for what is away for a while: a disk, a database, a network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tune_ssl.errors import Stopped
+
+LONGEST = 120.0  # seconds of waiting before a run is stopped
+PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds; the last one again and again
+
+T = TypeVar("T")
+
+
+def patiently(
+    do: Callable[[], T],
+    on: type[Exception] | tuple[type[Exception], ...],
+    what: str,
+    tell: Callable[[str], None],
+    longest: float | None = None,
+) -> T:
+    """What `do()` returns, tried again after each error of the kinds `on`; `tell` hears of it once.
+
+    `what` opens the sentence: "runs/a cannot be written". Raises Stopped after `longest` seconds.
+    """
+    end = time.monotonic() + (LONGEST if longest is None else longest)
+    tries = 0
+    while True:
+        try:
+            result = do()
+        except on as error:
+            reason = f"{what}: {_first_line(error)}"
+            if time.monotonic() >= end:
+                raise Stopped(reason) from error
+            if tries == PAUSES.index(1.0):  # nobody need hear of a short one
+                tell(f"{reason}; waiting")
+            time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
+            tries += 1
+        else:
+            if tries > PAUSES.index(1.0):
+                tell("it answers again; going on")
+            return result
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).split("\n")[0]
