@@ -51,7 +51,9 @@ class Summary:
 def read_all(runs: Path) -> list[Summary]:
     """The run folders in `runs`, oldest first, those with a problem last. UserError if there is no such folder."""
     try:
-        folders = sorted(path for path in runs.iterdir() if path.is_dir())
+        folders = sorted(
+            path for path in runs.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
     except OSError as error:
         raise UserError(Problem(f"cannot be listed: {error.strerror}", str(runs))) from None
     found = [read_run(path) for path in folders if any((path / name).exists() for name in TRACES)]
@@ -61,8 +63,8 @@ def read_all(runs: Path) -> list[Summary]:
 def read_run(run: Path) -> Summary:
     """What one folder says; everything that is wrong with it becomes its `problem`."""
     try:
-        about = _about(run)
-        book = Book(about, _events(run))
+        book = book_of(run)
+        about = book.about
         trials, best = book.counts(), book.best()
         words = {running: status(book, running) for running in (True, False, None)}
     except UserError as error:
@@ -87,6 +89,11 @@ def read_run(run: Path) -> Summary:
         trials=trials,
         best=best,
     )
+
+
+def book_of(run: Path) -> Book:
+    """The trials of a run folder, by its own records. UserError if it is none."""
+    return Book(_about(run), _events(run))
 
 
 # ---- what is in the folder ---------------------------------------------------------------------

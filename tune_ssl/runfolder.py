@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -66,19 +68,28 @@ def create(study: Study, stores: dict[str, Store], runs: Path, name: str, comman
     content = StringIO()
     _yaml().dump(records.plain(describe(study, stores, name, command)), content)
     try:
-        run.mkdir(parents=True)
-    except FileExistsError:  # another process was faster, or a parent is a file
-        raise _unwritable(run, "a file or folder of this name exists") from None
+        runs.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=runs))
     except OSError as error:
         raise _unwritable(run, error.strerror) from None
-    temporary = run / f".{records.STUDY}"
     try:
-        temporary.write_text(content.getvalue(), encoding="utf-8")
-        temporary.rename(run / records.STUDY)
+        (begun / records.STUDY).write_text(content.getvalue(), encoding="utf-8")
+        records.sync(begun / records.STUDY)
+        begun.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would shut out others who read the runs
+        begun.rename(run)
+        records.sync(runs)
     except OSError as error:
-        shutil.rmtree(run, ignore_errors=True)
-        raise _unwritable(run, error.strerror) from None
+        shutil.rmtree(begun, ignore_errors=True)
+        taken = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+        reason = "a file or folder of this name exists" if taken else error.strerror
+        raise _unwritable(run, reason) from None
     return run
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def refuse_existing(run: Path) -> None:
@@ -122,7 +133,7 @@ def find_run(runs: Path, name: str) -> Path:
     """The run folder of that path, or of that name in `runs`. UserError if there is none."""
     run = Path(name) if os.path.exists(Path(name, records.STUDY)) else runs / name
     if not os.path.exists(run / records.STUDY):
-        known = sorted(p.parent.name for p in runs.glob(f"*/{records.STUDY}"))
+        known = sorted(p.parent.name for p in runs.glob(f"[!.]*/{records.STUDY}"))
         hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
         text = f"is not a run folder{nearest(name, known)}{hint}"
         raise UserError(Problem(text, str(run)))

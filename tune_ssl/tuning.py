@@ -10,8 +10,7 @@ import contextlib
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tune_ssl.finalists import FinalistSource
 from tune_ssl.jobs import Job, JobSource
 from tune_ssl.live import LiveTable
 from tune_ssl.resources import fit_resources
+from tune_ssl.resuming import found
 from tune_ssl.runfolder import (
     check_data,
     command_line,
@@ -92,11 +92,13 @@ def resume_study(
     """
     run, study = reopen(runs, name)
     refuse_without_search(run)
+    console = console or Console()
     with driver_lock(run):
+        tell(console, found(run))
         stores = check_data(study)
         refuse_other_data(run, study, stores)
         with cluster(verbose):
-            return _carry_on(run, study, stores, confirm, console or Console())
+            return _carry_on(run, study, stores, confirm, console)
 
 
 def ablate_study(
@@ -133,12 +135,14 @@ def ablate_run(
 ) -> Path:
     """Ablate the chosen configs of a run, or go on with its ablation. Raises as `resume_study` does."""
     run, study = reopen(runs, name)
+    console = console or Console()
     with driver_lock(run):
+        tell(console, found(run))
         stores = check_data(study)
         refuse_other_data(run, study, stores)
         Planner(run, study, {}).plan(wanted, lambda _: None, write=False)
         with cluster(verbose):
-            return _ablate(run, study, stores, wanted, console or Console())
+            return _ablate(run, study, stores, wanted, console)
 
 
 def _ablate(
@@ -147,9 +151,7 @@ def _ablate(
     settings = study.settings
     with resume_hint(run, "ablate"):
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
-        Planner(run, study, splits).plan(
-            wanted, partial(console.print, markup=False, soft_wrap=True)
-        )
+        Planner(run, study, splits).plan(wanted, lambda line: tell(console, [line]))
         retuning = Retuning(run, study, splits)
         run_jobs(retuning, search_trial, settings, f"retune {run.name}", console)
         rows = Ablation(run, study, splits)
@@ -173,6 +175,12 @@ def _carry_on(
             run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
         tidy(run)
     return run
+
+
+def tell(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are: a name in brackets is no markup, and no number is coloured."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def tidy(run: Path) -> None:
@@ -201,7 +209,7 @@ def run_jobs(
     resources, concurrent = fit_resources(settings)
     sessions = source.run / "ray"
     session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
-    source.tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    source.tell = lambda line: tell(console, [line])
     try:
         with LiveTable(source, title, console) as table, own_interrupt():
             tune.Tuner(
