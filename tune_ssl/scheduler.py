@@ -23,9 +23,9 @@ REPORT = "report"
 class RoutingScheduler(NotPickled, FIFOScheduler):
     """First in, first out; each trial is judged within its own condition's study."""
 
-    def __init__(self, source: JobSource) -> None:
+    def __init__(self, source: JobSource, bookkeeper: Bookkeeper) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.bookkeeper = source, bookkeeper
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
@@ -35,6 +35,8 @@ class RoutingScheduler(NotPickled, FIFOScheduler):
         stop = True
         with self.source.guarded():
             report = json.loads(result[REPORT])
+            if report.keys() & {"note", "model_error"}:
+                self.bookkeeper.drop_partial(trial)
             stop = self.source.report(Job.from_config(trial.config), report)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
@@ -52,6 +54,7 @@ class Bookkeeper(NotPickled, tune.Callback):
 
     def __init__(self, source: JobSource, session: Path) -> None:
         self.source, self.session = source, session
+        self.whole: set[tuple[str, str]] = set()  # (trial, folder) of checkpoints that were written
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
         with self.source.guarded():
@@ -67,7 +70,15 @@ class Bookkeeper(NotPickled, tune.Callback):
     def on_checkpoint(
         self, iteration: int, trials: Any, trial: Trial, checkpoint: Any, **info: Any
     ) -> None:
+        self.whole.add((Job.from_config(trial.config).trial, Path(checkpoint.path).name))
         self._sweep(trial, keep=2)  # the newest may be torn by a power cut
+
+    def drop_partial(self, trial: Trial) -> None:
+        """Delete what a failed checkpoint left: half of one must not take the disk from the records."""
+        name = Job.from_config(trial.config).trial
+        for folder in (self.session / name).glob("checkpoint_*"):
+            if (name, folder.name) not in self.whole:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep(self, trial: Trial, keep: int) -> None:
         folder = self.session / Job.from_config(trial.config).trial

@@ -210,13 +210,14 @@ def run_jobs(
     sessions = source.run / "ray"
     session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
     source.tell = lambda line: tell(console, [line])
+    bookkeeper = Bookkeeper(source, sessions / session)
     try:
         with LiveTable(source, title, console) as table, own_interrupt():
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=RoutingSearcher(source),
-                    scheduler=RoutingScheduler(source),
+                    scheduler=RoutingScheduler(source, bookkeeper),
                     num_samples=source.remaining(),
                     max_concurrent_trials=concurrent,
                     reuse_actors=True,
@@ -228,7 +229,7 @@ def run_jobs(
                     storage_path=str(sessions.absolute()),
                     verbose=0,
                     stop=WhenStopped(source),
-                    callbacks=[table, Bookkeeper(source, sessions / session)],
+                    callbacks=[table, bookkeeper],
                     failure_config=tune.FailureConfig(max_failures=settings.max_retries),
                 ),
             ).fit()

@@ -1,0 +1,192 @@
+"""What goes wrong in training, on a disk or on a device costs what it must and nothing more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs import (
+    endings,
+    events,
+    finish,
+    optuna_states,
+    start,
+    trial_workers,
+    wait_for,
+    write_study,
+)
+from tune_ssl import records
+
+PLUGIN = Path(__file__).with_name("faulty.py")
+STUDY = """
+fixed:
+  data: {dataset: digits, num_labels: 40, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: faulty, fault: none, at: 7}
+  budget: {steps: 40, eval_every: 5}
+search:
+  method.fault: {choice: [%s]}
+study: {num_trials: 9, searcher: grid, finalists: 1, seeds: [0], checkpoint_seconds: 0, max_concurrent: 2}
+"""
+
+
+def faulty(tmp_path, monkeypatch, faults, *more):
+    (tmp_path / "notes").mkdir(exist_ok=True)
+    monkeypatch.setenv("FAULTS", str(tmp_path / "notes"))
+    study = write_study(tmp_path, STUDY % faults)
+    process = start(
+        tmp_path, "search", study, "--plugin", PLUGIN, "--name", "f", "--no-report", *more
+    )
+    return process, tmp_path / "runs" / "f"
+
+
+def reasons(run):
+    """fault -> (how its trial ended, the reason's last line, how many attempts it had)"""
+    told = {}
+    for trial, end in records.endings(events(run)).items():
+        mine = [e for e in events(run) if e["trial"] == trial]
+        if mine[0]["phase"] == records.SEARCH:
+            last = (end["reason"] or "").strip().splitlines()[-1:]
+            attempts = sum(e["event"] in records.BEGINNINGS for e in mine)
+            told[mine[0]["config"]["method.fault"]] = (end["event"], "".join(last), attempts)
+    return told
+
+
+def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
+    tmp_path, monkeypatch
+):
+    process, run = faulty(
+        tmp_path, monkeypatch, "none, once, always, changing, bug, nan, exit", "--no-confirm"
+    )
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert reasons(run) == {
+        "none": (records.FINISHED, "", 1),
+        "once": (records.FINISHED, "", 2),
+        "always": (records.FAILED, "RuntimeError: this device is broken", 2),
+        "changing": (records.FAILED, "RuntimeError: trouble number 3", 3),
+        "bug": (records.FAILED, "TypeError: a bug in the method", 1),
+        "nan": (records.DIVERGED, "supervised is nan at step 7", 1),
+        "exit": (
+            records.FAILED,
+            "its worker died more often than study.max_retries allows",
+            3,
+        ),
+    }
+    again = [e["reason"] for e in events(run) if e["event"] == records.RESUMED]
+    assert sum("OSError: the network file system is away (faulty.py:" in r for r in again) == 1
+    assert sum("its worker died" in r for r in again) == 2
+    assert "Traceback" not in err
+    # The one that was tried again went on from its checkpoint to the same end as an undisturbed one.
+    finished = [e for e in records.endings(events(run)).values() if e["event"] == records.FINISHED]
+    assert len({e["value"] for e in finished}) == 1
+    assert sorted(optuna_states(run)["all"]) == ["COMPLETE"] * 2 + ["FAIL"] * 5
+
+
+def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause(
+    tmp_path, monkeypatch
+):
+    faults = "bug, " + ", ".join(f"bug{i}" for i in range(8))
+    plugin = tmp_path / "hopeless.py"
+    source = PLUGIN.read_text().replace(
+        '"bug", ', '"bug", ' + ", ".join(f'"bug{i}"' for i in range(8)) + ", "
+    )
+    plugin.write_text(source.replace('fault == "bug"', 'fault.startswith("bug")'))
+    monkeypatch.setattr("tests.test_faults.PLUGIN", plugin)
+    process, run = faulty(tmp_path, monkeypatch, faults)
+    code, out, err = finish(process)
+    assert code == 1, out + err
+    ended = endings(run)
+    assert 3 <= len(ended) <= 5 and set(ended.values()) == {records.FAILED}
+    assert err.splitlines()[-1] == (
+        f"all {len(ended)} trials so far failed, the first one, {next(iter(ended))}: "
+        "TypeError: a bug in the method; what is finished is kept. "
+        "Go on with: tune-ssl search --resume f"
+    )
+    assert "Traceback" not in err
+    assert not any(e["phase"] == records.CONFIRM for e in events(run))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 MB at tmp_path/runs; skipped where one may not be mounted."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(runs)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this process may not mount a small disk")
+    yield runs
+    subprocess.run(["umount", "-l", str(runs)], check=True)
+
+
+def test_a_full_disk_is_waited_for_and_costs_nothing(tmp_path, monkeypatch, small_disk):
+    process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3)
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+    count = len(events(run))
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits
+        process.wait(timeout=15)
+    assert len(events(run)) <= count + 1
+    ballast.unlink()
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert "cannot be written: No space left on device; waiting" in out.replace("\n", " ")
+    assert "Traceback" not in err
+    assert reasons(run)["none"] == (records.FINISHED, "", 1)
+    assert reasons(run)["once"][0] == records.FINISHED
+    for trial in endings(run):
+        steps = [r["step"] for r in latest(run) if r["trial"] == trial]
+        assert steps == list(range(5, 41, 5))
+
+
+def latest(run):
+    return records.latest_reports(records.read(run / records.HISTORY))
+
+
+def test_a_run_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3)
+    away = run.with_name("away")
+    run.rename(away)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=8)
+    for made in (run / "ray",) if run.exists() else ():  # Ray may have made its own folder anew
+        shutil.rmtree(made.parent)
+    away.rename(run)
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert endings(run) == {"c0-t0000": records.FINISHED, "c0-t0001": records.FINISHED}
+    for trial in endings(run):
+        assert [r["step"] for r in latest(run) if r["trial"] == trial] == list(range(5, 41, 5))
+
+
+def test_a_resume_says_what_it_found(tmp_path, monkeypatch):
+    process, run = faulty(
+        tmp_path, monkeypatch, "none, once, always, bug", "fixed.budget.steps=400"
+    )
+    wait_for(
+        process,
+        lambda: len(endings(run)) >= 2 and len(trial_workers(process.pid)) == 2,
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    with (run / records.HISTORY).open("a") as file:
+        file.write('{"torn')
+    before = endings(run)
+    code, out, err = finish(start(tmp_path, "search", "--resume", "f", "--no-report"))
+    assert code == 0, out + err
+    lines = out.splitlines()
+    assert lines[0].startswith(f"f: searched {len(before)} of 4 (")
+    assert f"{4 - len(before)} trials were running: " in lines[1]
+    assert "go on from a checkpoint" in lines[1] or "begin again" in lines[1]
+    assert lines[2] == "f: 1 torn lines of its records are dropped"
