@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -25,7 +27,21 @@ def cluster(verbose: bool) -> Iterator[None]:
         yield
     finally:
         if ours:
-            ray.shutdown()
+            with undisturbed():
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A second Ctrl-C while Ray shuts down would only hide what the first one said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def quiet_environment() -> None:

@@ -212,7 +212,7 @@ def run_jobs(
     source.tell = lambda line: tell(console, [line])
     bookkeeper = Bookkeeper(source, sessions / session)
     try:
-        with LiveTable(source, title, console) as table, own_interrupt():
+        with LiveTable(source, title, console) as table, own_signals():
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
@@ -253,14 +253,25 @@ def plainly(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def own_interrupt() -> Iterator[None]:
-    """Ray replaces the handler of Ctrl-C for a run and leaves its own behind: put ours back."""
-    handler = signal.getsignal(signal.SIGINT)
+def own_signals() -> Iterator[None]:
+    """Ray replaces the handlers of Ctrl-C and SIGTERM and leaves its own behind: put ours back.
+
+    A SIGTERM (a batch system's, a container's) ends a run as Ctrl-C does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    theirs = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, theirs)
+
+
+def _terminate(*_: object) -> None:
+    raise Interrupted
 
 
 @contextlib.contextmanager
