@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -324,15 +325,27 @@ def test_a_collapsed_trial_is_an_ending_of_its_own(tmp_path, monkeypatch):
 # ---- Ctrl-C ------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGINT],
+        pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow),
+        pytest.param([signal.SIGTERM], marks=pytest.mark.slow),  # a batch system's
+    ],
+)
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path, signals):
     long = STUDY.replace("steps: 12", "steps: 2000").replace("scheduler: asha", "scheduler: none")
     process = start(
         tmp_path, "search", write_study(tmp_path, long), "--name", "c", start_new_session=True
     )
     run = tmp_path / "runs" / "c"
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) > 4)
-    # A terminal sends Ctrl-C to the whole group; ray's own processes must not make noise of it.
-    os.killpg(process.pid, signal.SIGINT)
+    for number in signals:
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:  # a terminal sends it to the whole group; ray's own processes must not make noise of it
+            os.killpg(process.pid, number)
+        time.sleep(0.5)
     code, out, err = finish(process, timeout=60)
     assert code == 130, out + err
     assert err.strip().splitlines()[-1] == (
