@@ -180,13 +180,12 @@ def test_a_broken_run_is_a_line_and_the_others_are_listed(command):
     assert (code, err) == (0, "")
     assert "14 finished" in out
     assert [line for line in out.splitlines() if line.startswith("broken")] == [
-        "broken: runs/alien/trials.jsonl does not fit study.yaml: TypeError: must be real number, "
-        "not str",
+        "broken: runs/alien/trials.jsonl:2: `value` is 'much', but must be a finite number or null",
         "broken: runs/bare/study.yaml: study.study.num_trials is wrong: Input should be a valid "
         "integer, unable to parse string as an integer",
         "broken: runs/gone has no study.yaml",
         "broken: runs/later/study.yaml: schema is wrong: Input should be 1",
-        "broken: runs/odd/trials.jsonl has a record without 'phase'",
+        "broken: runs/odd/trials.jsonl:1: has a record without 'phase'",
         "broken: runs/torn/study.yaml:2: the file is not valid YAML: expected ',' or ']', but got "
         "'<stream end>'",
     ]

@@ -10,6 +10,7 @@ from tune_ssl.errors import Stopped
 
 LONGEST = 120.0  # seconds of waiting before a run is stopped
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds; the last one again and again
+SHORT = 0.8  # seconds of waiting that nobody need hear of
 
 T = TypeVar("T")
 
@@ -25,8 +26,9 @@ def patiently(
 
     `what` opens the sentence: "runs/a cannot be written". Raises Stopped after `longest` seconds.
     """
-    end = time.monotonic() + (LONGEST if longest is None else longest)
-    tries = 0
+    began = time.monotonic()
+    end = began + (LONGEST if longest is None else longest)
+    tries, told = 0, False
     while True:
         try:
             result = do()
@@ -34,12 +36,13 @@ def patiently(
             reason = f"{what}: {_first_line(error)}"
             if time.monotonic() >= end:
                 raise Stopped(reason) from error
-            if tries == PAUSES.index(1.0):  # nobody need hear of a short one
+            if not told and time.monotonic() - began > SHORT:
+                told = True
                 tell(f"{reason}; waiting")
             time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
         else:
-            if tries > PAUSES.index(1.0):
+            if told:
                 tell("it answers again; going on")
             return result
 

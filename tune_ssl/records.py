@@ -1,6 +1,6 @@
 """The on-disk schema of a run folder: what is written, how it is read back, what is repaired.
 
-Standard library only, so that a report renders where neither torch nor ray is installed.
+It needs only the standard library, so that a report renders where neither torch nor ray is installed.
 
     trials.jsonl    one line per event: a beginning or an ending of a trial, a lock, a plan
     history.jsonl   one line per report of a trial in training
@@ -8,7 +8,9 @@ Standard library only, so that a report renders where neither torch nor ray is i
     galleries.jsonl one line per gallery of a condition's first confirmed seed
     models/<index of the condition>/   that seed's weights, model.safetensors, and model.json
 
-Lines are append-only and self-describing. A torn last line is dropped with a warning. After a resume
+Lines are append-only and self-describing. A torn last line is dropped with a warning; one that is whole
+but not what a run writes (a value that is a text, an unknown event) is an error that names file and line:
+no crash makes such lines, and what was changed must not become a result. After a resume
 the same report may stand twice: `latest_reports` keeps the last one of each (trial, stage, step),
 and `latest_galleries` that of each (trial, name).
 """
@@ -23,6 +25,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tune_ssl import shapes
+from tune_ssl.errors import Problem, UserError
 
 SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
@@ -42,6 +47,56 @@ RETUNE, ABLATE = "retune", "ablate"
 REFERENCE = "reference"  # the variant of an ablation that changes nothing
 
 Record = dict[str, Any]
+
+_TRIAL = {
+    "phase": shapes.one_of((SEARCH, FINALIST, CONFIRM, RETUNE, ABLATE)),
+    "trial": shapes.FILE_NAME,
+    "condition": shapes.TEXT,
+}
+_EVENT = {
+    "time": shapes.AMOUNT,
+    "config": shapes.CONFIG,
+    "changes": shapes.CONFIG,
+    "digest": shapes.TEXT,
+    "rule": shapes.TEXT,
+    "variant": shapes.TEXT.or_null(),
+    "repeats": shapes.FILE_NAME.or_null(),
+    "reason": shapes.TEXT.or_null(),
+    "seed": shapes.WHOLE,
+    "number": shapes.WHOLE,
+    "ties": shapes.WHOLE,
+    "value": shapes.NUMBER.or_null(),
+    "metrics": shapes.METRICS.or_null(),
+    "step": shapes.AMOUNT.or_null(),
+    "seconds": shapes.AMOUNT.or_null(),
+    "images_seen": shapes.AMOUNT.or_null(),
+    "half_width": shapes.AMOUNT.or_null(),
+    "retune": shapes.TEXTS,
+    "switches": shapes.TEXTS.or_null(),
+}
+_EVENTS = (*BEGINNINGS, *BAD_ENDINGS, FINISHED, STOPPED, LOCKED, PLANNED)
+_LINES = {
+    event: shapes.Shape(
+        {"event": shapes.one_of(_EVENTS)}
+        | _TRIAL
+        | ({"trial": shapes.FILE_NAME.or_null()} if event == PLANNED else {}),
+        _EVENT,
+    )
+    for event in _EVENTS
+}
+_REPORT = shapes.Shape(
+    {
+        "trial": shapes.FILE_NAME,
+        "stage": shapes.TEXT,
+        "step": shapes.AMOUNT,
+        "metrics": shapes.METRICS,
+        "time": shapes.AMOUNT,
+    },
+    {"seconds": shapes.AMOUNT.or_null()},
+)
+_SPLIT = shapes.Shape(
+    {"condition": shapes.TEXT, "seed": shapes.WHOLE, "digest": shapes.TEXT}, {"time": shapes.AMOUNT}
+)
 
 
 def plain(value: Any) -> Any:
@@ -100,25 +155,60 @@ def read(path: Path) -> list[Record]:
 
 
 def scan(path: Path) -> Iterator[Record]:
-    """`read`, one record at a time, for files that are larger than memory."""
-    if not path.exists():
-        return
+    """`read`, one record at a time, for files that are larger than memory.
+
+    Raises:
+        UserError: the file cannot be read, or has a whole line of another schema, or one that is
+            not what a run writes, of trials.jsonl, history.jsonl and splits.jsonl.
+    """
     torn = 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                torn += 1
-                continue
-            if isinstance(record, dict):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                record = _parsed(line)
+                if record is None:
+                    torn += 1
+                    continue
+                if problem := problem_of(path.name, record):
+                    raise UserError(Problem(problem, where=f"{path}:{number}"))
                 yield record
-            else:
-                torn += 1
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
     if torn:
         warnings.warn(f"{path}: {torn} torn line(s) dropped", stacklevel=2)
+
+
+def _parsed(line: str) -> Record | None:
+    """The record of a line; None where a crash or a disk made it none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # of a number with thousands of digits too
+        return None
+    if not isinstance(record, dict):
+        return None
+    if "\\u" in line:  # half of a pair of surrogates can be parsed, and written nowhere
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):
+            return None
+    return record
+
+
+def problem_of(name: str, record: Record) -> str:
+    """What is wrong with a record of the file `name`, as a sentence; empty if nothing is."""
+    if name not in (TRIALS, HISTORY, SPLITS):
+        return ""
+    schema = record.get("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        return f"schema is {str(schema)[:80]}, but this version of tune-ssl reads only {SCHEMA}"
+    if name == TRIALS:
+        event = record.get("event")
+        return _LINES[event if event in _EVENTS else FINISHED].problem(record)
+    return (_REPORT if name == HISTORY else _SPLIT).problem(record)
 
 
 def latest_reports(reports: Iterable[Record]) -> list[Record]:

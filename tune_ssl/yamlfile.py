@@ -1,4 +1,8 @@
-"""YAML 1.2 with positions: every key of a file knows its line, so that an error can name it."""
+"""YAML 1.2 with positions: every key of a file knows its line, so that an error can name it.
+
+Only plain values are read: no tag makes an object. A file may be 4 MiB large and, with its aliases
+expanded, have 200,000 values, so that a small file cannot fill the memory.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tune_ssl.errors import Problem, UserError, nearest
 
 LISTED = 8  # files in one message
+MOST_BYTES = 4 << 20
+MOST_VALUES = 200_000  # with every alias written out
+KIND = 40  # characters of a tag in a message
+KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in KINDS}
 
 Keys = tuple[str, ...]
 
@@ -61,13 +70,19 @@ class YamlFile:
         return f"{self.path}:1" if self.lines else str(self.path)
 
 
-def read_yaml(path: Path) -> YamlFile:
+def read_yaml(path: Path, expected: str = "the keys fixed, search and study") -> YamlFile:
     """Parse a mapping; UserError with file:line when it cannot be read or is no mapping."""
     text = _text(path)
     try:
         node = _yaml().compose(text)
+        file = YamlFile(path, {})
+        if node is not None:
+            _refuse_odd(node, f"{path}:")
+            _walk(node, (), file)
         data = _yaml().load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # ruamel raises many kinds
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         at = getattr(error, "position", None)  # of a character that YAML does not allow
         line = mark.line + 1 if mark else text.count("\n", 0, at) + 1 if at is not None else None
@@ -78,24 +93,68 @@ def read_yaml(path: Path) -> YamlFile:
     if not isinstance(data, dict):
         kinds = {type(None): "empty", list: "a list", str: "a text"}
         what = kinds.get(type(data), "a single value")
-        problem = f"is {what}, but must be a mapping with the keys fixed, search and study"
+        problem = f"is {what}, but must be a mapping with {expected}"
         raise UserError(Problem(problem, "the file", f"{path}:1"))
-    file = YamlFile(path, data)
-    _walk(node, (), file, ())
+    file.data = data
     return file
 
 
 def parse_value(text: str) -> Any:
     """One value as YAML 1.2 reads it: `1e-3` is a number, `off` a text. ValueError if none."""
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
+        node = _yaml().compose(text)
+        if node is not None:
+            _refuse_odd(node, "")
+        return _yaml().load(text)
+    except UserError as error:
+        raise ValueError(f"it {error.problems[0].text}") from None
+    except Exception as error:  # ruamel raises many kinds
         raise ValueError(_reason(error)) from None
+
+
+def _refuse_odd(node: Node, path: str) -> None:
+    """UserError for what is no plain value, holds itself, or grows beyond bounds once expanded."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def refuse(text: str, node: Node) -> UserError:
+        return UserError(Problem(text, "the file", path and f"{path}{node.start_mark.line + 1}"))
+
+    def expanded(node: Node) -> int:
+        """How many values `node` stands for; each node of the graph is visited once."""
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in above:
+            raise refuse("is not valid YAML: an alias stands for what contains it", node)
+        if str(node.tag) not in PLAIN:
+            kind = str(node.tag).rpartition(":")[2][:KIND]
+            raise refuse(f"has a value of the kind {kind!r}; a text needs quotes", node)
+        above.add(id(node))
+        size = 1
+        if isinstance(node, MappingNode):
+            for key, value in node.value:
+                if not isinstance(key, ScalarNode):
+                    raise refuse("has a key that is a list or a mapping", key)
+                size += expanded(key) + expanded(value)
+        elif isinstance(node, SequenceNode):
+            size += sum(map(expanded, node.value))
+        elif any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise refuse("has half a surrogate pair, which is no character", node)
+        above.discard(id(node))
+        sizes[id(node)] = size
+        return size
+
+    if expanded(node) > MOST_VALUES:
+        raise refuse(f"has more than {MOST_VALUES:,} values, its aliases written out", node)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) <= MOST_BYTES:
+            return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        problem = f"is larger than {MOST_BYTES >> 20} MiB, the most that a study's file may be"
     except FileNotFoundError:
         near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         listed = ", ".join(p.name for p in near[:LISTED]) + (", ..." if len(near) > LISTED else "")
@@ -129,12 +188,8 @@ def _reason(error: Exception) -> str:
     return text.strip().split("\n")[0]
 
 
-def _walk(node: Node, keys: Keys, file: YamlFile, above: tuple[Node, ...]) -> None:
+def _walk(node: Node, keys: Keys, file: YamlFile) -> None:
     """Note the line of every key and list entry below `node`, and the keys that are there twice."""
-    if node in above:
-        text = "is not valid YAML: an alias stands for what contains it"
-        where = f"{file.path}:{node.start_mark.line + 1}"
-        raise UserError(Problem(text, "the file", where))
     seen: dict[str, int] = {}
     if isinstance(node, MappingNode):
         for key, value in node.value:
@@ -145,8 +200,8 @@ def _walk(node: Node, keys: Keys, file: YamlFile, above: tuple[Node, ...]) -> No
                 file.twice.append(Problem(text, ".".join(inner), f"{file.path}:{line}"))
             seen.setdefault(name, line)
             file.lines.setdefault(inner, line)  # the first of two, whose value is in the data
-            _walk(value, inner, file, (*above, node))
+            _walk(value, inner, file)
     elif isinstance(node, SequenceNode):
         for i, value in enumerate(node.value):
             file.lines[*keys, str(i)] = value.start_mark.line + 1
-            _walk(value, (*keys, str(i)), file, (*above, node))
+            _walk(value, (*keys, str(i)), file)

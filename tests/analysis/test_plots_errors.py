@@ -147,7 +147,7 @@ def test_matrices_that_do_not_fit_are_left_out_and_said(tmp_path, write_run):
     bad = {
         0: [[1, 2], [3, 4]],
         1: [[1, 2, 3], [4]],
-        2: "none",
+        2: None,
         3: [[1, 0, float("nan")], [0, 1, 0], [0, 0, 1]],
     }
 
@@ -159,7 +159,7 @@ def test_matrices_that_do_not_fit_are_left_out_and_said(tmp_path, write_run):
     runs = load_runs([path])
     plots = list(errors.plots(runs, {}, style.colours(runs.labels)))
     assert "1 fresh seed per mean" in plots[1].caption
-    # The text of seed 2 is no list at all, and is taken for a missing one.
+    # Seed 2 has none at all.
     assert "3 trial(s) whose matrix does not fit the classes are left out" in plots[1].caption
     assert set(plots[0].table["n"]) == {1} and plots[0].table["low"].isna().all()
 
