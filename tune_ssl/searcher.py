@@ -7,34 +7,25 @@ PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
 from __future__ import annotations
 
 import math
-import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from tune_ssl import records
 from tune_ssl.jobs import Job, JobSource, NotPickled, Progress
+from tune_ssl.rebuilding import Book, Rebuilder, Recorded, state_of
 from tune_ssl.records import Record
 from tune_ssl.space import grid
 from tune_ssl.spec import StudySpec
+from tune_ssl.studies import open_storage, study_name, study_prefix
 from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
-
-STORAGE = records.JOURNAL
-STATES = {
-    records.FINISHED: TrialState.COMPLETE,
-    records.STOPPED: TrialState.PRUNED,
-    records.DIVERGED: TrialState.FAIL,
-    records.COLLAPSED: TrialState.FAIL,
-    records.FAILED: TrialState.FAIL,
-}
 
 
 class RoutingSearcher(NotPickled, Searcher):
@@ -69,17 +60,24 @@ class StudySource(JobSource):
 
     def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
         super().__init__(run, study, splits)
-        repair_storage(run)
-        self.cells = self.make_cells(open_storage(run))
+        self.prefix = study_prefix(run, study.settings)
+        storage = open_storage(run, study.settings, lambda line: self.tell(line))
+        self.cells = self.make_cells(storage)
+        self.by_name = {(cell.condition.id, cell.variant): cell for cell in self.cells}
+        book = Book(run, self.phase)
+        rebuilt = sum(cell.load(run, book) for cell in self.cells)
+        if rebuilt:
+            text = f"the Optuna storage lacked {rebuilt} trials of {run.name}: made again from its records"
+            self.tell(text)
         for cell in self.cells:
             name = cell.condition.id
             self.progress.setdefault(name, Progress(name, 0)).planned += cell.budget
-        self._settle()
+        self._settle(book)
 
-    def make_cells(self, storage: JournalStorage) -> list[Cell]:
+    def make_cells(self, storage: BaseStorage) -> list[Cell]:
         """One study per condition."""
         conditions = enumerate(self.study.conditions)
-        return [Cell(storage, self.study, index, condition) for index, condition in conditions]
+        return [Cell(storage, self.prefix, self.study, i, condition) for i, condition in conditions]
 
     def remaining(self) -> int:
         return sum(cell.open_trials() for cell in self.cells)
@@ -98,46 +96,38 @@ class StudySource(JobSource):
         value = report["result"].get(self.metric)
         if value is None:  # a stage before the one that measures it
             value = report["stand_in"]
-        cell = self._cell(job)
-        trial = cell.live[job.number]
         if value is None or not math.isfinite(value):
             return False
-        if report["evaluation"] not in cell.reported(job.number):  # a retry may repeat itself
-            trial.report(value, report["evaluation"])
-        return trial.should_prune()
+        return self._cell(job).report(job.number, value, report["evaluation"])
 
     def ended(self, job: Job, status: str, value: float | None) -> None:
         self._cell(job).tell(job.number, status, value)
 
     def _cell(self, job: Job) -> Cell:
-        wanted = (job.condition, job.variant)
-        return next(cell for cell in self.cells if (cell.condition.id, cell.variant) == wanted)
+        return self.by_name[job.condition, job.variant]
 
-    def _settle(self) -> None:
+    def _settle(self, book: Book) -> None:
         """After a crash: tell the studies what the records already know, and count what has ended."""
-        ended = records.endings(records.read(self.run / records.TRIALS))
         for cell in self.cells:
-            progress = self.progress[cell.condition.id]
-            for number in list(cell.orphans):
-                event = ended.get(cell.trial_name(number))
-                if event:
-                    cell.tell(number, event["event"], event["value"])
-            for trial in cell.optuna.get_trials(deepcopy=False):
-                event = ended.get(cell.trial_name(trial.number))
-                if event:
-                    self._count(progress, event["event"], event["value"])
+            for number, known in cell.known(book).items():
+                if event := known.end:
+                    if number in cell.orphans:
+                        cell.tell(number, event["event"], event["value"])
+                    name = cell.condition.id
+                    self._count(self.progress[name], event["event"], event["value"])
 
 
 class Cell:
     """One condition's Optuna study: its sampler, its pruner, and the trials that are running.
 
     An ablation's `variant` has a study of its own, over the keys that are `retuned` for it; `base`
-    holds the others. Its first trial has the retuned keys' values in `base`.
+    holds the others. Its first trial has the retuned keys' values in `base`. `load` comes before all else.
     """
 
     def __init__(
         self,
-        storage: JournalStorage,
+        storage: BaseStorage,
+        prefix: str,
         study: Study,
         index: int,
         condition: Condition,
@@ -145,37 +135,89 @@ class Cell:
         base: Mapping[str, Any] | None = None,
         retuned: Sequence[str] = (),
     ) -> None:
-        self.index, self.condition, self.settings = index, condition, study.settings
-        self.variant, self.base = variant, dict(base or {})
+        self.storage, self.index, self.condition = storage, index, condition
+        self.settings, self.variant, self.base = study.settings, variant, dict(base or {})
         self.domains = {key: study.search[key] for key in retuned} if variant else study.search
-        self.optuna = optuna.create_study(
-            storage=storage,
-            study_name=f"{condition.id} {variant}" if variant else condition.id,
-            direction="maximize" if study.settings.mode == "max" else "minimize",
-            pruner=build_pruner(study.settings, override(condition.spec, self.base).evaluations()),
+        self.spec = override(condition.spec, self.base)
+        self.name = study_name(prefix, f"{condition.id} {variant}" if variant else condition.id)
+        self.budget = study.settings.num_trials
+        self.points: list[dict[str, Any]] = []  # what the first trials are to be, by number
+        if study.settings.searcher == "grid":
+            self.points = grid(self.domains, self.budget)
+            self.budget = len(self.points)
+        elif variant and set(self.domains) <= set(self.base):
+            self.points = [{key: self.base[key] for key in self.domains}]
+        self.optuna = self._create()
+        self.orphans: list[int] = []
+        self.live: dict[int, optuna.Trial] = {}
+        self.reported: dict[int, set[int]] = {}
+        self.asked = 0
+
+    def _create(self) -> optuna.Study:
+        return optuna.create_study(
+            storage=self.storage,
+            study_name=self.name,
+            direction="maximize" if self.settings.mode == "max" else "minimize",
+            pruner=build_pruner(self.settings, self.spec.evaluations()),
             load_if_exists=True,
         )
-        trials = self.optuna.get_trials(deepcopy=False)
+
+    def load(self, run: Path, book: Book) -> int:
+        """Bring the study up to the records; returns how many trials it lacked or had otherwise."""
+        trials, rebuilt = self._rebuild(run, book, self.known(book))
+        begun = self.optuna.user_attrs.get("rebuilt", 0)
+        if rebuilt:
+            begun = max(begun, len(trials))
+            self.optuna.set_user_attr("rebuilt", begun)
+        for values in self.points[len(trials) :]:  # a crash may have enqueued only some
+            self.optuna.enqueue_trial(values)
         # A sampler that starts from the same seed after a resume would repeat its suggestions, and
         # that of a variant those of the search.
-        seed = study.settings.tuning_seed + 7919 * index + zlib.crc32((variant or "").encode())
-        self.optuna.sampler = build_sampler(study.settings, seed % 2**32, len(trials))
-        self.orphans = [t.number for t in trials if t.state == TrialState.RUNNING]
-        self.live: dict[int, optuna.Trial] = {
-            t.number: optuna.Trial(self.optuna, t._trial_id)
-            for t in trials
-            if t.state == TrialState.RUNNING
-        }
-        self.asked = sum(t.state != TrialState.WAITING for t in trials)
-        self.budget = study.settings.num_trials
-        if study.settings.searcher == "grid":
-            points = grid(self.domains, self.budget)
-            self.budget = len(points)
-            for values in points:  # again after a resume: a crash may have enqueued only some
-                self.optuna.enqueue_trial(values, skip_if_exists=True)
-        elif variant and set(self.domains) <= set(self.base):
-            known = {key: self.base[key] for key in self.domains}
-            self.optuna.enqueue_trial(known, skip_if_exists=True)
+        seed = self.settings.tuning_seed + 7919 * self.index
+        seed = (seed + zlib.crc32((self.variant or "").encode())) % 2**32
+        self.optuna.sampler = build_sampler(self.settings, seed, len(trials), begun)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                self.orphans.append(trial.number)
+                self._take(optuna.Trial(self.optuna, trial._trial_id), trial.intermediate_values)
+        self.asked = sum(trial.state != TrialState.WAITING for trial in trials)
+        return rebuilt
+
+    def _rebuild(
+        self, run: Path, book: Book, known: dict[int, Recorded]
+    ) -> tuple[list[FrozenTrial], int]:
+        """The study's trials, once nothing of the records is missing there, and how many were made again."""
+        grace, factor = (
+            grace_of(self.settings, self.spec.evaluations()),
+            self.settings.reduction_factor,
+        )
+        asha = self.settings.scheduler == "asha"
+        rungs = [grace * factor**i for i in range(20)] if asha else []
+        rebuilder = Rebuilder(run, self.domains, self.points, rungs)
+        trials = self.optuna.get_trials(deepcopy=False)
+        if not all(rebuilder.agrees(t, known[t.number]) for t in trials if t.number in known):
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+            self.optuna, trials = self._create(), []
+        have = len(trials)
+        recorded = (known[t.number] for t in trials if t.number in known)
+        open_trials = [k for k in recorded if not trials[k.number].state.is_finished()]
+        lacking = {number: known.get(number) for number in range(have, max(known, default=-1) + 1)}
+        if not open_trials and not lacking:
+            return trials, 0
+        stand_ins = {s.name: f"val/{s.stand_in}" for s in self.spec.stages() if s.stand_in}
+        sign = 1 if self.settings.mode == "max" else -1
+        wanted = [*open_trials, *(k for k in lacking.values() if k)]
+        book.read_values(wanted, self.settings.metric, stand_ins, sign)
+        behind = sum(rebuilder.behind(trials[k.number], k) for k in open_trials)
+        for k in open_trials:
+            rebuilder.catch_up(self.optuna, trials[k.number], k)
+        for number, one in lacking.items():
+            rebuilder.add(self.optuna, number, one)
+        return self.optuna.get_trials(deepcopy=False), len(lacking) + behind
+
+    def known(self, book: Book) -> dict[int, Recorded]:
+        """number -> what the records say of the trial."""
+        return book.trials(self.trial_name(0).removesuffix("0000"))
 
     def trial_name(self, number: int) -> str:
         row = f"{records.RETUNE}-{self.variant}-" if self.variant else ""
@@ -191,46 +233,38 @@ class Cell:
         else:
             trial = self.optuna.ask()
             self.asked += 1
-            self.live[trial.number] = trial
+            self._take(trial, ())
         return trial, {key: d.suggest(trial, key) for key, d in self.domains.items()}
 
-    def reported(self, number: int) -> set[int]:
-        return set(self.optuna.get_trials(deepcopy=False)[number].intermediate_values)
+    def report(self, number: int, value: float, evaluation: int) -> bool:
+        """Whether the pruner ends the trial; a retry may report again what was reported."""
+        if evaluation not in self.reported[number]:
+            self.live[number].report(value, evaluation)
+            self.reported[number].add(evaluation)
+        return self.live[number].should_prune()
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        state = STATES[status]
-        if state == TrialState.COMPLETE and (value is None or not math.isfinite(value)):
-            state = TrialState.FAIL
-        final = value if state == TrialState.COMPLETE else None
-        trial = self.live.pop(number)
-        trial.set_user_attr("status", status)
-        trial.set_user_attr("trial", self.trial_name(number))
-        self.optuna.tell(number, values=final, state=state)
+        state, final = state_of(status, value)
+        trial = self.live[number]
+        if state == TrialState.FAIL:
+            trial.set_user_attr("status", status)
+        self.optuna.tell(trial, values=final, state=state)
+        del self.live[number], self.reported[number]
         if number in self.orphans:
             self.orphans.remove(number)
 
+    def _take(self, trial: optuna.Trial, reported: Iterable[int]) -> None:
+        self.live[trial.number] = trial
+        self.reported[trial.number] = set(reported)
 
-def open_storage(run: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(run / STORAGE)))
 
+def build_sampler(
+    settings: StudySpec, seed: int, told: int, rebuilt: int = 0
+) -> optuna.samplers.BaseSampler:
+    """The sampler of the settings; `told` trials are in the study already, `rebuilt` ones made again.
 
-def repair_storage(run: Path) -> None:
-    """Drop what a crash tore: half a line at the journal's end, and the lock of a dead process.
-
-    Only for the one driver that holds the run's lock.
+    A quasi-random sequence goes on by a note in the study, which is lost when that is made again.
     """
-    journal = run / STORAGE
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)
-    journal.with_name(STORAGE + ".lock").unlink(missing_ok=True)
-
-
-def build_sampler(settings: StudySpec, seed: int, told: int) -> optuna.samplers.BaseSampler:
-    """The sampler of the settings; `told` trials are in the study already."""
     fresh = (seed + told) % 2**32
     if settings.searcher in ("random", "grid"):  # a grid's values are all enqueued
         return optuna.samplers.RandomSampler(seed=fresh)
@@ -240,7 +274,7 @@ def build_sampler(settings: StudySpec, seed: int, told: int) -> optuna.samplers.
         ),
         "gp": lambda: optuna.samplers.GPSampler(seed=fresh),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=fresh),
-        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=(seed + rebuilt) % 2**32, scramble=True),
     }
     return samplers[settings.sampler]()
 
@@ -250,7 +284,7 @@ def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePr
 
     Resources are evaluations. The pruner's state is in the study, so that it survives the driver.
     """
-    grace = max(1, math.ceil(settings.grace_period * evaluations))
+    grace = grace_of(settings, evaluations)
     if settings.scheduler == "asha":
         return optuna.pruners.SuccessiveHalvingPruner(
             min_resource=grace, reduction_factor=settings.reduction_factor
@@ -258,3 +292,8 @@ def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePr
     if settings.scheduler == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace)
     return optuna.pruners.NopPruner()
+
+
+def grace_of(settings: StudySpec, evaluations: int) -> int:
+    """Evaluations before a trial can be stopped."""
+    return max(1, math.ceil(settings.grace_period * evaluations))
