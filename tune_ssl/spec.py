@@ -165,6 +165,11 @@ class ComputeSpec(Spec):
 
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    accumulate: Size = Field(
+        1,
+        description="equal parts that a batch goes through the network in, one after another: less memory "
+        "for the same step, but BatchNorm normalises each part by itself",
+    )
     channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
     cache: bool = Field(True, description="reuse pretrained networks whose every cause is equal")
 
@@ -231,6 +236,15 @@ class StudySpec(Spec):
     optuna_storage: str = Field(
         "journal", description="journal: a file in the run folder; else a database URL"
     )
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _share_or_whole(cls, gpus: float | str) -> float | str:
+        if isinstance(gpus, float) and gpus > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"is {gpus}, but must be a share of one GPU up to 1, or a whole number"
+            )
+        return gpus
 
     @field_validator("finalist_seeds", "seeds")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tune_ssl.data.batch import Batch
 from tune_ssl.data.loading import Data, Loader
 from tune_ssl.errors import Problem, UserError
 from tune_ssl.methods.base import Ratio, Stage
@@ -70,6 +71,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
         self.weights = dict(spec.losses.items())
+        self.parts = spec.compute.accumulate
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
         self.diagnostics: dict[str, Tensor] = {}  # sums over steps of (part, whole)
         self.reported = 0
@@ -130,6 +132,20 @@ class Stepper:
                 labeled=tuple(map(to_channels_last, batch.labeled)),
                 unlabeled=tuple(map(to_channels_last, batch.unlabeled)),
             )
+        for _, optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        parts = split(batch, self.parts)
+        # The gradients of the parts add up, each a mean over a part: together the mean over the batch.
+        losses = [self._part(part, factors) for part in parts]
+        norm = self._descend()
+        self.step += 1
+        self.average.update()
+        means = losses[0] if len(parts) == 1 else torch.stack(losses).mean(dim=0)
+        guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
+        self.guard.add(torch.cat([means, guarded[None]]), self.before + self.step)
+
+    def _part(self, batch: Batch, factors: dict[str, float]) -> Tensor:
+        """Add the gradients of a part of the batch; its raw losses, in the order of the stage's terms."""
         try:
             with self.autocast():
                 out = self.stage.step(self.network, batch)
@@ -140,33 +156,28 @@ class Stepper:
         check_output(self.stage, out)
         # A term that counts nothing can still be NaN: it must not reach the sum as 0 x NaN.
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
-        if isinstance(total, Tensor) and total.requires_grad:
-            norm = self._descend(total)
-        else:  # every term is ramped to 0
-            norm = torch.zeros((), device=self.device)
-        self.step += 1
-        self.average.update()
-        losses = [
-            out.losses[t].detach().float()
-            if factors[t] > 0
-            else out.losses[t].detach().float().nan_to_num()
-            for t in self.stage.loss_terms
-        ]
-        guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
-        self.guard.add(torch.stack([*losses, guarded]), self.before + self.step)
+        if isinstance(total, Tensor) and total.requires_grad:  # else every term is ramped to 0
+            self.scaler.scale(total if self.parts == 1 else total / self.parts).backward()
         for name, value in out.diagnostics.items():
             part, whole = value if isinstance(value, Ratio) else (value, torch.ones_like(value))
             both = torch.stack([part.detach().double(), whole.detach().double()])
             self.diagnostics[name] = (
                 self.diagnostics[name] + both if name in self.diagnostics else both
             )
+        return torch.stack(
+            [
+                out.losses[t].detach().float()
+                if factors[t] > 0
+                else out.losses[t].detach().float().nan_to_num()
+                for t in self.stage.loss_terms
+            ]
+        )
 
-    def _descend(self, total: Tensor) -> Tensor:
-        """The gradient of `total` and each optimizer's step along it; the gradient's norm."""
+    def _descend(self) -> Tensor:
+        """Each optimizer's step along the gradient; its norm, which is 0 where no term counts yet."""
         optimizers = [optimizer for _, optimizer in self.optimizers.values()]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        if all(p.grad is None for p in self.network.parameters()):
+            return torch.zeros((), device=self.device)
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         norm = self._gradient_norm()
@@ -374,6 +385,22 @@ def pick_precision(compute: ComputeSpec, device: torch.device) -> torch.dtype:
             else torch.float32
         )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` batches of equal size, in order; sizes must divide."""
+    if parts == 1:
+        return [batch]
+
+    def cut(images: Tensor) -> tuple[Tensor, ...]:
+        return images.tensor_split(parts)
+
+    labeled, unlabeled = (
+        list(zip(*map(cut, views), strict=True)) or [()] * parts
+        for views in (batch.labeled, batch.unlabeled)
+    )
+    labels, hidden = cut(batch.labels_N), cut(batch.hidden_labels_U)
+    return [Batch(*part) for part in zip(labeled, labels, unlabeled, hidden, strict=True)]
 
 
 def to_channels_last(images: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     problems += _check_names(spec.model_dump())
     if not problems:
         problems += _check_steps(spec)
+        problems += _check_parts(spec)
     if problems:
         raise UserError(problems)
     return spec
@@ -165,6 +166,21 @@ def _check_steps(spec: TrialSpec) -> Iterator[Problem]:
         wanted = "{" + ", ".join(f"{name}: STEPS" for name in names) + "}"
         text = f"is {shown(steps)}, but must be one number, or {wanted} for the method's stages"
         yield Problem(text, "budget.steps")
+
+
+def _check_parts(spec: TrialSpec) -> Iterator[Problem]:
+    """A batch goes through in equal parts, and only where no loss compares its images."""
+    parts, size = spec.compute.accumulate, spec.data.batch_size
+    if parts == 1:
+        return
+    if size % parts:
+        text = f"is {parts}, but must divide data.batch_size, {size}"
+        yield Problem(text, "compute.accumulate")
+    whole = [stage.name for stage in spec.stages() if not stage.splits_batches]
+    if whole:
+        which = f"stage {whole[0]!r} of {spec.method.name}"
+        text = f"is {parts}, but must be 1: {which} needs all images of a batch at once"
+        yield Problem(text, "compute.accumulate")
 
 
 def _with_defaults(name: str, base: type[Spec], parts: Mapping[str, Spec]) -> type[Spec]:

@@ -52,6 +52,10 @@ class Stage(Generic[SpecT]):
 
     A stage that sees no label is kept once trained, and reused where all that shaped it is equal.
     `shaped_without` names the options of the method that only later stages read.
+
+    `splits_batches` says that every loss is a mean over a step's labeled or unlabeled images, each image by
+    itself, and that `step` changes nothing but gradients and BatchNorm: only then is the mean of the gradients
+    of parts that of the whole batch, and `compute.accumulate` may be above 1.
     """
 
     name: ClassVar[str] = "train"
@@ -59,6 +63,7 @@ class Stage(Generic[SpecT]):
     evaluators: ClassVar[tuple[str, ...]] = ("classifier",)
     stand_in: ClassVar[str | None] = None
     shaped_without: ClassVar[tuple[str, ...]] = ()
+    splits_batches: ClassVar[bool] = False
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec

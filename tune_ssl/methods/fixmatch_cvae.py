@@ -47,6 +47,7 @@ class PerturbationStage(Stage[FixMatchCVAESpec]):
     name = "perturbation"
     loss_terms: ClassVar[tuple[str, ...]] = ("reconstruction", "kl")
     evaluators: ClassVar[tuple[str, ...]] = ()
+    splits_batches: ClassVar[bool] = True
     shaped_without: ClassVar[tuple[str, ...]] = (
         *("labeled_view", "threshold", "perturbation", "sigma", "cvae_share"),
     )
@@ -73,6 +74,10 @@ class PerturbationStage(Stage[FixMatchCVAESpec]):
 
 
 class PerturbedStage(FixMatchStage[FixMatchCVAESpec]):
+    @property
+    def splits_batches(self) -> bool:  # type: ignore[override]
+        return self.spec.cvae_share in (0, 1)  # else the share is rounded in each part
+
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         assert previous is not None
         return models.PerturbedClassifier(task, model, previous)

@@ -48,6 +48,7 @@ SpecT = TypeVar("SpecT", bound=KMeansSpec)
 class KMeansStage(SupervisedStage[SpecT]):
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised", "cluster", "augmentation_consistency")
     evaluators: ClassVar[tuple[str, ...]] = ("classifier", "clusters")
+    splits_batches: ClassVar[bool] = False  # the centroids move once in a step, by all its images
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:

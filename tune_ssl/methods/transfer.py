@@ -46,6 +46,7 @@ class FinetuneStage(Stage[SpecT]):
 
     name = "finetune"
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised",)
+    splits_batches: ClassVar[bool] = True
 
     @property
     def labeled_views(self) -> tuple[str, ...]:
