@@ -25,7 +25,7 @@ from tune_ssl.trial import override
 from tune_ssl.variants import Variant, combined, distinct, generated
 
 if TYPE_CHECKING:
-    from optuna.storages import JournalStorage
+    from optuna.storages import BaseStorage
 
 Tell = Callable[[str], None]
 
@@ -85,10 +85,19 @@ class Retuning(StudySource):
 
     phase = records.RETUNE
 
-    def make_cells(self, storage: JournalStorage) -> list[Cell]:
+    def make_cells(self, storage: BaseStorage) -> list[Cell]:
         plan = planned(records.read(self.run / records.TRIALS))
         return [
-            Cell(storage, self.study, index, condition, name, row["config"], row["retune"])
+            Cell(
+                storage,
+                self.prefix,
+                self.study,
+                index,
+                condition,
+                name,
+                row["config"],
+                row["retune"],
+            )
             for index, condition in enumerate(self.study.conditions)
             for name, row in plan.get(condition.id, {}).items()
             if row["retune"]

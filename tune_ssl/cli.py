@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -12,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tune_ssl import commands
+from tune_ssl import commands, submit
 from tune_ssl.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
@@ -21,7 +23,8 @@ from tune_ssl.errors import (
     Stopped,
     UserError,
 )
-from tune_ssl.options import Debug, Plugins, Runs
+from tune_ssl.options import Address, Debug, Plugins, Runs
+from tune_ssl.secrets import STORAGE, Redacting
 
 app = typer.Typer(
     name="tune-ssl",
@@ -33,6 +36,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare datasets and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(commands.app)
+app.add_typer(submit.app)
 
 Overrides = Annotated[
     list[str] | None,
@@ -46,6 +50,11 @@ NoCache = Annotated[
     typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
 ]
 
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Folder or URL (s3://, gs://) that keeps the runs; wins over study.storage."),
+]
+
 
 @app.command()
 def search(
@@ -57,7 +66,9 @@ def search(
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
     runs: Runs = Path("runs"),
+    storage: Storage = None,
     confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
+    address: Address = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
     debug: Debug = False,
@@ -65,24 +76,34 @@ def search(
     """Tune a study's method in each of its conditions, confirm the winners, write the report."""
     from tune_ssl.study import load_study
 
+    _keep_in(storage)
     console = Console()
-    if (study is None) == (resume is None):
-        raise UserError("give either a study's YAML file or --resume RUN")
     if resume is not None:
-        if overrides or name or data_root or no_cache or plugin:
-            text = "a resumed run keeps its name, study, data and plugins: give --resume alone"
-            raise UserError(text)
+        if study or overrides or name or data_root or no_cache:
+            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+        from tune_ssl.plugins import load_plugins
+
+        load_plugins(plugin or ())  # for what has moved
         from tune_ssl.tuning import resume_study
 
-        run = resume_study(resume, runs=runs, confirm=confirm, verbose=verbose, console=console)
+        run = resume_study(
+            resume, runs=runs, confirm=confirm, address=address, verbose=verbose, console=console
+        )
+    elif study is None:
+        raise UserError("give either a study's YAML file or --resume RUN")
     else:
-        assert study is not None
         loaded = load_study(study, _all(overrides, data_root, no_cache), plugin or ())
         chosen = _run_name(name or loaded.settings.name, loaded.name)
         from tune_ssl.tuning import run_study
 
         run = run_study(
-            loaded, name=chosen, runs=runs, confirm=confirm, verbose=verbose, console=console
+            loaded,
+            name=chosen,
+            runs=runs,
+            confirm=confirm,
+            address=address,
+            verbose=verbose,
+            console=console,
         )
     if report:
         _write_report(run, console)
@@ -109,6 +130,8 @@ def ablate(
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of a YAML's run folder.")] = None,
     runs: Runs = Path("runs"),
+    storage: Storage = None,
+    address: Address = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
     debug: Debug = False,
@@ -120,6 +143,7 @@ def ablate(
     """
     from tune_ssl.ablation import Wanted
 
+    _keep_in(storage)
     console = Console()
     rows, switches = _listed("--only", only), _listed("--factorial", factorial)
     wanted = Wanted(rows, auto, switches, tuple(condition or ()))
@@ -129,13 +153,23 @@ def ablate(
 
         loaded = load_study(target, _all(overrides, data_root, no_cache), plugin or ())
         chosen = _run_name(name or loaded.settings.name, f"{loaded.name}-ablation")
-        run = ablate_study(loaded, wanted, name=chosen, runs=runs, verbose=verbose, console=console)
+        run = ablate_study(
+            loaded,
+            wanted,
+            name=chosen,
+            runs=runs,
+            address=address,
+            verbose=verbose,
+            console=console,
+        )
     else:
         if overrides or name or data_root or no_cache or plugin:
             raise UserError("a run keeps its name, study, data and plugins: give it alone")
         from tune_ssl.tuning import ablate_run
 
-        run = ablate_run(target, wanted, runs=runs, verbose=verbose, console=console)
+        run = ablate_run(
+            target, wanted, runs=runs, address=address, verbose=verbose, console=console
+        )
     if report:
         _write_report(run, console)
 
@@ -287,6 +321,12 @@ def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = Fa
     return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
 
 
+def _keep_in(storage: str | None) -> None:
+    """--storage is for this command what the variable is for all: it wins over the study's file."""
+    if storage is not None:
+        os.environ[STORAGE] = storage
+
+
 def _run_name(given: str | None, otherwise: str) -> str:
     """The run folder's name: the given one, checked, or one with the time in it."""
     from datetime import datetime
@@ -300,8 +340,11 @@ def _run_name(given: str | None, otherwise: str) -> str:
 
 def _write_report(run: Path, console: Console) -> None:
     from analysis.report import write_report
+    from tune_ssl.mirror import mirror_of
 
     page = write_report([run], run / "report")
+    if mirror := mirror_of(run):
+        mirror.push()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
@@ -334,6 +377,12 @@ def main() -> None:
     """Entry point: a user's mistakes are one line each on stderr and exit code 2, no traceback."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGINT, _interrupt)
+    out, err = Redacting(sys.stdout), Redacting(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        _main(debug)
+
+
+def _main(debug: bool) -> None:
     try:
         app(prog_name="tune-ssl")
     except UserError as error:
@@ -350,6 +399,9 @@ def main() -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # ours; its traceback goes through what redacts, too
+        traceback.print_exc()
+        sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

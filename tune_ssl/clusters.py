@@ -1,25 +1,57 @@
-"""The Ray that runs the trials: a local one for the time of a command, or a cluster that is there."""
+"""The Ray that runs the trials: a local one for the time of a command, or a cluster that is there.
+
+A cluster is never started, stopped or changed here: we connect to it and leave it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import ray
 
+from tune_ssl.errors import Problem, UserError
+
+TCP_SECONDS = 3.0
+HEALTH_SECONDS = 20.0  # for the question whether it is a Ray cluster that takes our token
+GONE_SECONDS = 20.0  # without an answer before a cluster counts as gone; Ray itself dies at 60
+LOOK_SECONDS = 2.0
+FORM = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
 
 @contextlib.contextmanager
-def cluster(verbose: bool) -> Iterator[None]:
-    """A local Ray for the time of the block, unless this process is connected to one already."""
+def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
+    """A Ray for the time of the block, unless this process is connected to one already.
+
+    `address` is `auto` or HOST:PORT of a cluster, of which this machine is a node; else $RAY_ADDRESS
+    counts, and without it a local Ray is started. UserError where there is no such cluster.
+    """
     quiet_environment()
     ours = not ray.is_initialized()
     if ours:
-        level = logging.INFO if verbose else logging.ERROR
-        ray.init(include_dashboard=False, log_to_driver=verbose, logging_level=level)
+        where = resolved(address or os.environ.get("RAY_ADDRESS") or "local")
+        quiet = {
+            "log_to_driver": verbose,
+            "logging_level": logging.INFO if verbose else logging.ERROR,
+        }
+        if where == "local":
+            ray.init("local", include_dashboard=False, **quiet)
+        else:
+            _refuse_unhealthy(where)
+            try:
+                ray.init(where, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(Problem(f"cannot be connected to: {first}", where=where)) from error
     if not verbose:
         for noisy in ("ray", "ray.tune", "optuna"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -29,6 +61,68 @@ def cluster(verbose: bool) -> Iterator[None]:
         if ours:
             with undisturbed():
                 ray.shutdown()
+
+
+def resolved(address: str) -> str:
+    """HOST:PORT of a cluster, or `local`. UserError for a malformed address, or `auto` without a cluster."""
+    if address == "local":
+        return address
+    if address.startswith("ray://"):
+        host = address.removeprefix("ray://").partition(":")[0] or "HOST"
+        text = (
+            f"is {address!r}, but a driver over Ray Client would leave its run folder on the cluster; from a "
+            f"machine outside the cluster use `tune-ssl submit ... --address http://{host}:8265`, on "
+            f"one of its nodes --address {host}:6379"
+        )
+        raise UserError(Problem(text, "--address"))
+    if address == "auto":
+        from ray._private.utils import read_ray_address
+
+        found = os.environ.get("RAY_ADDRESS") or read_ray_address()
+        if not found or found == "auto":
+            text = "is 'auto', but no cluster runs on this machine: start one or give HOST:PORT"
+            raise UserError(Problem(text, "--address"))
+        address = str(found)
+    match = FORM.fullmatch(address)
+    if not match or not 0 < int(match[2]) < 65536:
+        text = f"is {address!r}, but must be auto or HOST:PORT, such as 10.0.0.1:6379"
+        raise UserError(Problem(text, "--address"))
+    return address
+
+
+def _refuse_unhealthy(where: str) -> None:
+    """UserError, within seconds, unless a Ray cluster answers there and takes our token."""
+    host, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TCP_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(Problem(f"nothing answers there: {reason}", where=where)) from None
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", where]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            Problem("something answers there, but it is no Ray cluster", where=where)
+        ) from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "?").splitlines()[-1]
+        text = (
+            about_token() if "AuthenticationError" in last else f"is no healthy Ray cluster: {last}"
+        )
+        raise UserError(Problem(text, where=where))
+
+
+def about_token() -> str:
+    """Which variable to set for a cluster that did not take our token."""
+    mode, path = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if mode != "token":
+        return (
+            "the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, a copy "
+            "of the token file of its head"
+        )
+    held = f"the file RAY_AUTH_TOKEN_PATH={path}" if path else "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    return f"the cluster refuses the token in {held}: it must be that of its head"
 
 
 @contextlib.contextmanager
@@ -42,6 +136,38 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, a thread looks after the cluster and calls `on_lost(reason)` when it is gone.
+
+    Without its raylet or its head, Ray waits for ever or kills the process without a word.
+    """
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(over, on_lost), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch(over: threading.Event, on_lost: Callable[[str], None]) -> None:
+    node = ray._private.worker._global_node
+    raylet = node.all_processes.get("raylet", [])
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    answered = time.monotonic()
+    while not over.wait(LOOK_SECONDS):
+        if any(info.process.poll() is not None for info in raylet):
+            return on_lost("the raylet of this machine died")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() - answered > GONE_SECONDS:
+                return on_lost(f"its head {host}:{port} does not answer: {error.strerror or error}")
+        else:
+            answered = time.monotonic()
 
 
 def quiet_environment() -> None:

@@ -160,5 +160,17 @@ def tensorboard(
     console.print(f"look at them: tensorboard --logdir {target}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="URL/NAME of a run that `study.storage` keeps.")],
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Copy a run from its storage to --runs, or bring the copy up to date, for report, best, list and all."""
+    from tune_ssl.fetching import fetch_run
+
+    print(f"run: {fetch_run(url, runs)}")
+
+
 def _warn(line: str) -> None:
     print(line, file=sys.stderr)

@@ -6,8 +6,6 @@ says when: the `locked` event comes before the first of its runs.
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -20,7 +18,8 @@ from tune_ssl import records
 from tune_ssl.data.sets import Images, LabeledSet, Piece
 from tune_ssl.data.splits import half_width
 from tune_ssl.data.store import Store, open_test
-from tune_ssl.jobs import Job, checkpoints
+from tune_ssl.errors import Stopped
+from tune_ssl.jobs import Job
 from tune_ssl.records import Record
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.runfolder import validation_count
@@ -109,8 +108,9 @@ class ConfirmSource(RepeatSource):
         try:
             if reason := report.get("model_error"):
                 raise OSError(reason)
-            take_model(self.run, job.trial, self.run / records.MODELS / str(index))
-        except OSError as error:
+            folder = self.run / records.MODELS / str(index)
+            self.checkpoints.take(job.trial, (records.WEIGHTS, records.MODEL), folder)
+        except (OSError, Stopped) as error:
             warnings.warn(f"{job.trial}: its model was not saved: {error}", stacklevel=2)
 
     def _lock(self, condition: Condition, store: Store) -> Record | None:
@@ -141,17 +141,3 @@ class ConfirmSource(RepeatSource):
         }
         records.append(self.run / records.TRIALS, locked, durable=True)
         return locked
-
-
-def take_model(run: Path, trial: str, folder: Path) -> None:
-    """Move the trial's model out of its newest checkpoint; model.json comes last, when all is whole."""
-    found = checkpoints(run, trial, records.MODEL)
-    if not found:
-        raise FileNotFoundError("no checkpoint has it")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (records.WEIGHTS, records.MODEL):
-        temporary = folder / f".{name}"
-        shutil.move(Path(found[0]).with_name(name), temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)

@@ -13,20 +13,15 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from tune_ssl import records
-from tune_ssl.errors import Problem, UserError
-
-if TYPE_CHECKING:
-    from optuna.storages import JournalStorage
+from tune_ssl.errors import UserError
 
 Tell = Callable[[str], None]
 
 READING = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("127.", "localhost", "::1")
-REFUSAL = "tune-ssl shows a run's studies and lets nobody change them"
 
 
 def serve(run: Path, host: str, port: int, tell: Tell) -> None:
@@ -55,28 +50,18 @@ def serve(run: Path, host: str, port: int, tell: Tell) -> None:
 
 def application(run: Path) -> Any:
     """optuna-dashboard as a WSGI application. UserError if the run has no Optuna studies."""
-    journal = run / records.JOURNAL
-    if not journal.exists():
-        raise UserError(Problem(f"has no Optuna studies: there is no {records.JOURNAL}", str(run)))
+    from tune_ssl.studies import open_reading
+
+    storage = open_reading(run)
     from optuna_dashboard import wsgi
 
-    return wsgi(open_reading(journal))
-
-
-def open_reading(journal: Path) -> JournalStorage:
-    """The journal as a storage that raises PermissionError on every change."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    class Reading(JournalFileBackend):
-        def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            raise PermissionError(REFUSAL)
-
-    return JournalStorage(Reading(str(journal)))
+    return wsgi(storage)
 
 
 def read_only(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
     """A WSGI application that answers 403 to every request that is not one for reading."""
+
+    from tune_ssl.reading import REFUSAL
 
     def checked(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] in READING:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl import records
+from tune_ssl.checkpoints import Checkpoints
 from tune_ssl.errors import Stopped
 from tune_ssl.patience import patiently
 from tune_ssl.plugins import Plugin
 from tune_ssl.records import Record
+from tune_ssl.secrets import redact
 from tune_ssl.spec import digest
 from tune_ssl.study import Condition, Study
 from tune_ssl.trial import override
 
-CHECKPOINT = "state.pt"
 BROKEN = "broken"  # status of a report: an exception ended this attempt, not yet the trial
 HOPELESS = 3  # failed trials, and nothing else, after which a phase stops
 
@@ -103,6 +104,7 @@ class JobSource:
         self.on_end: Callable[[Job, str, float | None], None] | None = None
         self.tell: Callable[[str], None] = print
         self.told: set[str] = set()
+        self.checkpoints = Checkpoints(run, study.settings.storage, lambda line: self.tell(line))
 
     # ---- what Ray asks -------------------------------------------------------------------------
 
@@ -163,10 +165,10 @@ class JobSource:
             step=report.get("step"),
             value=value,
             metrics=result,
-            reason=reason,
+            reason=redact(reason) if reason else reason,
             seconds=report.get("seconds"),
             images_seen=report.get("images_seen"),
-            **{key: report[key] for key in ("accumulate",) if report.get(key, 1) != 1},
+            **({"accumulate": parts} if (parts := report.get("accumulate", 1)) != 1 else {}),
         )
         del self.running[job.trial]
         self.reported.discard(job.trial)
@@ -236,7 +238,7 @@ class JobSource:
             checkpoint_seconds=settings.checkpoint_seconds,
             repeats=repeats,
             variant=variant,
-            resume_from=checkpoints(self.run, name),
+            resume_from=self.checkpoints.before(name),
             plugins=self.study.plugins,
         )
 
@@ -277,7 +279,7 @@ class JobSource:
         line: dict[str, Any] = {"number": job.number, "config": job.config, "seed": job.seed}
         line |= {k: v for k in ("repeats", "variant") if (v := getattr(job, k))}
         if reason:
-            line["reason"] = reason
+            line["reason"] = redact(reason)
         self._event(job, event, digest=job.digest, **line)
 
     def _event(self, job: Job, event: str, **fields: Any) -> None:
@@ -294,10 +296,3 @@ class JobSource:
             records.append(path, record, durable=durable)
 
         patiently(write, OSError, f"{path} cannot be written", self.tell)
-
-
-def checkpoints(run: Path, trial: str, file: str = CHECKPOINT) -> tuple[str, ...]:
-    """The trial's checkpoints under the run folder that have the file, newest first."""
-    found = (run / "ray").glob(f"*/{trial}/checkpoint_*/{file}")
-    newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    return tuple(str(path.absolute()) for path in newest)

@@ -13,3 +13,7 @@ Plugins = Annotated[
     typer.Option("--plugin", help="A Python file with methods of your own. Repeatable."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster of which this machine is a node: auto, or HOST:PORT."),
+]

@@ -47,9 +47,10 @@ def load_plugins(files: Iterable[str | Path]) -> tuple[Plugin, ...]:
 def restore_plugins(recorded: Iterable[Plugin], run: str = "the run") -> tuple[Plugin, ...]:
     """Load what a run began with. UserError for each file that is gone, or is another one now.
 
+    A file that has moved is found if it is loaded already from where it is now: `--plugin` names it.
     Methods of the same names that this process knows of another file give way.
     """
-    plugins = tuple(Plugin(*plugin) for plugin in recorded)
+    plugins = tuple(_moved(Plugin(*plugin)) for plugin in recorded)
     problems = []
     for path, began in plugins:
         try:
@@ -60,10 +61,20 @@ def restore_plugins(recorded: Iterable[Plugin], run: str = "the run") -> tuple[P
             problem = "" if now == began else f"its digest is {now} now"
         if problem:
             text = f"began with the plugin {path} of digest {began}, but {problem}"
-            problems.append(Problem(f"{text}; put it back, or start a new run", run))
+            remedy = "put it back, name it with --plugin, or start a new run"
+            problems.append(Problem(f"{text}; {remedy}", run))
     if problems:
         raise UserError(problems)
     return _load((path for path, _ in plugins), replace=True)
+
+
+def _moved(plugin: Plugin) -> Plugin:
+    """The plugin where it was recorded, or else where a loaded file has that content."""
+    with contextlib.suppress(OSError):
+        if digest_of(Path(plugin.path).read_bytes()) == plugin.digest:
+            return plugin
+    found = [path for path, loaded in _loaded.items() if loaded.digest == plugin.digest]
+    return plugin._replace(path=found[-1]) if found else plugin
 
 
 def _load(files: Iterable[str | Path], *, replace: bool) -> tuple[Plugin, ...]:

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import shutil
-import sys
 import warnings
 from functools import cache
 from importlib.metadata import version
@@ -36,6 +34,7 @@ from tune_ssl.data.loading import Data
 from tune_ssl.data.store import cache_folder
 from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
+from tune_ssl.source import source_digest
 from tune_ssl.spec import digest
 from tune_ssl.stepping import pick_precision
 from tune_ssl.trial import TrialSpec
@@ -128,7 +127,7 @@ def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> st
         {
             "stage": [type(stage).__qualname__, stage.name, before],
             "data": [data.store.digest, data.store.flip, hashlib.sha256(unlabeled).hexdigest()],
-            "batch": [spec.data.batch_size, spec.data.mu],
+            "batch": [spec.data.batch_size, spec.data.mu, spec.compute.accumulate],
             "model": spec.model.model_dump(),
             "method": spec.method.model_dump(exclude=set(stage.shaped_without)),
             "losses": {
@@ -167,17 +166,7 @@ def _source_digest(stage: type[Stage[Any]]) -> str:
     """Of this package's source, and of each other file or package that the class comes from."""
     names = {kind.__module__.split(".")[0] for kind in stage.__mro__}
     others = sorted(names - {"builtins", "typing", "tune_ssl"})
-    return digest({"source": [SOURCE, *map(_digest_of, others)]})
+    return digest({"source": [SOURCE, *map(source_digest, others)]})
 
 
-def _digest_of(name: str) -> str:
-    """SHA-256 of all the source of a module or package."""
-    module, hasher = sys.modules[name], hashlib.sha256()
-    folders = getattr(module, "__path__", ())
-    files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
-    for path in files or [Path(inspect.getfile(module))]:
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()
-
-
-SOURCE = _digest_of("tune_ssl")  # as it was loaded: a later edit does not change what runs here
+SOURCE = source_digest()  # as it was loaded: a later edit does not change what runs here

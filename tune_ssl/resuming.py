@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tune_ssl import records
-from tune_ssl.jobs import checkpoints
+from tune_ssl.checkpoints import Checkpoints
 from tune_ssl.listing import book_of, endings
 
 
-def found(run: Path) -> list[str]:
+def found(run: Path, storage: str | None = None) -> list[str]:
     """How far each part is, how its trials ended, and how those go on that have not ended."""
     book = book_of(run)
     done = [f"{stage.done} {stage.ended} of {stage.planned}" for stage in book.stages()]
@@ -18,7 +18,8 @@ def found(run: Path) -> list[str]:
     lines = [f"{run.name}: {', '.join(done)}" + (f" ({', '.join(how)})" if how else "")]
     open_trials = [trial for trial in book.starts if trial not in book.ended]
     if open_trials:
-        saved = sum(bool(checkpoints(run, trial)) for trial in open_trials)
+        checkpoints = Checkpoints(run, storage)
+        saved = sum(bool(checkpoints.before(trial)) for trial in open_trials)
         parts = [f"{saved} go on from a checkpoint"] if saved else []
         parts += [f"{len(open_trials) - saved} begin again"] if saved < len(open_trials) else []
         lines.append(f"{run.name}: {len(open_trials)} trials were running: {', '.join(parts)}")

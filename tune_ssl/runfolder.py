@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from tune_ssl.data.store import Store, prepare
 from tune_ssl.errors import Problem, UserError, nearest
 from tune_ssl.methods import installed
 from tune_ssl.plugins import Plugin, restore_plugins
+from tune_ssl.secrets import redact_value, redacted
 from tune_ssl.study import Condition, Study, study_from
 from tune_ssl.yamlfile import read_yaml
 
@@ -245,6 +247,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
     return {
         "schema": records.SCHEMA,
         "name": name,
+        "id": uuid.uuid4().hex[:12],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "source": str(study.source),
@@ -276,14 +279,14 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
         "git": code_revision(),
         "machine": {"platform": platform.platform(), "processor": platform.machine()},
         "plugins": [plugin._asdict() for plugin in study.plugins],
-        "study": study.resolved(),
+        "study": redacted(study.resolved()),
     }
 
 
 def command_line() -> str:
     import shlex
 
-    return shlex.join(["tune-ssl", *sys.argv[1:]])
+    return shlex.join(["tune-ssl", *map(redact_value, sys.argv[1:])])
 
 
 def _split(store: Store, condition: Condition, seed: int) -> Any:

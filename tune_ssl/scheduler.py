@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_ssl import records
 from tune_ssl.jobs import Job, JobSource, NotPickled
+from tune_ssl.mirror import Mirror
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -52,8 +52,8 @@ class RoutingScheduler(NotPickled, FIFOScheduler):
 class Bookkeeper(NotPickled, tune.Callback):
     """Hears of what no report tells: dead workers. Deletes the checkpoints that nothing will need."""
 
-    def __init__(self, source: JobSource, session: Path) -> None:
-        self.source, self.session = source, session
+    def __init__(self, source: JobSource, session: str, mirror: Mirror | None = None) -> None:
+        self.source, self.session, self.mirror = source, session, mirror
         self.whole: set[tuple[str, str]] = set()  # (trial, folder) of checkpoints that were written
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
@@ -73,17 +73,21 @@ class Bookkeeper(NotPickled, tune.Callback):
         self.whole.add((Job.from_config(trial.config).trial, Path(checkpoint.path).name))
         self._sweep(trial, keep=2)  # the newest may be torn by a power cut
 
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        if self.mirror is not None:
+            self.mirror.mark()
+            if self.mirror.lost is not None:
+                self.source.stop(self.mirror.lost)
+
     def drop_partial(self, trial: Trial) -> None:
         """Delete what a failed checkpoint left: half of one must not take the disk from the records."""
         name = Job.from_config(trial.config).trial
-        for folder in (self.session / name).glob("checkpoint_*"):
-            if (name, folder.name) not in self.whole:
-                shutil.rmtree(folder, ignore_errors=True)
+        whole = {folder for trial, folder in self.whole if trial == name}
+        self.source.checkpoints.drop_partial(self.session, name, whole)
 
     def _sweep(self, trial: Trial, keep: int) -> None:
-        folder = self.session / Job.from_config(trial.config).trial
-        for old in sorted(folder.glob("checkpoint_*"))[: -keep or None]:
-            shutil.rmtree(old, ignore_errors=True)
+        name = Job.from_config(trial.config).trial
+        self.source.checkpoints.sweep(self.session, name, keep)
 
 
 def lost(source: JobSource, trial: Trial, reason: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import shutil
 import tempfile
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from tune_ssl import records
-from tune_ssl.jobs import BROKEN, CHECKPOINT, Job
+from tune_ssl import memory, records, storage
+from tune_ssl.checkpoints import STATE
+from tune_ssl.jobs import BROKEN, Job
 from tune_ssl.lazy import LazyModule
 from tune_ssl.plugins import restore_plugins
 from tune_ssl.scheduler import REPORT
-from tune_ssl.trial import build_trial
+from tune_ssl.spec import digest
+from tune_ssl.trial import TrialSpec, build_trial
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +64,8 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
         status = records.DIVERGED if diverged else records.COLLAPSED
         _send({"status": status, "reason": str(error), **spent})
+    except memory.TooLarge as error:
+        _send({"status": records.FAILED, "reason": str(error)})
     except Exception as error:
         # The driver stops a trial that another attempt would not help, and we do not come back.
         _send({"status": BROKEN, "reason": traceback.format_exc(limit=-8), **kind_of(error)})
@@ -98,21 +103,30 @@ def freeze_libraries() -> None:
 
 def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> None:
     restore_plugins(job.plugins)
-    spec = build_trial(job.spec)
-    state = _newest_state(job)
-    if state is not None:  # the driver may have died before it took the checkpoint's own report
-        _send(json.loads(state["report"]))
-    reports = training.train(spec, resume=state, metric=job.metric, mode=job.mode)
-    with contextlib.closing(reports):  # a stopped trial's thread may be parked: free what it holds
-        _send_each(reports, job, finish, keep)
+
+    def attempt(spec: TrialSpec) -> None:
+        state = _newest_state(job, digest(spec))
+        if state is not None:  # the driver may have died before it took the checkpoint's own report
+            _send(json.loads(state["report"]))
+        reports = training.train(spec, resume=state, metric=job.metric, mode=job.mode)
+        with contextlib.closing(
+            reports
+        ):  # a stopped trial's thread may be parked: free what it holds
+            _send_each(reports, spec, job, finish, keep)
+
+    memory.with_retry(attempt, build_trial(job.spec))
 
 
 def _send_each(
-    reports: Iterable[training.Report], job: Job, finish: Finish | None, keep: Keep | None
+    reports: Iterable[training.Report],
+    spec: TrialSpec,
+    job: Job,
+    finish: Finish | None,
+    keep: Keep | None,
 ) -> None:
     written = time.monotonic()
     for report in reports:
-        plain = _plain(report)
+        plain = _plain(report) | {"accumulate": spec.compute.accumulate}
         if report.last:
             more = finish(report.trained) if finish else {}
             plain |= {"status": records.FINISHED, "result": report.result | more}
@@ -126,7 +140,7 @@ def _send_each(
 
 
 def _save(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    torch.save(state, folder / CHECKPOINT)
+    torch.save(state, folder / STATE)
     return {}
 
 
@@ -186,17 +200,21 @@ def _send(report: dict[str, Any], checkpoint: tune.Checkpoint | None = None) -> 
     tune.report({REPORT: json.dumps(records.plain(report))}, checkpoint=checkpoint)
 
 
-def _newest_state(job: Job) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read: Ray's after a retry, else the killed driver's."""
-    candidates = [Path(path) for path in job.resume_from]
+def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
+    """The newest checkpoint of that spec that can be read: Ray's after a retry, else the killed driver's."""
+    candidates: list[Callable[[], bytes]] = [
+        partial(storage.read, path) for path in job.resume_from
+    ]
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
-        candidates.insert(0, Path(checkpoint.path) / CHECKPOINT)
-    for path in candidates:
+        newest = f"{checkpoint.path}/{STATE}"
+        candidates.insert(0, partial(storage.read_patiently, checkpoint.filesystem, newest))
+    for read in candidates:
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            file = io.BytesIO(read())
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError):
             continue  # torn by the crash: an older one, or the beginning
-        if state.get("spec") == job.digest:
+        if state.get("spec") == spec:
             return state
     return None

@@ -7,8 +7,9 @@ studies and never unpickles anything of Ray's.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,20 +22,22 @@ from rich.console import Console
 
 from tune_ssl import records
 from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
-from tune_ssl.clusters import cluster
+from tune_ssl.clusters import cluster, watched
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
-from tune_ssl.errors import Interrupted, Problem, Stopped, UserError
+from tune_ssl.errors import EXIT_STOPPED, Interrupted, Problem, Stopped, UserError
 from tune_ssl.finalists import FinalistSource
 from tune_ssl.jobs import Job, JobSource
+from tune_ssl.keeping import driving, find_kept, place_new, rejoin
 from tune_ssl.live import LiveTable
+from tune_ssl.mirror import mirror_of
+from tune_ssl.probing import refuse_unfit_nodes
 from tune_ssl.resources import fit_resources
 from tune_ssl.resuming import found
 from tune_ssl.runfolder import (
     check_data,
     command_line,
     create,
-    driver_lock,
     record_splits,
     refuse_existing,
     refuse_other_data,
@@ -44,6 +47,7 @@ from tune_ssl.runfolder import (
 from tune_ssl.scheduler import Bookkeeper, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.spec import StudySpec
+from tune_ssl.studies import check_storage
 from tune_ssl.study import Study
 from tune_ssl.trainable import search_trial
 
@@ -56,6 +60,7 @@ def run_study(
     name: str | None = None,
     runs: Path = RUNS,
     confirm: bool = True,
+    address: str | None = None,
     verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -69,13 +74,17 @@ def run_study(
     if not study.search and study.settings.num_trials > 1:
         text = f"has no key, so that all {study.settings.num_trials} trials would be the same"
         raise UserError(Problem(text, "search", str(study.source)))
+    study, kept = place_new(study, name, runs)
+    runs = kept.runs
     stores = check_data(study)
     refuse_existing(runs / name)
-    with cluster(verbose):
-        fit_resources(study.settings)
+    check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
+    with cluster(verbose, address):
+        console = console or Console()
+        ready(study, stores, runs, console)
         run = create(study, stores, runs, name, command_line())
-        with driver_lock(run):
-            return _carry_on(run, study, stores, confirm, console or Console())
+        with driving(run, kept.place, teller(console)):
+            return _carry_on(run, study, stores, confirm, console)
 
 
 def resume_study(
@@ -83,6 +92,7 @@ def resume_study(
     *,
     runs: Path = RUNS,
     confirm: bool = True,
+    address: str | None = None,
     verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -90,14 +100,18 @@ def resume_study(
 
     Raises as `run_study` does; UserError also when the dataset is not the one the run began with.
     """
-    run, study = reopen(runs, name)
+    kept = find_kept(name, runs)
+    run, study = reopen(kept.runs, name)
     refuse_without_search(run)
+    study, place = rejoin(study, kept)
     console = console or Console()
-    with driver_lock(run):
-        tell(console, found(run))
+    with driving(run, place, teller(console)):
+        tell(console, found(run, study.settings.storage))
+        check_storage(study.settings, run)
         stores = check_data(study)
         refuse_other_data(run, study, stores)
-        with cluster(verbose):
+        with cluster(verbose, address):
+            ready(study, stores, run, console)
             return _carry_on(run, study, stores, confirm, console)
 
 
@@ -107,6 +121,7 @@ def ablate_study(
     *,
     name: str | None = None,
     runs: Path = RUNS,
+    address: str | None = None,
     verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -115,14 +130,18 @@ def ablate_study(
     Raises as `run_study` does; UserError also where a variant does not fit or no row is left.
     """
     name = name or study.name
+    study, kept = place_new(study, name, runs)
+    runs = kept.runs
     stores = check_data(study)
     refuse_existing(runs / name)
+    check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
     Planner(runs / name, study, {}).plan(wanted, lambda _: None, write=False)
-    with cluster(verbose):
-        fit_resources(study.settings)
+    with cluster(verbose, address):
+        console = console or Console()
+        ready(study, stores, runs, console)
         run = create(study, stores, runs, name, command_line())
-        with driver_lock(run):
-            return _ablate(run, study, stores, wanted, console or Console())
+        with driving(run, kept.place, teller(console)):
+            return _ablate(run, study, stores, wanted, console)
 
 
 def ablate_run(
@@ -130,19 +149,32 @@ def ablate_run(
     wanted: Wanted,
     *,
     runs: Path = RUNS,
+    address: str | None = None,
     verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Ablate the chosen configs of a run, or go on with its ablation. Raises as `resume_study` does."""
-    run, study = reopen(runs, name)
+    kept = find_kept(name, runs)
+    run, study = reopen(kept.runs, name)
+    study, place = rejoin(study, kept)
     console = console or Console()
-    with driver_lock(run):
-        tell(console, found(run))
+    with driving(run, place, teller(console)):
+        tell(console, found(run, study.settings.storage))
+        check_storage(study.settings, run)
         stores = check_data(study)
         refuse_other_data(run, study, stores)
         Planner(run, study, {}).plan(wanted, lambda _: None, write=False)
-        with cluster(verbose):
+        with cluster(verbose, address):
+            ready(study, stores, run, console)
             return _ablate(run, study, stores, wanted, console)
+
+
+def ready(study: Study, stores: dict[str, Store], folder: Path, console: Console) -> None:
+    """Say what a trial gets; UserError unless it fits a node and every node can do its work."""
+    fit = fit_resources(study.settings, study.fixed)
+    tell(console, [f"resources: {fit.reason}"])
+    if others := refuse_unfit_nodes(study, stores, folder):
+        tell(console, [f"nodes: this one and {others} more see the same code, data and {folder}"])
 
 
 def _ablate(
@@ -151,12 +183,12 @@ def _ablate(
     settings = study.settings
     with resume_hint(run, "ablate"):
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
-        Planner(run, study, splits).plan(wanted, lambda line: tell(console, [line]))
+        Planner(run, study, splits).plan(wanted, teller(console))
         retuning = Retuning(run, study, splits)
         run_jobs(retuning, search_trial, settings, f"retune {run.name}", console)
         rows = Ablation(run, study, splits)
         run_jobs(rows, search_trial, settings, f"ablate {run.name}", console)
-        tidy(run)
+        tidy(rows)
     return run
 
 
@@ -173,8 +205,12 @@ def _carry_on(
             run_jobs(finalists, search_trial, settings, f"finalists {run.name}", console)
             winners = ConfirmSource(run, study, stores, splits)
             run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
-        tidy(run)
+        tidy(search)
     return run
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    return lambda line: tell(console, [line])
 
 
 def tell(console: Console, lines: Iterable[str]) -> None:
@@ -183,12 +219,12 @@ def tell(console: Console, lines: Iterable[str]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def tidy(run: Path) -> None:
+def tidy(source: JobSource) -> None:
     """Delete Ray's folder, unless a trial of any phase is still to go on from its checkpoint."""
-    events = records.read(run / records.TRIALS)
+    events = records.read(source.run / records.TRIALS)
     begun = {event["trial"] for event in events if event["event"] in records.BEGINNINGS}
     if begun <= set(records.endings(events)):
-        shutil.rmtree(run / "ray", ignore_errors=True)
+        source.checkpoints.clear()
 
 
 def run_jobs(
@@ -206,11 +242,10 @@ def run_jobs(
     """
     if not source.remaining():
         return
-    resources, concurrent = fit_resources(settings)
-    sessions = source.run / "ray"
-    session = f"session-{len(list(sessions.glob('session-*'))) + 1:03d}"
-    source.tell = lambda line: tell(console, [line])
-    bookkeeper = Bookkeeper(source, sessions / session)
+    resources, concurrent, _ = fit_resources(settings, source.study.fixed)
+    source.tell, mirror = teller(console), mirror_of(source.run)
+    session = source.checkpoints.next_session()
+    bookkeeper = Bookkeeper(source, session, mirror)
     try:
         with LiveTable(source, title, console) as table, own_signals():
             tune.Tuner(
@@ -226,7 +261,7 @@ def run_jobs(
                 ),
                 run_config=tune.RunConfig(
                     name=session,
-                    storage_path=str(sessions.absolute()),
+                    **source.checkpoints.for_ray,
                     verbose=0,
                     stop=WhenStopped(source),
                     callbacks=[table, bookkeeper],
@@ -236,6 +271,8 @@ def run_jobs(
     except Exception as error:
         if source.running or source.remaining():  # else only Ray's own last notes are lost
             source.stop(error)
+    if mirror is not None:
+        mirror.flush()
     if source.stopped is not None:
         raise plainly(source.stopped)
     if source.running or source.remaining():  # fit() returns normally after Ctrl-C
@@ -276,11 +313,18 @@ def _terminate(*_: object) -> None:
 
 @contextlib.contextmanager
 def resume_hint(run: Path, command: str) -> Iterator[None]:
-    """Whatever ends the block early tells how to go on."""
+    """Whatever ends the block early tells how to go on, also when the cluster is gone."""
     default = "" if run.parent == RUNS else f" --runs {run.parent}"
     hint = f"what is finished is kept. Go on with: tune-ssl {command} {run.name}{default}"
+
+    def on_lost(reason: str) -> None:
+        # Ray would wait for it for ever. All that counts is on the disk: leave at once.
+        print(f"\nthe cluster is gone: {reason}; {hint}", file=sys.stderr, flush=True)
+        os._exit(EXIT_STOPPED)
+
     try:
-        yield
+        with watched(on_lost):
+            yield
     except Interrupted:
         raise Interrupted(f"interrupted; {hint}") from None
     except Stopped as error:

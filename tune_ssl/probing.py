@@ -1,0 +1,162 @@
+"""Before anything starts on a cluster: can every node do what a trial will need there?
+
+A task on each node says which code and packages it has, whether it sees the run's storage, and
+whether its data is the driver's. It builds the node's data store, so that no trial waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_ssl.data.store import Store, prepare
+from tune_ssl.errors import Problem, UserError
+from tune_ssl.plugins import Plugin, digest_of
+from tune_ssl.source import source_digest
+from tune_ssl.spec import DataSpec
+from tune_ssl.study import Study
+
+PACKAGES = ("torch", "torchvision", "numpy")  # what numbers depend on
+ANSWER_SECONDS = 1800.0  # a node may have to build a large store
+Said = dict[str, Any]
+
+
+def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Path) -> int:
+    """Ask every other node of the cluster; returns how many there are. UserError with all their problems.
+
+    `folder` is where the run is kept: each node must see what the driver writes there, and be seen.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]
+    if not nodes:
+        return 0
+    ours, wanted = facts(study.plugins), _data(study, stores)
+    problems: list[Problem] = []
+    with marked(folder) as marker:
+        asked = [
+            _ask(node["NodeID"], marker, study.plugins, list(wanted.values())) for node in nodes
+        ]
+        for node, task in zip(nodes, asked, strict=True):
+            where = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            try:
+                said = ray.get(task, timeout=ANSWER_SECONDS)
+            except GetTimeoutError:
+                found = [f"has not answered within {ANSWER_SECONDS:.0f} s"]
+            except RayError as error:
+                found = [_why(error)]
+            else:
+                said["stores"] = dict(zip(wanted, said["stores"], strict=True))
+                found = list(_differences(ours, said, stores, marker))
+            problems += [Problem(text, where=where) for text in found]
+    if problems:
+        raise UserError(problems)
+    return len(nodes)
+
+
+def _ask(node: str, marker: Path, plugins: tuple[Plugin, ...], data: list[DataSpec]) -> Any:
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=where)
+    return task.remote(node, str(marker), plugins, data)
+
+
+def answer(node: str, marker: str, plugins: tuple[Plugin, ...], data: list[DataSpec]) -> Said:
+    """What runs on a node: its facts, what it sees of the storage, and the digests of its stores."""
+    said: Said = facts(plugins)
+    try:
+        said["read"] = Path(marker).read_text()
+        Path(f"{marker}-{node}").write_text(node)
+        said["storage"] = None
+    except OSError as error:
+        said["storage"] = error.strerror or str(error)
+    said["node"], said["stores"] = node, []
+    for spec in data:
+        try:
+            said["stores"].append(prepare(spec).digest)
+        except UserError as error:
+            said["stores"].append(error.problems[0])
+    return said
+
+
+def facts(plugins: tuple[Plugin, ...]) -> Said:
+    """The code of this process: versions, a digest of our source, and one of each plugin's file."""
+    found: Said = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["tune_ssl"] = source_digest()[:12]
+    for plugin in plugins:
+        try:
+            found[f"plugin {plugin.path}"] = digest_of(Path(plugin.path).read_bytes())
+        except OSError as error:
+            found[f"plugin {plugin.path}"] = error.strerror or str(error)
+    return found
+
+
+def _differences(
+    ours: Said, theirs: Said, stores: Mapping[str, Store], marker: Path
+) -> Iterator[str]:
+    for name, mine in ours.items():
+        if theirs.get(name) != mine:
+            what = "the source of tune_ssl" if name == "tune_ssl" else name
+            yield f"has another {what} ({theirs.get(name)}, here {mine}): install the same on every node"
+    yield from _unseen(theirs, marker)
+    for condition, digest in theirs["stores"].items():
+        if isinstance(digest, Problem):
+            yield f"cannot prepare the data of condition {condition}: {digest}"
+        elif digest != stores[condition].digest:
+            mine = stores[condition].digest
+            yield f"has other data for condition {condition} (digest {digest}, here {mine})"
+
+
+def _unseen(theirs: Said, marker: Path) -> Iterator[str]:
+    """Nothing where the node and the driver see one folder; else what to do."""
+    remedy = "give --runs a folder that all nodes share, or --storage a URL (s3://, gs://)"
+    if theirs["storage"] is not None:
+        yield f"cannot use {marker.parent}: {theirs['storage']}; {remedy}"
+    elif theirs["read"] != marker.read_text() or not Path(f"{marker}-{theirs['node']}").exists():
+        yield f"has a folder {marker.parent} of its own; {remedy}"
+
+
+def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
+    """condition -> its data, the first condition of each store."""
+    found: dict[Path, tuple[str, DataSpec]] = {}
+    for condition in study.conditions:
+        found.setdefault(stores[condition.id].path, (condition.id, condition.spec.data))
+    return dict(found.values())
+
+
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[Path]:
+    """A small file in `folder` for the time of the block, and whatever nodes put beside it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder.absolute() / f".probe-{socket.gethostname()}-{uuid.uuid4().hex}"
+    try:
+        marker.write_text(uuid.uuid4().hex)
+        yield marker
+    finally:
+        for path in folder.glob(f"{marker.name}*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def _why(error: RayError) -> str:
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if "ModuleNotFoundError" in last:
+        return f"lacks what a trial needs: {last}; install tune-ssl there, as here (Python {sys.version.split()[0]})"
+    return f"cannot run a task: {last}"

@@ -1,0 +1,214 @@
+"""`tune-ssl submit`: the same commands as jobs of a Ray cluster, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tune_ssl.errors import Interrupted, Stopped, UserError
+from tune_ssl.options import Debug
+
+app = typer.Typer()
+submit_app = typer.Typer(invoke_without_command=True)
+app.add_typer(submit_app, name="submit")
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's job server: http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
+    ),
+]
+Following = Annotated[
+    bool, typer.Option("--follow/--no-follow", help="Show the job's log until it ends.")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", help="Name of an environment variable that the job gets too. Repeatable."
+    ),
+]
+Python = Annotated[
+    str, typer.Option(help="The cluster's Python, which has tune-ssl's dependencies.")
+]
+Rest = Annotated[
+    list[str] | None, typer.Argument(help="What the command itself takes.", metavar="ARGUMENTS")
+]
+PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+
+
+@submit_app.callback()
+def submit(
+    context: typer.Context,
+    address: Address = None,
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job's log.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a search or an ablation as a job of a Ray cluster, with the code that is here."""
+    if context.invoked_subcommand is not None:
+        if follow or stop:
+            raise UserError("give --follow JOB or --stop JOB alone")
+        return
+    if (follow is None) == (stop is None):
+        raise UserError(
+            "give a command to submit (search or ablate), or --follow JOB or --stop JOB"
+        )
+    from tune_ssl import submitting
+
+    client = submitting.connect(_needed(address))
+    if stop is not None:
+        ended = submitting.stop(client, stop)
+        print(f"{stop} is stopped" if ended else f"{stop} had ended already")
+    else:
+        assert follow is not None
+        _follow(client, follow, _needed(address))
+
+
+@submit_app.command(context_settings=PASSED_ON)
+def search(
+    context: typer.Context,
+    rest: Rest = None,
+    address: Address = None,
+    follow: Following = True,
+    env: Env = None,
+    python: Python = "python",
+) -> None:
+    """Submit `tune-ssl search ARGUMENTS`: a study's YAML file, overrides, options, or --resume RUN."""
+    _send(context, "search", rest or [], address, follow, env or [], python)
+
+
+@submit_app.command(context_settings=PASSED_ON)
+def ablate(
+    context: typer.Context,
+    rest: Rest = None,
+    address: Address = None,
+    follow: Following = True,
+    env: Env = None,
+    python: Python = "python",
+) -> None:
+    """Submit `tune-ssl ablate ARGUMENTS`: a run of the cluster, or a study's YAML file, and options."""
+    _send(context, "ablate", rest or [], address, follow, env or [], python)
+
+
+def _send(
+    context: typer.Context,
+    name: str,
+    rest: list[str],
+    address: str | None,
+    following: bool,
+    env: list[str],
+    python: str,
+) -> None:
+    from tune_ssl import submitting
+
+    address = _needed(address)
+    command: Any = context.find_root().command
+    asked: Any = command.commands[name].make_context(f"tune-ssl submit {name}", list(rest))
+    given = {
+        key: value
+        for key, value in asked.params.items()
+        if asked.get_parameter_source(key).name == "COMMANDLINE"
+    }
+    variables = submitting.forwarded(env, os.environ)
+    takes_file = "target" if name == "ablate" else "study"
+    path = _study_file(asked.params[takes_file])
+    plugins = [Path(plugin) for plugin in asked.params["plugin"] or ()]
+    kept = _checked(path, plugins, asked.params)
+
+    def shell(staged: submitting.Staged) -> str:
+        files = {"plugin": staged.plugins, takes_file: staged.study}
+        moved = {k: files[k] if files.get(k) else v for k, v in given.items()}
+        options, arguments = _spelt(asked.command, moved)
+        return submitting.entrypoint(python, name, [("--address", "auto"), *options], arguments)
+
+    client = submitting.connect(address)
+    job = submitting.submit(client, shell, path, plugins, variables)
+    print(f"submitted {job} to {address}; its runs are kept in {kept}")
+    if following:
+        _follow(client, job, address)
+    else:
+        print(_how(job, address))
+
+
+def _study_file(target: Any) -> Path | None:
+    """The YAML file that a command was given; None where it was given a run."""
+    return Path(target) if target and str(target).endswith((".yaml", ".yml")) else None
+
+
+def _checked(path: Path | None, plugins: list[Path], asked: Mapping[str, Any]) -> str:
+    """Where the runs are kept. UserError for what can be known here to fail there: a bad study, a lost run."""
+    from tune_ssl import submitting
+
+    places = {"--runs": str(asked["runs"])}
+    if path is not None:
+        from tune_ssl.study import check_name, load_study
+
+        root = asked["data_root"]
+        overrides = [*(asked["overrides"] or ())]
+        overrides += [] if root is None else [f"data.root={json.dumps(root)}"]
+        study = load_study(path, overrides, plugins)
+        check_name(asked["name"] or study.settings.name or study.name)
+        submitting.refuse_local_data(study)
+        if study.settings.storage is not None:
+            places = {"study.storage": study.settings.storage}
+    [(option, place)] = places.items()
+    submitting.refuse_what_is_lost(place, option)
+    return place
+
+
+def _spelt(
+    command: Any, given: Mapping[str, Any]
+) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Options and arguments that a command reads back as the values `given`."""
+    options: list[tuple[str, str | None]] = []
+    arguments: list[str] = []
+    for parameter in command.params:
+        value = given.get(parameter.name)
+        if value is None:
+            continue
+        several = value if isinstance(value, (list, tuple)) else [value]
+        if parameter.param_type_name == "argument":
+            arguments += map(str, several)
+        elif isinstance(value, bool):
+            options.append(((parameter.opts if value else parameter.secondary_opts)[0], None))
+        else:
+            options += [(parameter.opts[0], str(item)) for item in several]
+    return options, arguments
+
+
+def _needed(address: str | None) -> str:
+    if address is None:
+        raise UserError("give --address http://HOST:8265, the cluster's job server")
+    return address.rstrip("/")
+
+
+def _how(job: str, address: str) -> str:
+    ways = ("follow", "stop")
+    return "; ".join(f"{way} it: tune-ssl submit --{way} {job} --address {address}" for way in ways)
+
+
+def _follow(client: Any, job: str, address: str) -> None:
+    """Follow a job to its end, and exit as it did. Ctrl-C leaves it running."""
+    from tune_ssl import submitting
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    try:
+        code = submitting.follow(client, job, write, tell)
+    except Interrupted:
+        raise Interrupted(f"{job} goes on; {_how(job, address)}") from None
+    except Stopped as error:
+        raise Stopped(f"{error}; it may go on; {_how(job, address)}") from None
+    if code:
+        raise typer.Exit(code)
