@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test slow check lint format bench clean
 
 demo: .venv/installed          ## search, confirm and report the embedded default
 	$(BIN)/tune-ssl search search_spaces/simclr.yaml
 
 test: .venv/installed          ## the test suite
 	$(BIN)/python -m pytest
+
+slow: .venv/installed          ## clusters, killed processes, a soak of TUNE_SSL_SOAK_MINUTES (30)
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed          ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tune_ssl.data.batch import Batch
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.supervised import Supervised, SupervisedSpec, SupervisedStage
@@ -16,7 +18,9 @@ from tune_ssl.methods.supervised import Supervised, SupervisedSpec, SupervisedSt
 
 class FaultySpec(SupervisedSpec):
     name: Literal["faulty"] = "faulty"
-    fault: Literal["none", "once", "always", "changing", "bug", "exit", "nan"] = "none"
+    fault: Literal["none", "once", "always", "changing", "bug", "exit", "nan", "hungry", "huge"] = (
+        "none"
+    )
     at: int = 10
 
 
@@ -27,10 +31,13 @@ class FaultyStage(SupervisedStage):
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         self.steps += 1
+        limit = {"hungry": 4, "huge": 0}.get(self.spec.fault, 1 << 20)
+        if len(batch.labels_N) > limit:
+            torch.empty(1 << 50)  # no machine has it
         out = super().step(network, batch)
         if self.spec.fault == "nan" and self.steps >= self.spec.at:
             return StepOutput({k: v * float("nan") for k, v in out.losses.items()}, out.diagnostics)
-        if self.spec.fault != "none" and self.steps == self.spec.at:
+        if self.spec.fault not in ("none", "hungry", "huge") and self.steps == self.spec.at:
             go_wrong(self.spec.fault)
         return out
 

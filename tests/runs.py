@@ -16,7 +16,7 @@ from unittest import mock
 import optuna
 
 from tune_ssl import cli, records
-from tune_ssl.searcher import open_storage
+from tune_ssl.studies import open_reading, study_prefix
 
 COMMAND = [sys.executable, "-m", "tune_ssl.cli"]
 
@@ -127,9 +127,9 @@ def endings(run: Path) -> dict[str, str]:
 
 def optuna_states(run: Path) -> dict[str, list[str]]:
     """condition -> the states of its Optuna trials, by number"""
-    storage = open_storage(run)
+    storage, prefix = open_reading(run), study_prefix(run)
     return {
-        s.study_name: [
+        s.study_name.removeprefix(prefix): [
             t.state.name
             for t in optuna.load_study(study_name=s.study_name, storage=storage).get_trials(
                 deepcopy=False

@@ -208,7 +208,7 @@ def account(run: Path, witness: Path) -> dict[str, int]:
         seen: dict[tuple[str, int], Any] = {}
         for report in (r for r in reports if r["metrics"]):
             key = report["stage"], report["step"]
-            values = {k: v for k, v in report["metrics"].items()}
+            values = records.plain(report["metrics"])
             repeated += key in seen
             check(seen.setdefault(key, values) == values, f"{trial} {key} differs after a resume")
         if ended[trial]["event"] == records.FINISHED:
@@ -216,7 +216,10 @@ def account(run: Path, witness: Path) -> dict[str, int]:
             last = [r["result"] for r in reports if r["status"] == records.FINISHED]
             check(bool(last), f"{trial} is recorded as finished and never was")
             value = ended[trial]["value"]
-            check(all(r[settings.metric] == value for r in last), f"{trial}: another value")
+            check(
+                all(records.plain(r[settings.metric]) == value for r in last),
+                f"{trial}: another value",
+            )
     check(set(ended) <= set(told), "an ending of a trial that never reported")
 
     # The Optuna studies say the same.

@@ -14,6 +14,8 @@ import pytest
 
 from tests.runs import events, finish, start
 from tune_ssl import dashboards, records
+from tune_ssl.reading import REFUSAL
+from tune_ssl.studies import open_reading
 
 ONE = Path("runs/one")
 
@@ -52,7 +54,7 @@ def test_the_dashboard_shows_the_studies_changes_nothing_and_ends_with_130(comma
             with pytest.raises(urllib.error.HTTPError) as refused:
                 asked(path, method)
             assert refused.value.code == 403
-            assert json.loads(refused.value.read()) == {"reason": dashboards.REFUSAL}
+            assert json.loads(refused.value.read()) == {"reason": REFUSAL}
     finally:
         process.send_signal(signal.SIGINT)
     code, out, err = finish(process, 30)
@@ -63,7 +65,7 @@ def test_the_dashboard_shows_the_studies_changes_nothing_and_ends_with_130(comma
 def test_the_storage_itself_refuses_every_change(command):
     import optuna
 
-    storage = dashboards.open_reading(ONE / records.JOURNAL)
+    storage = open_reading(ONE)
     study = optuna.load_study(study_name="data.num_labels=20", storage=storage)
     assert len(study.trials) == 3
     before = content(ONE)

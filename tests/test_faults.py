@@ -31,7 +31,9 @@ fixed:
   budget: {steps: 40, eval_every: 5}
 search:
   method.fault: {choice: [%s]}
-study: {num_trials: 9, searcher: grid, finalists: 1, seeds: [0], checkpoint_seconds: 0, max_concurrent: 2}
+study:
+  {num_trials: 9, searcher: grid, scheduler: none, finalists: 1, seeds: [0],
+   checkpoint_seconds: 0, max_concurrent: 2}
 """
 
 
@@ -61,11 +63,16 @@ def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
     tmp_path, monkeypatch
 ):
     process, run = faulty(
-        tmp_path, monkeypatch, "none, once, always, changing, bug, nan, exit", "--no-confirm"
+        tmp_path,
+        monkeypatch,
+        "none, once, always, changing, bug, nan, exit, hungry, huge",
+        "--no-confirm",
     )
     code, out, err = finish(process)
     assert code == 0, out + err
-    assert reasons(run) == {
+    told = reasons(run)
+    assert told.pop("huge")[0] == records.FAILED
+    assert told == {
         "none": (records.FINISHED, "", 1),
         "once": (records.FINISHED, "", 2),
         "always": (records.FAILED, "RuntimeError: this device is broken", 2),
@@ -77,6 +84,7 @@ def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
             "its worker died more often than study.max_retries allows",
             3,
         ),
+        "hungry": (records.FINISHED, "", 1),  # each batch in two parts
     }
     again = [e["reason"] for e in events(run) if e["event"] == records.RESUMED]
     assert sum("OSError: the network file system is away (faulty.py:" in r for r in again) == 1
@@ -84,8 +92,22 @@ def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
     assert "Traceback" not in err
     # The one that was tried again went on from its checkpoint to the same end as an undisturbed one.
     finished = [e for e in records.endings(events(run)).values() if e["event"] == records.FINISHED]
-    assert len({e["value"] for e in finished}) == 1
-    assert sorted(optuna_states(run)["all"]) == ["COMPLETE"] * 2 + ["FAIL"] * 5
+    assert len({e["value"] for e in finished if "accumulate" not in e}) == 1
+    assert [e["accumulate"] for e in finished if "accumulate" in e] == [2]
+    huge = [
+        e["reason"]
+        for e in records.endings(events(run)).values()
+        if "out of mem" in str(e["reason"])
+    ]
+    assert (
+        len(huge) == 1
+        and huge[0].startswith("out of memory: ")
+        and huge[0].endswith(
+            "also with each batch in 2 parts; halve data.batch_size or data.mu, or give it a device "
+            "with more memory"
+        )
+    )
+    assert sorted(optuna_states(run)["all"]) == ["COMPLETE"] * 3 + ["FAIL"] * 6
 
 
 def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause(

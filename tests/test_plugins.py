@@ -21,7 +21,7 @@ from tune_ssl.errors import UserError
 from tune_ssl.methods import find_method, method_names
 from tune_ssl.methods.base import Ratio, StepOutput
 from tune_ssl.methods.contract import breaches, check_output, file_of
-from tune_ssl.plugins import Plugin, load_plugins, restore_plugins
+from tune_ssl.plugins import Plugin, digest_of, load_plugins, restore_plugins
 from tune_ssl.pretrained import _source_digest
 from tune_ssl.runfolder import reopen
 from tune_ssl.trial import trial_model
@@ -159,7 +159,8 @@ def test_a_plugin_is_searched_killed_and_resumed_by_workers_that_load_it_themsel
     with pytest.raises(UserError) as error:
         reopen(tmp_path / "runs", "p")
     assert str(error.value).endswith(
-        f"{began}it cannot be read now: No such file or directory; put it back, or start a new run"
+        f"{began}it cannot be read now: No such file or directory; put it back, name it with "
+        "--plugin, or start a new run"
     )
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == kept
 
@@ -175,10 +176,16 @@ def test_a_plugin_is_searched_killed_and_resumed_by_workers_that_load_it_themsel
     assert not list(mine.parent.glob("__pycache__"))
 
 
-def test_a_resumed_run_takes_no_plugins(run):
-    code, _, err = run("search", "--resume", "x", "--plugin", EXAMPLE)
-    text = "a resumed run keeps its name, study, data and plugins: give --resume alone\n"
-    assert (code, err) == (2, text)
+def test_a_plugin_that_has_moved_is_found_by_its_content_where_plugin_names_it(run, tmp_path):
+    moved = tmp_path / "moved.py"
+    moved.write_text(GOOD + "# moved\n")
+    recorded = Plugin("/gone/method.py", digest_of(moved.read_bytes()))
+    with pytest.raises(UserError, match="put it back, name it with --plugin"):
+        restore_plugins([recorded])
+    loaded = load_plugins([moved])
+    assert restore_plugins([recorded]) == loaded == (Plugin(str(moved), recorded.digest),)
+    code, _, err = run("search", "--resume", "x", "--plugin", EXAMPLE, "optim.lr=1")
+    assert (code, err) == (2, "a resumed run keeps its name, study and data: give --resume alone\n")
 
 
 @pytest.mark.parametrize("recorded", ["1", "[1]", "[{path: a}]", "[{path: a, digest: 1}]"])
