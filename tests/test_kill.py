@@ -154,10 +154,11 @@ def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
 @pytest.mark.parametrize("torn", ['{"event": "finis', "\x00\x00\x00"])
 def test_a_torn_last_line_is_closed_and_dropped_with_a_warning(tmp_path, torn):
     path = tmp_path / records.TRIALS
-    records.append(path, {"event": "started", "trial": "a"})
+    about = {"phase": "search", "condition": "", "trial": "a"}
+    records.append(path, {"event": "started", **about})
     with open(path, "a") as file:
         file.write(torn)
-    records.append(path, {"event": "finished", "trial": "a", "value": float("nan")})
+    records.append(path, {"event": "finished", **about, "value": float("nan")})
     with pytest.warns(UserWarning, match=r"trials.jsonl: 1 torn line\(s\) dropped"):
         lines = records.read(path)
     assert [line["event"] for line in lines] == ["started", "finished"]

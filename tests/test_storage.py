@@ -45,7 +45,7 @@ def refused(url, where=""):
         ("s3://b/x?bogus=1", "which cannot be read: Unexpected query parameter in S3 URI: 'bogus'"),
         ("s3://b/../x?region=us-east-1", "but must have no '..' in its path"),
         ("file://elsewhere/x", "which cannot be read: Unsupported hostname"),
-        ("abffs://b@c/x", "whose scheme is unknown; did you mean 'abfss'? (known: s3, "),
+        ("abffs://b@c/x", "whose scheme is unknown; did you mean 'abfs'? (known: s3, "),
         ("memory://x/y", "study.storage is 'memory://x/y', whose scheme is unknown"),
         ("mock://x/y", "study.storage is 'mock://x/y', whose scheme is unknown"),
         ("abfs://me:pw@box/x", "is 'abfs://me:***@box/x', but must have no password, which Ray"),
@@ -123,7 +123,7 @@ def places(tmp_path, server):
 @pytest.mark.parametrize("kind", range(4))
 def test_checkpoints_are_listed_swept_taken_and_cleared_wherever_they_are(tmp_path, server, kind):
     url = list(places(tmp_path, server))[kind]
-    run = tmp_path / "runs" / "a#b"
+    run = tmp_path / "runs" / "a.b-1_c"
     run.mkdir(parents=True)
     if url:
         storage.check(storage.place_of(url))

@@ -114,7 +114,7 @@ def test_a_choice_may_be_null(sound):
         ("a: &a {b: *a}\n", "s.yaml:1: the file is not valid YAML: an alias stands for what"),
         (
             "a: 1\nb: !!python/name:os.system {}\n",
-            "s.yaml:2: the file is not valid YAML: could not",
+            "s.yaml:2: the file has a value of the kind 'os.system'; a text needs quotes",
         ),
         (b"a: 1\nb: \x00\n", "s.yaml:2: the file is not valid YAML: unacceptable character #x0000"),
         (b"\xff\xfe\x00", "s.yaml is not a text in UTF-8 (byte 0)"),
