@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.runs import descendants
+from tests.runs import descendants, kill_all
 
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
 READY_SECONDS = 90
@@ -60,10 +59,7 @@ class LocalCluster:
     def kill_node(self, index: int) -> None:
         """kill -9 of everything on a node, at one moment."""
         node = self.nodes[index]
-        for how in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in [node.pid, *descendants(node.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, how)
+        kill_all([node.pid, *descendants(node.pid)])
         node.wait()
 
     def close(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -164,6 +165,15 @@ def descendants(pid: int) -> Iterator[int]:
         for child in parents.get(waiting.pop(), []):
             yield child
             waiting.append(child)
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """kill -9 of all of them at one moment."""
+    victims = list(pids)
+    for how in (signal.SIGSTOP, signal.SIGKILL):
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, how)
 
 
 def trial_workers(pid: int) -> list[int]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import optuna
 
-from tests.runs import COMMAND, descendants, events, optuna_states, trial_workers
+from tests.runs import COMMAND, descendants, events, kill_all, optuna_states, trial_workers
 from tune_ssl import records
 from tune_ssl.runfolder import reopen
 
@@ -134,12 +134,7 @@ class Round:
         else:
             return False
         before = endings_by_line(self.run)
-        for how in (signal.SIGSTOP, signal.SIGKILL):  # all at one moment
-            for victim in victims:
-                try:
-                    os.kill(victim, how)
-                except ProcessLookupError:
-                    continue
+        kill_all(victims)
         self.kills[target] += 1
         after = endings_by_line(self.run)
         if after[: len(before)] != before:

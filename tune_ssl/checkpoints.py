@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tune_ssl import records
 from tune_ssl.patience import patiently
-from tune_ssl.storage import Place, is_url, place_of
+from tune_ssl.storage import Place, folder_of, is_url, place_of
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo
@@ -43,10 +43,7 @@ class Checkpoints:
         """UserError where the URL cannot be used."""
         if self.url is not None:
             return place_of(self.url).at(self.run.name, RAY)
-        from pyarrow.fs import LocalFileSystem
-
-        folder = str((self.run / RAY).absolute())
-        return Place(folder, LocalFileSystem(), folder)
+        return folder_of(str(self.run / RAY))
 
     @property
     def for_ray(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tune_ssl.errors import Problem, UserError
 from tune_ssl.plugins import Plugin, digest_of
 from tune_ssl.source import source_digest
 from tune_ssl.spec import DataSpec
+from tune_ssl.storage import Place, folder_of
 from tune_ssl.study import Study
 
 PACKAGES = ("torch", "torchvision", "numpy")  # what numbers depend on
@@ -32,10 +33,10 @@ ANSWER_SECONDS = 1800.0  # a node may have to build a large store
 Said = dict[str, Any]
 
 
-def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Path) -> int:
+def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Place) -> int:
     """Ask every other node of the cluster; returns how many there are. UserError with all their problems.
 
-    `folder` is where the run is kept: each node must see what the driver writes there, and be seen.
+    `folder` keeps the run: each node must see what the driver writes there, and be seen.
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]
@@ -43,9 +44,10 @@ def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Path) 
         return 0
     ours, wanted = facts(study.plugins), _data(study, stores)
     problems: list[Problem] = []
-    with marked(folder) as marker:
+    with marked(folder) as (marker, content):
         asked = [
-            _ask(node["NodeID"], marker, study.plugins, list(wanted.values())) for node in nodes
+            _ask(node["NodeID"], folder.url, marker, study.plugins, list(wanted.values()))
+            for node in nodes
         ]
         for node, task in zip(nodes, asked, strict=True):
             where = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
@@ -57,28 +59,34 @@ def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Path) 
                 found = [_why(error)]
             else:
                 said["stores"] = dict(zip(wanted, said["stores"], strict=True))
-                found = list(_differences(ours, said, stores, marker))
+                found = list(_differences(ours, said, stores))
+                found += _unseen(said, folder, marker, content)
             problems += [Problem(text, where=where) for text in found]
     if problems:
         raise UserError(problems)
     return len(nodes)
 
 
-def _ask(node: str, marker: Path, plugins: tuple[Plugin, ...], data: list[DataSpec]) -> Any:
+def _ask(node: str, *asked: Any) -> Any:
     where = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=where)
-    return task.remote(node, str(marker), plugins, data)
+    return task.remote(node, *asked)
 
 
-def answer(node: str, marker: str, plugins: tuple[Plugin, ...], data: list[DataSpec]) -> Said:
+def answer(
+    node: str, folder: str, marker: str, plugins: tuple[Plugin, ...], data: list[DataSpec]
+) -> Said:
     """What runs on a node: its facts, what it sees of the storage, and the digests of its stores."""
     said: Said = facts(plugins)
     try:
-        said["read"] = Path(marker).read_text()
-        Path(f"{marker}-{node}").write_text(node)
+        place = folder_of(folder)
+        said["read"] = place.read(marker).decode()
+        place.write(f"{marker}-{node}", iter([node.encode()]))
         said["storage"] = None
     except OSError as error:
         said["storage"] = error.strerror or str(error)
+    except UserError as error:
+        said["storage"] = error.problems[0].text
     said["node"], said["stores"] = node, []
     for spec in data:
         try:
@@ -105,14 +113,11 @@ def facts(plugins: tuple[Plugin, ...]) -> Said:
     return found
 
 
-def _differences(
-    ours: Said, theirs: Said, stores: Mapping[str, Store], marker: Path
-) -> Iterator[str]:
+def _differences(ours: Said, theirs: Said, stores: Mapping[str, Store]) -> Iterator[str]:
     for name, mine in ours.items():
         if theirs.get(name) != mine:
             what = "the source of tune_ssl" if name == "tune_ssl" else name
             yield f"has another {what} ({theirs.get(name)}, here {mine}): install the same on every node"
-    yield from _unseen(theirs, marker)
     for condition, digest in theirs["stores"].items():
         if isinstance(digest, Problem):
             yield f"cannot prepare the data of condition {condition}: {digest}"
@@ -121,13 +126,18 @@ def _differences(
             yield f"has other data for condition {condition} (digest {digest}, here {mine})"
 
 
-def _unseen(theirs: Said, marker: Path) -> Iterator[str]:
+def _unseen(theirs: Said, folder: Place, marker: str, content: str) -> Iterator[str]:
     """Nothing where the node and the driver see one folder; else what to do."""
     remedy = "give --runs a folder that all nodes share, or --storage a URL (s3://, gs://)"
     if theirs["storage"] is not None:
-        yield f"cannot use {marker.parent}: {theirs['storage']}; {remedy}"
-    elif theirs["read"] != marker.read_text() or not Path(f"{marker}-{theirs['node']}").exists():
-        yield f"has a folder {marker.parent} of its own; {remedy}"
+        yield f"cannot use {folder.url}: {theirs['storage']}; {remedy}"
+        return
+    try:
+        back = folder.read(f"{marker}-{theirs['node']}").decode()
+    except OSError:
+        back = ""
+    if (theirs["read"], back) != (content, theirs["node"]):
+        yield f"has a folder {folder.url} of its own; {remedy}"
 
 
 def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
@@ -139,17 +149,19 @@ def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
 
 
 @contextlib.contextmanager
-def marked(folder: Path) -> Iterator[Path]:
-    """A small file in `folder` for the time of the block, and whatever nodes put beside it."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder.absolute() / f".probe-{socket.gethostname()}-{uuid.uuid4().hex}"
+def marked(place: Place) -> Iterator[tuple[str, str]]:
+    """A small file in `place` for the time of the block, by its name and content; nodes put theirs beside it."""
+    folder = Path(place.path)
+    local = place.filesystem.type_name == "local"
+    made = [path for path in (folder, *folder.parents) if local and not path.exists()]
+    name, content = f".probe-{socket.gethostname()}-{uuid.uuid4().hex}", uuid.uuid4().hex
     try:
-        marker.write_text(uuid.uuid4().hex)
-        yield marker
+        place.write(name, iter([content.encode()]))
+        yield name, content
     finally:
-        for path in folder.glob(f"{marker.name}*"):
-            path.unlink(missing_ok=True)
+        for found, _ in place.files():
+            if found.startswith(name):
+                place.delete(found)
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()

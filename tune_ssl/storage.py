@@ -116,6 +116,16 @@ def kept(setting: str | None, runs: Path, where: str = "") -> Kept:
     return Kept(runs, place, text)
 
 
+def folder_of(text: str) -> Place:
+    """The place of a path or a URL. UserError as `place_of`."""
+    if is_url(text):
+        return place_of(text)
+    from pyarrow.fs import LocalFileSystem
+
+    path = str(Path(text).absolute())
+    return Place(path, LocalFileSystem(), path)
+
+
 def place_of(url: str, where: str = "") -> Place:
     """The place that a URL names. UserError, in a bounded time; that it can be used is not sure yet."""
     bare = _without_credentials(url, where)

@@ -47,6 +47,7 @@ from tune_ssl.runfolder import (
 from tune_ssl.scheduler import Bookkeeper, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.spec import StudySpec
+from tune_ssl.storage import Place, folder_of
 from tune_ssl.studies import check_storage
 from tune_ssl.study import Study
 from tune_ssl.trainable import search_trial
@@ -81,7 +82,7 @@ def run_study(
     check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
     with cluster(verbose, address):
         console = console or Console()
-        ready(study, stores, runs, console)
+        ready(study, stores, kept.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
         with driving(run, kept.place, teller(console)):
             return _carry_on(run, study, stores, confirm, console)
@@ -111,7 +112,7 @@ def resume_study(
         stores = check_data(study)
         refuse_other_data(run, study, stores)
         with cluster(verbose, address):
-            ready(study, stores, run, console)
+            ready(study, stores, place or folder_of(str(run)), console)
             return _carry_on(run, study, stores, confirm, console)
 
 
@@ -138,7 +139,7 @@ def ablate_study(
     Planner(runs / name, study, {}).plan(wanted, lambda _: None, write=False)
     with cluster(verbose, address):
         console = console or Console()
-        ready(study, stores, runs, console)
+        ready(study, stores, kept.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
         with driving(run, kept.place, teller(console)):
             return _ablate(run, study, stores, wanted, console)
@@ -165,16 +166,18 @@ def ablate_run(
         refuse_other_data(run, study, stores)
         Planner(run, study, {}).plan(wanted, lambda _: None, write=False)
         with cluster(verbose, address):
-            ready(study, stores, run, console)
+            ready(study, stores, place or folder_of(str(run)), console)
             return _ablate(run, study, stores, wanted, console)
 
 
-def ready(study: Study, stores: dict[str, Store], folder: Path, console: Console) -> None:
+def ready(study: Study, stores: dict[str, Store], folder: Place, console: Console) -> None:
     """Say what a trial gets; UserError unless it fits a node and every node can do its work."""
     fit = fit_resources(study.settings, study.fixed)
     tell(console, [f"resources: {fit.reason}"])
     if others := refuse_unfit_nodes(study, stores, folder):
-        tell(console, [f"nodes: this one and {others} more see the same code, data and {folder}"])
+        tell(
+            console, [f"nodes: this one and {others} more see the same code, data and {folder.url}"]
+        )
 
 
 def _ablate(
