@@ -269,7 +269,7 @@ def test_an_ablation_without_a_search_is_not_resumed_as_one(tmp_path, monkeypatc
             ("--condition", "data.num_labels=2"),
             "--condition is 'data.num_labels=2', but must be a known condition",
         ),
-        (("optim.lr=1",), "a run keeps its name, study, data and plugins: give it alone"),
+        (("optim.lr=1",), "a run keeps its name, study and data: give it alone"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(run, monkeypatch, capsys, arguments, expected):

@@ -95,6 +95,7 @@ def submit(tmp_path, monkeypatch, capsys):
     """`submit("search", "s.yaml")` in a folder with that file -> (exit code, stdout, stderr)"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # and put back, whatever connect() sets
+    monkeypatch.setenv("TUNE_SSL_STORAGE", "there")
     for name in ("s.yaml", "s t.yaml"):
         (tmp_path / name).write_text(STUDY)
     return lambda *arguments: called(monkeypatch, capsys, "submit", *arguments)
@@ -116,8 +117,7 @@ KEPT = ("--runs", "/kept")
         ),
         (
             ("search", "s.yaml", *SERVER, *KEPT, "--data-root", "photos", "data.dataset=folder"),
-            "data.root is 'photos', but must be an absolute folder of the cluster's nodes: images are "
-            "not uploaded",
+            "data.root is 'photos', but must be an absolute folder that each node of the cluster has",
         ),
         (
             ("search", "s.yaml", *SERVER, *KEPT, "optim.lrr=1"),
@@ -130,6 +130,34 @@ KEPT = ("--runs", "/kept")
         (
             ("search", "s.yaml", *SERVER, *KEPT, "--env", "NOT_SET_HERE"),
             "--env names NOT_SET_HERE, but it is not set here",
+        ),
+        (("search", *SERVER, *KEPT), "give either a study's YAML file or --resume RUN"),
+        (
+            ("search", "s.yaml", "--storage", "here", *SERVER, *KEPT),
+            "--storage is 'here', but must be an absolute folder that every node",
+        ),
+        (
+            ("search", "s.yaml", "--env", "TUNE_SSL_STORAGE", *SERVER, *KEPT),
+            "--env TUNE_SSL_STORAGE is 'there', but must be an absolute folder that every node",
+        ),
+        (
+            ("search", "--resume", "x", "--storage", "s3://me:hidden@b/x", *SERVER),
+            "storage has a secret (s3://me:***@b/x), which the job server would show: give it as "
+            "TUNE_SSL_STORAGE or TUNE_SSL_OPTUNA_STORAGE, by --env",
+        ),
+        (
+            (
+                "search",
+                "s.yaml",
+                "study.optuna_storage=postgresql://me:hidden@h/db",
+                *SERVER,
+                *KEPT,
+            ),
+            "study.optuna_storage has a secret (postgresql://me:***@h/db), which the job server",
+        ),
+        (
+            ("search", "--resume", "x", "--plugin", "gone.py", *SERVER, *KEPT),
+            "gone.py",
         ),
         (("search", "s t.yaml", *SERVER, *KEPT), "--name is 's t', but must be up to 100 letters"),
         (
@@ -309,7 +337,7 @@ def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
     assert code == 130 and err.startswith(f"{job} goes on; {hint}")
     following = start(tmp_path, "submit", "--follow", job, *where[:2])
     assert following.stdout.readline()
-    assert submitted("--stop", job, *where[:2]) == (0, f"{job} is stopped\n", "")
+    assert submitted("--stop", job, *where[:2]) == (0, f"{job} is asked to stop\n", "")
     code, _, err = finish(following)
     assert (code, err) == (130, f"{job} was stopped\n")
     assert submitted("--stop", job, *where[:2])[1] == f"{job} had ended already\n"

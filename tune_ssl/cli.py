@@ -163,8 +163,11 @@ def ablate(
             console=console,
         )
     else:
-        if overrides or name or data_root or no_cache or plugin:
-            raise UserError("a run keeps its name, study, data and plugins: give it alone")
+        if overrides or name or data_root or no_cache:
+            raise UserError("a run keeps its name, study and data: give it alone")
+        from tune_ssl.plugins import load_plugins
+
+        load_plugins(plugin or ())  # for what has moved
         from tune_ssl.tuning import ablate_run
 
         run = ablate_run(
@@ -206,12 +209,15 @@ def neighbors(
         Path | None, typer.Option("-o", "--out", help="PNG to write; RUN/neighbors.png if absent.")
     ] = None,
     runs: Runs = Path("runs"),
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Show which validation images a confirmed run's network finds alike."""
     from tune_ssl import neighbors as command
+    from tune_ssl.plugins import load_plugins
     from tune_ssl.runfolder import find_run, run_plugins
 
+    load_plugins(plugin or ())  # for what has moved
     folder = find_run(runs, run)
     run_plugins(folder)
     found = command.find(folder, condition, query, k)

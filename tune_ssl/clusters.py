@@ -38,7 +38,8 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
     quiet_environment()
     ours = not ray.is_initialized()
     if ours:
-        where = resolved(address or os.environ.get("RAY_ADDRESS") or "local")
+        named = os.environ.get("RAY_ADDRESS", "")
+        where = resolved(address) if address else resolved(named or "local", "RAY_ADDRESS")
         quiet = {
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.ERROR,
@@ -63,7 +64,12 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
                 ray.shutdown()
 
 
-def resolved(address: str) -> str:
+def started_here() -> bool:
+    """Whether the Ray that this process is connected to is its own."""
+    return bool(ray._private.worker._global_node.is_head())
+
+
+def resolved(address: str, key: str = "--address") -> str:
     """HOST:PORT of a cluster, or `local`. UserError for a malformed address, or `auto` without a cluster."""
     if address == "local":
         return address
@@ -74,19 +80,19 @@ def resolved(address: str) -> str:
             f"machine outside the cluster use `tune-ssl submit ... --address http://{host}:8265`, on "
             f"one of its nodes --address {host}:6379"
         )
-        raise UserError(Problem(text, "--address"))
+        raise UserError(Problem(text, key))
     if address == "auto":
         from ray._private.utils import read_ray_address
 
         found = os.environ.get("RAY_ADDRESS") or read_ray_address()
         if not found or found == "auto":
             text = "is 'auto', but no cluster runs on this machine: start one or give HOST:PORT"
-            raise UserError(Problem(text, "--address"))
+            raise UserError(Problem(text, key))
         address = str(found)
     match = FORM.fullmatch(address)
     if not match or not 0 < int(match[2]) < 65536:
         text = f"is {address!r}, but must be auto or HOST:PORT, such as 10.0.0.1:6379"
-        raise UserError(Problem(text, "--address"))
+        raise UserError(Problem(text, key))
     return address
 
 
@@ -145,7 +151,12 @@ def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
     Without its raylet or its head, Ray waits for ever or kills the process without a word.
     """
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(over, on_lost), daemon=True)
+
+    def lost(reason: str) -> None:
+        if not over.is_set():
+            on_lost(reason)
+
+    watcher = threading.Thread(target=_watch, args=(over, lost), daemon=True)
     watcher.start()
     try:
         yield

@@ -55,12 +55,15 @@ def best(
         typer.Option("-o", "--out", help="File to write; a folder for a file of each condition."),
     ] = None,
     runs: Runs = Path("runs"),
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Print a condition's winning spec as a study's YAML, for train, check and search."""
     from tune_ssl import winner
+    from tune_ssl.plugins import load_plugins
     from tune_ssl.runfolder import reopen
 
+    load_plugins(plugin or ())  # for what has moved
     folder, study = reopen(runs, run)
     chosen = winner.winners(folder, study, condition, every=out is not None)
     if out is None:
@@ -76,12 +79,15 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; new or empty.")],
     condition: OneCondition = None,
     runs: Runs = Path("runs"),
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Write a confirmed condition's network to a folder of its own, with a card that says what it is."""
     from tune_ssl.exporting import export_model
+    from tune_ssl.plugins import load_plugins
     from tune_ssl.runfolder import find_run
 
+    load_plugins(plugin or ())  # for what has moved
     card = export_model(find_run(runs, run), condition, out)
     Console(highlight=False).print(
         f"model: {out} ({card.condition}, {card.trial})", markup=False, soft_wrap=True

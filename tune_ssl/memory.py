@@ -39,17 +39,19 @@ def smaller(spec: TrialSpec) -> TrialSpec | str:
     return override(spec, {"compute.accumulate": parts})
 
 
-def with_retry(attempt: Callable[[TrialSpec], T], spec: TrialSpec) -> T:
+def with_retry(attempt: Callable[[TrialSpec], T], spec: TrialSpec, *, ran_out: bool = False) -> T:
     """`attempt(spec)`; where memory runs out, everything is freed, and it is tried once with a smaller spec.
 
     The second attempt begins the trial again. What the attempt holds in local variables is gone by then;
-    the caller must hold nothing of it.
+    the caller must hold nothing of it. `ran_out`: the first one was made before, and ran out.
 
     Raises:
         TooLarge: the second attempt ran out of memory, too, or there is no smaller spec.
     """
+    said = ""
     try:
-        return attempt(spec)
+        if not ran_out:
+            return attempt(spec)
     except Exception as error:
         if not out_of_memory(error):
             raise

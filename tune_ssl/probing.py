@@ -7,6 +7,7 @@ whether its data is the driver's. It builds the node's data store, so that no tr
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import socket
 import sys
@@ -21,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_ssl.data.store import Store, prepare
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, UserError, shown
 from tune_ssl.plugins import Plugin, digest_of
 from tune_ssl.source import source_digest
 from tune_ssl.spec import DataSpec
@@ -29,8 +30,30 @@ from tune_ssl.storage import Place, folder_of
 from tune_ssl.study import Study
 
 PACKAGES = ("torch", "torchvision", "numpy")  # what numbers depend on
+# Ray Tune gives these of the driver's to each trial (ray/tune/execution/class_cache.py), so a probe has them too.
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+)
 ANSWER_SECONDS = 1800.0  # a node may have to build a large store
 Said = dict[str, Any]
+
+
+def refuse_local_data(study: Study) -> None:
+    """UserError for a relative data.root: a node reads its own files, and starts in a folder of its own."""
+    problems = {
+        Problem(
+            f"is {shown(root)}, but must be an absolute folder that each node of the cluster has",
+            "data.root",
+            study.where("data.root"),
+        ): None
+        for condition in study.conditions
+        if (root := condition.spec.data.root) and not root.startswith(("/", "~"))
+    }
+    if problems:
+        raise UserError(problems)
 
 
 def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Place) -> int:
@@ -43,10 +66,11 @@ def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Place)
     if not nodes:
         return 0
     ours, wanted = facts(study.plugins), _data(study, stores)
+    ours_too = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
     problems: list[Problem] = []
     with marked(folder) as (marker, content):
         asked = [
-            _ask(node["NodeID"], folder.url, marker, study.plugins, list(wanted.values()))
+            _ask(node["NodeID"], folder.url, marker, study.plugins, list(wanted.values()), ours_too)
             for node in nodes
         ]
         for node, task in zip(nodes, asked, strict=True):
@@ -74,10 +98,16 @@ def _ask(node: str, *asked: Any) -> Any:
 
 
 def answer(
-    node: str, folder: str, marker: str, plugins: tuple[Plugin, ...], data: list[DataSpec]
+    node: str,
+    folder: str,
+    marker: str,
+    plugins: tuple[Plugin, ...],
+    data: list[DataSpec],
+    environment: dict[str, str],
 ) -> Said:
     """What runs on a node: its facts, what it sees of the storage, and the digests of its stores."""
     said: Said = facts(plugins)
+    os.environ.update(environment)
     try:
         place = folder_of(folder)
         said["read"] = place.read(marker).decode()
@@ -150,19 +180,26 @@ def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
 
 @contextlib.contextmanager
 def marked(place: Place) -> Iterator[tuple[str, str]]:
-    """A small file in `place` for the time of the block, by its name and content; nodes put theirs beside it."""
+    """A small file in `place` for the time of the block, by its name and content; nodes put theirs beside it.
+
+    UserError where it cannot be written.
+    """
     folder = Path(place.path)
     local = place.filesystem.type_name == "local"
     made = [path for path in (folder, *folder.parents) if local and not path.exists()]
     name, content = f".probe-{socket.gethostname()}-{uuid.uuid4().hex}", uuid.uuid4().hex
     try:
         place.write(name, iter([content.encode()]))
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(Problem(f"cannot be written: {reason}", place.url)) from None
+    try:
         yield name, content
     finally:
-        for found, _ in place.files():
-            if found.startswith(name):
-                place.delete(found)
-        with contextlib.suppress(OSError):  # not empty
+        with contextlib.suppress(OSError):  # away by now, or a folder that is not empty
+            for found, _ in place.files():
+                if found.startswith(name):
+                    place.delete(found)
             for path in made:
                 path.rmdir()
 

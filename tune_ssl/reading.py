@@ -8,16 +8,22 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL
 
 from tune_ssl.journals import Journal
 
+NO_STUDY = "the run has no such study"
 REFUSAL = "tune-ssl shows a run's studies and lets nobody change them"
 
 
 def _read(name: str) -> Any:
-    def method(self: ReadingStorage, *arguments: Any, **named: Any) -> Any:
-        return getattr(self.inner, name)(*arguments, **named)
+    """A method that asks the inner storage about a study: one of the run's, or there is none of that id."""
+
+    def method(self: ReadingStorage, study_id: int, *arguments: Any, **named: Any) -> Any:
+        if study_id not in {study._study_id for study in self.get_all_studies()}:
+            raise KeyError(NO_STUDY)
+        return getattr(self.inner, name)(study_id, *arguments, **named)
 
     return method
 
@@ -40,14 +46,26 @@ class ReadingStorage(BaseStorage):
     set_study_user_attr = set_study_system_attr = _refuse
     set_trial_param = set_trial_state_values = set_trial_intermediate_value = _refuse
     set_trial_user_attr = set_trial_system_attr = _refuse
-    get_study_id_from_name = _read("get_study_id_from_name")
     get_study_name_from_id = _read("get_study_name_from_id")
     get_study_directions = _read("get_study_directions")
     get_study_user_attrs = _read("get_study_user_attrs")
     get_study_system_attrs = _read("get_study_system_attrs")
-    get_trial = _read("get_trial")
     get_all_trials = _read("get_all_trials")
-    remove_session = _read("remove_session")
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        if not study_name.startswith(self.prefix):
+            raise KeyError(NO_STUDY)
+        return self.inner.get_study_id_from_name(study_name)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        for study in self.get_all_studies():
+            for trial in self.inner.get_all_trials(study._study_id, deepcopy=False):
+                if trial._trial_id == trial_id:
+                    return trial
+        raise KeyError(f"the run has no trial of the id {trial_id}")
+
+    def remove_session(self) -> None:
+        self.inner.remove_session()
 
 
 def reading_journal(path: Path) -> BaseStorage:

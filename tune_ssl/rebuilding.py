@@ -64,6 +64,7 @@ class Book:
     def __init__(self, run: Path, phase: str) -> None:
         self.run = run
         events = [e for e in records.scan(run / records.TRIALS) if e.get("phase") == phase]
+        _refuse_incomplete(run, events)
         self.ends = records.endings(events)
         self.starts: dict[str, Record] = {}
         for event in events:
@@ -100,6 +101,25 @@ class Book:
             end = trials[name].end
             if end and end["event"] == records.FINISHED:  # its last report ends it, and is no value
                 values.pop(len(by_step), None)
+
+
+def _refuse_incomplete(run: Path, events: Iterable[Record]) -> None:
+    """UserError for an event that lacks what every run writes: somebody changed it."""
+    for event in events:
+        ends = event["event"] in records.ENDINGS
+        needed = ("value",) if ends else ("config",) if event["event"] in records.BEGINNINGS else ()
+        for key in needed:
+            if key not in event:
+                text = f"has a record of {event['trial']} ({event['event']}) without {key!r}"
+                raise UserError(Problem(text, str(run / records.TRIALS)))
+
+
+def moment(event: Record) -> datetime | None:
+    """When an event was written; None where its time is no date."""
+    try:
+        return datetime.fromtimestamp(event["time"])
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def state_of(status: str, value: float | None) -> tuple[TrialState, float | None]:
@@ -166,9 +186,9 @@ class Rebuilder:
             **self.params(known),
         )
         if known.start:
-            trial.datetime_start = datetime.fromtimestamp(known.start["time"])
+            trial.datetime_start = moment(known.start)
         if known.end:
-            trial.datetime_complete = datetime.fromtimestamp(known.end["time"])
+            trial.datetime_complete = moment(known.end)
             trial.datetime_start = trial.datetime_start or trial.datetime_complete
         study.add_trial(trial)
 

@@ -8,7 +8,7 @@ import ray
 
 from tune_ssl.errors import Problem, UserError
 from tune_ssl.spec import StudySpec
-from tune_ssl.trial import TrialSpec
+from tune_ssl.study import Study
 
 GIB = 1 << 30
 SMALL = ("small_cnn",)  # encoders that leave most of a GPU idle
@@ -23,15 +23,32 @@ class Fit(NamedTuple):
     reason: str
 
 
-def fit_resources(settings: StudySpec, spec: TrialSpec | None = None) -> Fit:
+def gpu_share(study: Study) -> tuple[float, str]:
+    """What `gpus_per_trial: auto` means for a study where there are GPUs, and the reason."""
+    specs = [condition.spec for condition in study.conditions]
+    if all(spec.compute.device == "cpu" for spec in specs):
+        return 0.0, ", compute.device is cpu"
+    searched = study.search.get("model.encoder")
+    encoders = {
+        *(spec.model.encoder for spec in specs),
+        *(searched.choice or () if searched else ()),
+    }
+    if encoders <= set(SMALL):
+        return SHARE, f", {SMALL[0]} shares a GPU with others"
+    return 1.0, ""
+
+
+def fit_resources(settings: StudySpec, share: tuple[float, str] = (1.0, "")) -> Fit:
     """How the trials of a study lie on the nodes that are alive. UserError if none ever fits one.
 
-    A trial runs on one node: what counts is the largest node, not the sum. `spec` helps to choose
-    where `gpus_per_trial` is `auto`.
+    A trial runs on one node: what counts is the largest node, not the sum. `share` is what
+    `gpus_per_trial: auto` takes where there are GPUs, and why.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _alive()
     wanted = {"cpu": settings.cpus_per_trial}
-    gpus, why = _gpus(settings, spec, any(node.get("GPU") for node in nodes))
+    gpus, why = settings.gpus_per_trial, ""
+    if gpus == "auto":
+        gpus, why = share if any(node.get("GPU") for node in nodes) else (0.0, ", no GPU")
     if gpus:
         wanted["gpu"] = gpus
     if settings.memory_per_trial:
@@ -39,10 +56,7 @@ def fit_resources(settings: StudySpec, spec: TrialSpec | None = None) -> Fit:
     problems = [p for kind in wanted if (p := _too_large(kind, wanted[kind], nodes))]
     if problems:
         raise UserError(problems)
-    each = [
-        min(int(node.get(_ray(kind), 0) / x + 1e-9) for kind, x in wanted.items()) for node in nodes
-    ]
-    fitting = sum(each)
+    fitting = sum(_at_once(node, wanted) for node in nodes)
     if not fitting:
         have = "; ".join(sorted({_shown(node, wanted) for node in nodes}))
         text = f"no node has all that a trial asks for ({_asked(wanted)}): {have}"
@@ -57,17 +71,25 @@ def fit_resources(settings: StudySpec, spec: TrialSpec | None = None) -> Fit:
     return Fit(wanted, concurrent, reason)
 
 
-def _gpus(settings: StudySpec, spec: TrialSpec | None, there: bool) -> tuple[float, str]:
-    """GPUs of a trial, and the reason where they were chosen here."""
-    if settings.gpus_per_trial != "auto":
-        return settings.gpus_per_trial, ""
-    if not there:
-        return 0.0, ", no GPU"
-    if spec is not None and spec.compute.device == "cpu":
-        return 0.0, ", compute.device is cpu"
-    if spec is not None and spec.model.encoder in SMALL:
-        return SHARE, f", {spec.model.encoder} shares a GPU with others"
-    return 1.0, ""
+def find_place(wanted: dict[str, float]) -> str | None:
+    """None while a node that is alive could run a trial, were it idle; else what none of them has."""
+    if any(_at_once(node, wanted) for node in _alive()):
+        return None
+    return _asked(wanted)
+
+
+def _alive() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _at_once(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """How many trials fit a node. One never lies on two GPUs: what a GPU has left over stays idle."""
+    return min(
+        int(node.get("GPU", 0)) * int(1 / amount + 1e-9)
+        if kind == "gpu" and amount < 1
+        else int(node.get(_ray(kind), 0) / amount + 1e-9)
+        for kind, amount in wanted.items()
+    )
 
 
 def _too_large(kind: str, amount: float, nodes: list[dict[str, float]]) -> Problem | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,16 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_ssl import records
+from tune_ssl.errors import Stopped
 from tune_ssl.jobs import Job, JobSource, NotPickled
 from tune_ssl.mirror import Mirror
+from tune_ssl.resources import find_place
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 REPORT = "report"
+LOOK, LONGEST = 30.0, 600.0  # seconds between two looks at the nodes; without one that fits
 
 
 class RoutingScheduler(NotPickled, FIFOScheduler):
@@ -88,6 +92,33 @@ class Bookkeeper(NotPickled, tune.Callback):
     def _sweep(self, trial: Trial, keep: int) -> None:
         name = Job.from_config(trial.config).trial
         self.source.checkpoints.sweep(self.session, name, keep)
+
+
+class Places(NotPickled, tune.Callback):
+    """Stops a run for which no node is left: Tune would wait for one without a word, for ever.
+
+    A cluster that grows by itself, and a node that is started again, have `LONGEST` seconds.
+    """
+
+    def __init__(self, source: JobSource, wanted: dict[str, float]) -> None:
+        self.source, self.wanted = source, wanted
+        self.looked, self.since = time.monotonic(), float("inf")
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        now = time.monotonic()
+        if now - self.looked < LOOK:
+            return
+        self.looked = now
+        missing = find_place(self.wanted)
+        if missing is None:
+            if self.since < now:
+                self.source.tell("a node that can run a trial is there again; going on")
+            self.since = float("inf")
+        elif self.since > now:
+            self.since = now
+            self.source.tell(f"no node that is left has {missing}; waiting for one")
+        elif now - self.since > LONGEST:
+            self.source.stop(Stopped(f"for {LONGEST / 60:.0f} minutes no node had {missing}"))
 
 
 def lost(source: JobSource, trial: Trial, reason: str) -> None:

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tune_ssl.errors import Interrupted, Stopped, UserError
+from tune_ssl.errors import Interrupted, Problem, Stopped, UserError
 from tune_ssl.options import Debug
+from tune_ssl.secrets import OPTUNA_STORAGE, STORAGE, redact_value
 
 app = typer.Typer()
 submit_app = typer.Typer(invoke_without_command=True)
@@ -54,6 +55,7 @@ def submit(
     if context.invoked_subcommand is not None:
         if follow or stop:
             raise UserError("give --follow JOB or --stop JOB alone")
+        context.obj = address
         return
     if (follow is None) == (stop is None):
         raise UserError(
@@ -63,8 +65,8 @@ def submit(
 
     client = submitting.connect(_needed(address))
     if stop is not None:
-        ended = submitting.stop(client, stop)
-        print(f"{stop} is stopped" if ended else f"{stop} had ended already")
+        asked = submitting.stop(client, stop)
+        print(f"{stop} is asked to stop" if asked else f"{stop} had ended already")
     else:
         assert follow is not None
         _follow(client, follow, _needed(address))
@@ -107,7 +109,9 @@ def _send(
 ) -> None:
     from tune_ssl import submitting
 
-    address = _needed(address)
+    typed = context.get_parameter_source("address")
+    own = typed is not None and typed.name == "COMMANDLINE"
+    address = _needed(address if own else context.obj)
     command: Any = context.find_root().command
     asked: Any = command.commands[name].make_context(f"tune-ssl submit {name}", list(rest))
     given = {
@@ -117,9 +121,10 @@ def _send(
     }
     variables = submitting.forwarded(env, os.environ)
     takes_file = "target" if name == "ablate" else "study"
-    path = _study_file(asked.params[takes_file])
+    path = _study_file(name, asked.params)
     plugins = [Path(plugin) for plugin in asked.params["plugin"] or ()]
-    kept = _checked(path, plugins, asked.params)
+    kept = _checked(path, plugins, asked.params, variables)
+    _refuse_secrets(given)
 
     def shell(staged: submitting.Staged) -> str:
         files = {"plugin": staged.plugins, takes_file: staged.study}
@@ -136,17 +141,25 @@ def _send(
         print(_how(job, address))
 
 
-def _study_file(target: Any) -> Path | None:
-    """The YAML file that a command was given; None where it was given a run."""
-    return Path(target) if target and str(target).endswith((".yaml", ".yml")) else None
+def _study_file(command: str, asked: Mapping[str, Any]) -> Path | None:
+    """The YAML file that a command was given; None where it was given a run. UserError for neither."""
+    if command == "search":
+        if (asked["study"] is None) == (asked["resume"] is None):
+            raise UserError("give either a study's YAML file or --resume RUN")
+        return asked["study"] and Path(asked["study"])
+    target = str(asked["target"])
+    return Path(target) if target.endswith((".yaml", ".yml")) else None
 
 
-def _checked(path: Path | None, plugins: list[Path], asked: Mapping[str, Any]) -> str:
+def _checked(
+    path: Path | None, plugins: list[Path], asked: Mapping[str, Any], variables: Mapping[str, str]
+) -> str:
     """Where the runs are kept. UserError for what can be known here to fail there: a bad study, a lost run."""
     from tune_ssl import submitting
 
-    places = {"--runs": str(asked["runs"])}
+    option, place = "--runs", str(asked["runs"])
     if path is not None:
+        from tune_ssl.probing import refuse_local_data
         from tune_ssl.study import check_name, load_study
 
         root = asked["data_root"]
@@ -154,12 +167,38 @@ def _checked(path: Path | None, plugins: list[Path], asked: Mapping[str, Any]) -
         overrides += [] if root is None else [f"data.root={json.dumps(root)}"]
         study = load_study(path, overrides, plugins)
         check_name(asked["name"] or study.settings.name or study.name)
-        submitting.refuse_local_data(study)
-        if study.settings.storage is not None:
-            places = {"study.storage": study.settings.storage}
-    [(option, place)] = places.items()
+        refuse_local_data(study)
+        settings = study.settings
+        _refuse_secrets(
+            {"study.storage": settings.storage, "study.optuna_storage": settings.optuna_storage}
+        )
+        if settings.storage is not None:
+            option, place = "study.storage", settings.storage
+    elif plugins:
+        from tune_ssl.plugins import load_plugins
+
+        load_plugins(plugins)
+    if STORAGE in variables:
+        option, place = f"--env {STORAGE}", variables[STORAGE]
+    if asked["storage"] is not None:
+        option, place = "--storage", asked["storage"]
     submitting.refuse_what_is_lost(place, option)
-    return place
+    return redact_value(place)
+
+
+def _refuse_secrets(given: Mapping[str, Any]) -> None:
+    """UserError for a password in what the job server would store, and show to whoever may ask it."""
+    problems = []
+    for key, value in given.items():
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if text is not None and redact_value(str(text)) != str(text):
+                hidden = (
+                    f"has a secret ({redact_value(str(text))}), which the job server would show: give it as "
+                    f"{STORAGE} or {OPTUNA_STORAGE}, by --env"
+                )
+                problems.append(Problem(hidden, key))
+    if problems:
+        raise UserError(problems)
 
 
 def _spelt(

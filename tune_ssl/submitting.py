@@ -23,7 +23,6 @@ from urllib.parse import urlsplit
 
 from tune_ssl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Problem, Stopped, UserError, shown
 from tune_ssl.patience import patiently
-from tune_ssl.study import Study
 
 PACKAGES = ("tune_ssl", "analysis")
 SOURCES = (".py", ".typed", ".html", ".css", ".js", ".j2", ".txt", ".json")
@@ -93,21 +92,6 @@ def refuse_what_is_lost(place: str, option: str) -> None:
             " or a URL: Ray deletes the folder in which a job runs"
         )
         raise UserError(Problem(text, option))
-
-
-def refuse_local_data(study: Study) -> None:
-    """UserError for a relative data.root: images are not uploaded, the nodes read their own ones."""
-    problems = {
-        Problem(
-            f"is {shown(root)}, but must be an absolute folder of the cluster's nodes: images are not uploaded",
-            "data.root",
-            study.where("data.root"),
-        ): None
-        for condition in study.conditions
-        if (root := condition.spec.data.root) and not root.startswith(("/", "~"))
-    }
-    if problems:
-        raise UserError(problems)
 
 
 def forwarded(names: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -235,7 +219,7 @@ def job_info(client: Any, job: str) -> Any:
     """What the server knows of a job. UserError if it knows none of that name."""
     try:
         return client.get_job_info(job)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         if "404" not in str(error):
             raise Stopped(f"{_silent(job)}: {str(error).splitlines()[0]}") from error
         text = f"is {shown(job)}, but the cluster has no job of that name"
@@ -265,6 +249,9 @@ def _exit_code(info: Any, job: str, tell: Tell) -> int:
 
 
 def stop(client: Any, job: str) -> bool:
-    """Ask the cluster to end a job. False if it had ended before."""
+    """Ask the cluster to end a job. False if it had ended before. UserError, Stopped as `job_info`."""
     job_info(client, job)
-    return bool(client.stop_job(job))
+    try:
+        return bool(client.stop_job(job))
+    except (OSError, RuntimeError) as error:
+        raise Stopped(f"{_silent(job)}: {str(error).splitlines()[0]}") from error

@@ -10,6 +10,7 @@ import gc
 import importlib
 import io
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 
 from tune_ssl import memory, records, storage
@@ -56,6 +58,10 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
     to that report itself, and what it writes into the folder goes with it as a checkpoint.
     """
     torch.set_num_threads(max(1, int(job.cpus)))
+    if (
+        ray.is_initialized() and not ray.get_gpu_ids()
+    ):  # it was given none: a cluster's Ray shows all
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     freeze_libraries()
     try:
         _train_and_report(job, finish, keep)
@@ -114,7 +120,10 @@ def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> Non
         ):  # a stopped trial's thread may be parked: free what it holds
             _send_each(reports, spec, job, finish, keep)
 
-    memory.with_retry(attempt, build_trial(job.spec))
+    spec = build_trial(job.spec)
+    less = memory.smaller(spec)
+    ran_out = not isinstance(less, str) and _newest_state(job, digest(less)) is not None
+    memory.with_retry(attempt, spec, ran_out=ran_out)
 
 
 def _send_each(

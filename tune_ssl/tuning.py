@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from rich.console import Console
 
 from tune_ssl import records
 from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
-from tune_ssl.clusters import cluster, watched
+from tune_ssl.clusters import cluster, started_here, watched
 from tune_ssl.confirm import ConfirmSource, confirm_trial
 from tune_ssl.data.store import Store
 from tune_ssl.errors import EXIT_STOPPED, Interrupted, Problem, Stopped, UserError
@@ -31,8 +33,8 @@ from tune_ssl.jobs import Job, JobSource
 from tune_ssl.keeping import driving, find_kept, place_new, rejoin
 from tune_ssl.live import LiveTable
 from tune_ssl.mirror import mirror_of
-from tune_ssl.probing import refuse_unfit_nodes
-from tune_ssl.resources import fit_resources
+from tune_ssl.probing import refuse_local_data, refuse_unfit_nodes
+from tune_ssl.resources import fit_resources, gpu_share
 from tune_ssl.resuming import found
 from tune_ssl.runfolder import (
     check_data,
@@ -44,7 +46,7 @@ from tune_ssl.runfolder import (
     refuse_without_search,
     reopen,
 )
-from tune_ssl.scheduler import Bookkeeper, RoutingScheduler, WhenStopped
+from tune_ssl.scheduler import Bookkeeper, Places, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.spec import StudySpec
 from tune_ssl.storage import Place, folder_of
@@ -82,10 +84,10 @@ def run_study(
     check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
     with cluster(verbose, address):
         console = console or Console()
-        ready(study, stores, kept.place or folder_of(str(runs)), console)
+        fitted = ready(study, stores, kept.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
         with driving(run, kept.place, teller(console)):
-            return _carry_on(run, study, stores, confirm, console)
+            return _carry_on(run, fitted, stores, confirm, console, address)
 
 
 def resume_study(
@@ -112,8 +114,8 @@ def resume_study(
         stores = check_data(study)
         refuse_other_data(run, study, stores)
         with cluster(verbose, address):
-            ready(study, stores, place or folder_of(str(run)), console)
-            return _carry_on(run, study, stores, confirm, console)
+            study = ready(study, stores, place or folder_of(str(run)), console)
+            return _carry_on(run, study, stores, confirm, console, address)
 
 
 def ablate_study(
@@ -139,10 +141,10 @@ def ablate_study(
     Planner(runs / name, study, {}).plan(wanted, lambda _: None, write=False)
     with cluster(verbose, address):
         console = console or Console()
-        ready(study, stores, kept.place or folder_of(str(runs)), console)
+        fitted = ready(study, stores, kept.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
         with driving(run, kept.place, teller(console)):
-            return _ablate(run, study, stores, wanted, console)
+            return _ablate(run, fitted, stores, wanted, console, address)
 
 
 def ablate_run(
@@ -166,25 +168,37 @@ def ablate_run(
         refuse_other_data(run, study, stores)
         Planner(run, study, {}).plan(wanted, lambda _: None, write=False)
         with cluster(verbose, address):
-            ready(study, stores, place or folder_of(str(run)), console)
-            return _ablate(run, study, stores, wanted, console)
+            study = ready(study, stores, place or folder_of(str(run)), console)
+            return _ablate(run, study, stores, wanted, console, address)
 
 
-def ready(study: Study, stores: dict[str, Store], folder: Place, console: Console) -> None:
-    """Say what a trial gets; UserError unless it fits a node and every node can do its work."""
-    fit = fit_resources(study.settings, study.fixed)
+def ready(study: Study, stores: dict[str, Store], folder: Place, console: Console) -> Study:
+    """Say what a trial gets, and return the study with that decided.
+
+    UserError unless it fits a node and every node can do its work.
+    """
+    if not started_here():
+        refuse_local_data(study)
+    fit = fit_resources(study.settings, gpu_share(study))
     tell(console, [f"resources: {fit.reason}"])
     if others := refuse_unfit_nodes(study, stores, folder):
         tell(
             console, [f"nodes: this one and {others} more see the same code, data and {folder.url}"]
         )
+    chosen = {"gpus_per_trial": fit.wanted.get("gpu", 0.0)}
+    return replace(study, settings=study.settings.model_copy(update=chosen))
 
 
 def _ablate(
-    run: Path, study: Study, stores: dict[str, Store], wanted: Wanted, console: Console
+    run: Path,
+    study: Study,
+    stores: dict[str, Store],
+    wanted: Wanted,
+    console: Console,
+    address: str | None,
 ) -> Path:
     settings = study.settings
-    with resume_hint(run, "ablate"):
+    with resume_hint(run, "ablate", address):
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         Planner(run, study, splits).plan(wanted, teller(console))
         retuning = Retuning(run, study, splits)
@@ -196,9 +210,14 @@ def _ablate(
 
 
 def _carry_on(
-    run: Path, study: Study, stores: dict[str, Store], confirm: bool, console: Console
+    run: Path,
+    study: Study,
+    stores: dict[str, Store],
+    confirm: bool,
+    console: Console,
+    address: str | None,
 ) -> Path:
-    with resume_hint(run, "search --resume"):
+    with resume_hint(run, "search --resume", address):
         settings = study.settings
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         search = StudySource(run, study, splits)
@@ -245,7 +264,10 @@ def run_jobs(
     """
     if not source.remaining():
         return
-    resources, concurrent, _ = fit_resources(settings, source.study.fixed)
+    try:
+        resources, concurrent, _ = fit_resources(settings)
+    except UserError as error:
+        raise Stopped(f"what is left of the cluster is too small: {error}") from error
     source.tell, mirror = teller(console), mirror_of(source.run)
     session = source.checkpoints.next_session()
     bookkeeper = Bookkeeper(source, session, mirror)
@@ -267,7 +289,7 @@ def run_jobs(
                     **source.checkpoints.for_ray,
                     verbose=0,
                     stop=WhenStopped(source),
-                    callbacks=[table, bookkeeper],
+                    callbacks=[table, bookkeeper, Places(source, resources)],
                     failure_config=tune.FailureConfig(max_failures=settings.max_retries),
                 ),
             ).fit()
@@ -315,10 +337,12 @@ def _terminate(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def resume_hint(run: Path, command: str) -> Iterator[None]:
+def resume_hint(run: Path, command: str, address: str | None) -> Iterator[None]:
     """Whatever ends the block early tells how to go on, also when the cluster is gone."""
-    default = "" if run.parent == RUNS else f" --runs {run.parent}"
-    hint = f"what is finished is kept. Go on with: tune-ssl {command} {run.name}{default}"
+    again = f"tune-ssl {command} {run.name}"
+    again += "" if run.parent == RUNS else f" --runs {shlex.quote(str(run.parent))}"
+    again += "" if address is None else f" --address {address}"
+    hint = f"what is finished is kept. Go on with: {again}"
 
     def on_lost(reason: str) -> None:
         # Ray would wait for it for ever. All that counts is on the disk: leave at once.
