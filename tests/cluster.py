@@ -44,16 +44,23 @@ class LocalCluster:
 
     def start_head(self) -> None:
         """The head, also again after it was killed, at the same address."""
-        at = ["--head", f"--port={self.port}", "--include-dashboard=false"]
+        at = [
+            "--head",
+            f"--port={self.port}",
+            "--include-dashboard=false",
+            f"--num-cpus={self.cpus}",
+        ]
         head = self._start(2, [*at, f"--temp-dir={self.temporary.name}"])
         self.nodes[:1] = [head]
         self._wait(head, 1)
 
-    def add_node(self, *prefix: str) -> int:
+    def add_node(self, *prefix: str, cpus: int | None = None) -> int:
         """One more node; returns its index. `prefix` is a command that runs the one after it."""
         index = len(self.nodes)
-        self.nodes.append(self._start(2 + index, [f"--address={self.address}"], prefix))
-        self._wait(self.nodes[index], index + 1)
+        has = self.cpus if cpus is None else cpus
+        joined = [f"--address={self.address}", f"--num-cpus={has}"]
+        self.nodes.append(self._start(2 + index, joined, prefix))
+        self._wait(self.nodes[index], sum(node.poll() is None for node in self.nodes))
         return index
 
     def kill_node(self, index: int) -> None:
@@ -71,7 +78,7 @@ class LocalCluster:
     def _start(
         self, host: int, arguments: list[str], prefix: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
-        given = [f"--node-ip-address=127.0.0.{host}", f"--num-cpus={self.cpus}", *arguments]
+        given = [f"--node-ip-address=127.0.0.{host}", *arguments]
         with (self.folder / f"node{host}.log").open("ab") as log:
             return subprocess.Popen(
                 [*prefix, *RAY, *given], env=self.environment, stdout=log, stderr=log

@@ -184,3 +184,39 @@ def test_a_killed_node_costs_no_finished_trial_and_a_killed_head_ends_in_one_lin
     ended = [e["trial"] for e in events(run) if e["event"] in records.ENDINGS]
     assert len(ended) == len(set(ended)) == 6 + 1 and set(done) <= set(ended)
     assert set(endings(run).values()) == {records.FINISHED}
+
+
+@pytest.mark.slow
+def test_a_run_whose_last_node_died_says_so_and_goes_on_when_another_joins(tmp_path):
+    longer = STUDY.replace("steps: 20,", "steps: 2000,").replace(
+        "eval_every: 10", "eval_every: 100"
+    )
+    study = write_study(tmp_path, longer)
+    run = tmp_path / "runs" / "one"
+    with local_cluster(tmp_path / "cluster", cpus=0) as cluster:
+        code, _, err = finish(begin(tmp_path, cluster, "search", study, "--name", "one"))
+        assert (
+            code == 2 and "study.cpus_per_trial is 1, but the largest of 1 nodes has 0 CPU" in err
+        )
+        cluster.add_node(cpus=1)
+        with (tmp_path / "said").open("w+") as out:
+            asked = [*COMMAND, "search", study, "--name", "one", "--no-report"]
+            process = subprocess.Popen(
+                [*asked, "--address", cluster.address],
+                cwd=tmp_path,
+                env={**cluster.environment, "COLUMNS": "120"},
+                stdout=out,
+                stderr=out,
+                text=True,
+            )
+
+            def says(text):
+                return lambda: text in (tmp_path / "said").read_text()
+
+            wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3, 120)
+            cluster.kill_node(1)
+            wait_for(process, says("no node that is left has 1 CPU; waiting for one"), 180)
+            cluster.add_node(cpus=1)
+            wait_for(process, says("a node that can run a trial is there again; going on"), 180)
+            assert process.wait(300) == 0
+    assert set(endings(run).values()) == {records.FINISHED} and len(endings(run)) == 3

@@ -193,3 +193,30 @@ def test_the_runs_own_logs_are_replaced_and_another_folder_must_be_empty(command
     (ONE / records.HISTORY).write_text("")
     assert command("tensorboard", "one", "-o", "new") == (2, "", "runs/one has no history yet\n")
     assert sorted(path.name for path in Path().iterdir()) == ["mine", "runs"]
+
+
+def test_of_a_database_that_runs_share_only_the_runs_own_studies_are_seen(tmp_path):
+    import optuna
+
+    from tune_ssl.reading import ReadingStorage
+
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    for name in ("mine c", "theirs c"):
+        study = optuna.create_study(study_name=name, storage=url)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    whole = optuna.storages.get_storage(url)
+    seen = ReadingStorage(whole, "mine ")
+    mine, theirs = (whole.get_study_id_from_name(name) for name in ("mine c", "theirs c"))
+    assert [study.study_name for study in seen.get_all_studies()] == ["mine c"]
+    own = seen.get_all_trials(mine)
+    assert [seen.get_trial(trial._trial_id).params for trial in own] == [t.params for t in own]
+    foreign = whole.get_all_trials(theirs)[0]._trial_id
+    for ask in (
+        lambda: seen.get_all_trials(theirs),
+        lambda: seen.get_study_name_from_id(theirs),
+        lambda: seen.get_study_user_attrs(theirs),
+        lambda: seen.get_study_id_from_name("theirs c"),
+        lambda: seen.get_trial(foreign),
+    ):
+        with pytest.raises(KeyError, match="the run has no"):
+            ask()

@@ -218,3 +218,11 @@ def test_every_allocators_failure_is_known():
         assert out_of_memory(error), error
     assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not out_of_memory(OSError(12, "Cannot allocate memory"))
+
+
+def test_a_trial_whose_first_attempt_ran_out_before_a_crash_does_not_make_it_again():
+    attempts = []
+    with_retry(
+        lambda spec: attempts.append(spec.compute.accumulate), small_spec("fixmatch"), ran_out=True
+    )
+    assert attempts == [2]

@@ -21,6 +21,7 @@ from tests.studies import STUDY, agree, begun, content, search, source_of
 from tune_ssl import dashboards, journals, patience, records
 from tune_ssl.errors import Stopped, UserError
 from tune_ssl.patient import PatientStorage
+from tune_ssl.rebuilding import Book, moment
 from tune_ssl.spec import StudySpec
 from tune_ssl.studies import check_storage, open_reading, open_storage, study_name
 
@@ -692,3 +693,22 @@ def test_a_real_search_and_confirmation_in_a_database(tmp_path):
     run = run_here(tmp_path, body.replace("study: {", f'study: {{optuna_storage: "{LITE}", '))
     agree(run)
     assert not (run / "optuna.log").exists()
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"event": "finished"}, "has a record of c0-t0000 (finished) without 'value'"),
+        ({"event": "started"}, "has a record of c0-t0000 (started) without 'config'"),
+    ],
+)
+def test_records_that_lack_what_a_study_needs_are_refused(tmp_path, change, expected):
+    about = {"phase": "search", "condition": "c", "trial": "c0-t0000", **change}
+    records.append(tmp_path / records.TRIALS, about)
+    with pytest.raises(UserError, match=re.escape(f"{records.TRIALS} {expected}")):
+        Book(tmp_path, "search")
+
+
+def test_a_time_that_is_no_date_counts_as_none():
+    assert moment({"time": 1e30}) is None and moment({}) is None
+    assert moment({"time": 0.0}) is not None
