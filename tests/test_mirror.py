@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.runs import descendants, events, finish, kill_all, start, wait_for, write_study
+from tests.runs import descendants, endings, events, finish, kill_all, start, wait_for, write_study
 from tests.s3 import S3
 from tune_ssl import records
 from tune_ssl.errors import UserError
@@ -160,3 +160,23 @@ def test_a_run_killed_with_its_folder_goes_on_from_its_copy_and_can_be_fetched(t
     server.empty_into("runs", tmp_path)
     secret = [p for p in tmp_path.rglob("*") if p.is_file() and b"not-a-real" in p.read_bytes()]
     assert secret == []
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_for_a_while_costs_no_trial(tmp_path, server):
+    url = server.url("runs/kept")
+    study = write_study(tmp_path, STUDY)
+    process = start(tmp_path, "search", study, "--name", "one", "--storage", url, "--no-report")
+    run = tmp_path / "runs" / "one"
+    wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3)
+    server.stop()
+    before = len(records.read(run / records.HISTORY))
+    time.sleep(25)  # longer than what one call to S3 is tried for
+    server.start()
+    code, out, err = finish(process, 300)
+    assert code == 0, err
+    assert len(records.read(run / records.HISTORY)) > before
+    assert set(endings(run).values()) == {records.FINISHED} and len(endings(run)) == 3 + 2
+    assert "cannot be written: " in out and "answers again" in out
+    copied = place_of(url).at("one").read(records.TRIALS)
+    assert copied == (run / records.TRIALS).read_bytes()
