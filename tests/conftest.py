@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-CACHE = os.environ.setdefault("TUNE_SSL_CACHE", tempfile.mkdtemp(prefix="tune-ssl-test-cache-"))
+if "TUNE_SSL_CACHE" not in os.environ:
+    os.environ["TUNE_SSL_CACHE"] = tempfile.mkdtemp(prefix="tune-ssl-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["TUNE_SSL_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +55,6 @@ def command(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     """`command("best", "one")` -> exit code, stdout, stderr; in a folder where runs/one is a copy of `confirmed`."""
-    import shutil
-
     from tests.runs import called
 
     shutil.copytree(confirmed, tmp_path / "runs" / "one")
