@@ -18,17 +18,19 @@ lint: .venv/installed          ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test               ## all that CI asks
+check: lint test slow          ## all that CI asks
 
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed         ## measure steps, what a trial costs beyond training, and reports
+bench: .venv/installed         ## measure steps, what a trial costs beyond training, reports, drivers and nodes
 	$(BIN)/python -m benchmarks.step_efficiency
 	$(BIN)/python -m benchmarks.trial_overhead
 	$(BIN)/python -m benchmarks.report_scale
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.driver_cost 100 1000
+	$(BIN)/python -m benchmarks.two_nodes
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -157,7 +157,7 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_ends_all_it_started_and_goes
 ):
     run = tmp_path / "runs" / "one"
     log = tmp_path / "log"
-    port = 10000 + os.getpid() % 500 * 100
+    port = 10000 + os.getpid() % 200 * 100
 
     # The time limit comes near: Slurm sends TERM to the script.
     job = slurm("one")

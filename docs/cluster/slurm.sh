@@ -3,8 +3,8 @@
 #
 #   sbatch --export=ALL,STUDY=$PWD/study.yaml,RUNS=/shared/runs,NAME=demo docs/cluster/slurm.sh
 #
-# RUNS is a folder that all nodes share. Submitted again with the same NAME, the study goes on where it
-# stopped. Set the lines below, and "Environment", to your site's.
+# RUNS is a folder that all nodes share, and the study sets no other study.storage. Submitted again with the
+# same NAME, it goes on where it stopped. Set the lines below, and "Environment", to your site's.
 #SBATCH --job-name=tune-ssl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -22,7 +22,7 @@ set -euo pipefail
 
 # Ports of this job's own in place of Ray's fixed ones, so that several Ray clusters can share a node; the
 # others are free ones of each node.
-base=$((10000 + SLURM_JOB_ID % 500 * 100))
+base=$((10000 + SLURM_JOB_ID % 200 * 100)) # below the range from which Linux takes free ports
 temporary=/tmp/ray-$SLURM_JOB_ID # short, and on each node's own disk
 common=(
   --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
@@ -53,7 +53,8 @@ trap 'finish; exit 130' TERM INT
 on() { # on NODE COMMAND...: become srun of a command on one node; only for subshells
   local node=$1
   shift
-  exec srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" "$@"
+  exec srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --overlap \
+    --nodelist="$node" "$@"
 }
 # shellcheck disable=SC2016  # expanded on the node, not here
 own_ip='$(hostname --ip-address | cut -d" " -f1)'
