@@ -26,7 +26,7 @@ class Problem:
 
     def __str__(self) -> str:
         sentence = f"{self.key} {self.text}" if self.key else self.text
-        return f"{self.where}: {sentence}" if self.where else sentence
+        return printable(f"{self.where}: {sentence}" if self.where else sentence)
 
 
 class UserError(ValueError):
@@ -37,6 +37,13 @@ class UserError(ValueError):
             problems = Problem(problems)
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def printable(text: str) -> str:
+    """One line that moves no cursor and turns no direction: control and format characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

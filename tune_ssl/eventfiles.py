@@ -47,6 +47,9 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
         history.setdefault(report["trial"], []).append(report)
     starts = {e["trial"]: e for e in reversed(events) if e["event"] in records.BEGINNINGS}
     ended = records.endings(events)
+    if strangers := sorted(set(history) - set(starts)):
+        text = f"has reports of {strangers[0]}, which never began in {records.TRIALS}"
+        raise UserError(Problem(text, str(run / records.HISTORY)))
     target = out.absolute()
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
