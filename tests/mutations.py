@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 from tune_ssl import cli
-from tune_ssl.errors import UserError
+from tune_ssl.errors import Stopped, UserError
 
 STUDIES = sorted((Path(__file__).parent.parent / "search_spaces").rglob("*.yaml"))
 SMALL = """\
@@ -339,7 +339,7 @@ def take_up(run: Path, tally: Counter[str]) -> None:
         refuse_other_data(run, study, stores)
         splits = record_splits(run, study, stores, study.settings.tuning_seeds)
         StudySource(run, study, splits).remaining()
-    except UserError:
+    except (UserError, Stopped):
         tally["run folders, taken up: refused"] += 1
     except Exception as error:
         tally["run folders, taken up: broken"] += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -22,6 +22,8 @@ Tell = Callable[[str], None]
 
 READING = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("127.", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1")  # names by which this machine is asked for itself
+FOREIGN = "a dashboard on this machine answers to localhost alone"
 
 
 def serve(run: Path, host: str, port: int, tell: Tell) -> None:
@@ -34,7 +36,7 @@ def serve(run: Path, host: str, port: int, tell: Tell) -> None:
     if find_spec("optuna_dashboard") is None:
         text = "the package optuna-dashboard is not installed; pip install 'tune-ssl[dashboard]'"
         raise UserError(text)
-    app = read_only(application(run))
+    app = read_only(application(run), {*LOCAL, host} if host.startswith(LOOPBACK) else ())
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     except (OSError, OverflowError) as error:
@@ -58,20 +60,38 @@ def application(run: Path) -> Any:
     return wsgi(storage)
 
 
-def read_only(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """A WSGI application that answers 403 to every request that is not one for reading."""
+def read_only(
+    app: Callable[..., Iterable[bytes]], hosts: Collection[str] = ()
+) -> Callable[..., Iterable[bytes]]:
+    """A WSGI application that answers 403 to every request that is not one for reading.
+
+    And, where `hosts` are given, to one for another host: a page of the web whose name was made to lead
+    to this machine would else read the run through its reader's browser.
+    """
 
     from tune_ssl.reading import REFUSAL
 
     def checked(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in READING:
+        foreign = hosts and host_of(environ.get("HTTP_HOST", "")) not in hosts
+        if environ["REQUEST_METHOD"] in READING and not foreign:
             return app(environ, start)
-        body = json.dumps({"reason": REFUSAL}).encode()
+        body = json.dumps({"reason": FOREIGN if foreign else REFUSAL}).encode()
         length = ("Content-Length", str(len(body)))
         start("403 Forbidden", [("Content-Type", "application/json"), length])
         return [body]
 
     return checked
+
+
+def host_of(header: str) -> str:
+    """The name in a Host header, without its port.
+
+    >>> host_of("localhost:8080"), host_of("[::1]:8080")
+    ('localhost', '::1')
+    """
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -186,9 +186,9 @@ class Rebuilder:
             **self.params(known),
         )
         if known.start:
-            trial.datetime_start = moment(known.start)
+            trial.datetime_start = moment(known.start) or trial.datetime_start
         if known.end:
-            trial.datetime_complete = moment(known.end)
+            trial.datetime_complete = moment(known.end) or trial.datetime_complete
             trial.datetime_start = trial.datetime_start or trial.datetime_complete
         study.add_trial(trial)
 

@@ -6,11 +6,12 @@ expanded, have 200,000 values, so that a small file cannot fill the memory.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tune_ssl.errors import Problem, UserError, nearest
@@ -170,6 +171,7 @@ def _text(path: Path) -> str:
 
 
 def _yaml() -> YAML:
+    warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it, and it fills ten lines
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_duplicate_keys = True  # `_walk` reports them all, with their lines
     return yaml
