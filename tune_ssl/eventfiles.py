@@ -50,6 +50,12 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     if strangers := sorted(set(history) - set(starts)):
         text = f"has reports of {strangers[0]}, which never began in {records.TRIALS}"
         raise UserError(Problem(text, str(run / records.HISTORY)))
+    for start in starts.values():
+        records.expect(run / records.TRIALS, start, "config")
+    for ending in ended.values():
+        records.expect(run / records.TRIALS, ending, "value", "step", "time")
+    for report in reports:
+        records.expect(run / records.HISTORY, report, "metrics", "step", "time")
     target = out.absolute()
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -28,6 +28,10 @@ from tune_ssl.errors import Problem, UserError
 from tune_ssl.records import Record
 from tune_ssl.space import Domain
 
+NEEDED = {
+    **dict.fromkeys(records.BEGINNINGS, ("config",)),
+    **dict.fromkeys(records.ENDINGS, ("value",)),
+}
 STATES = {
     records.FINISHED: TrialState.COMPLETE,
     records.STOPPED: TrialState.PRUNED,
@@ -64,7 +68,8 @@ class Book:
     def __init__(self, run: Path, phase: str) -> None:
         self.run = run
         events = [e for e in records.scan(run / records.TRIALS) if e.get("phase") == phase]
-        _refuse_incomplete(run, events)
+        for event in events:
+            records.expect(run / records.TRIALS, event, *NEEDED.get(event["event"], ()))
         self.ends = records.endings(events)
         self.starts: dict[str, Record] = {}
         for event in events:
@@ -101,17 +106,6 @@ class Book:
             end = trials[name].end
             if end and end["event"] == records.FINISHED:  # its last report ends it, and is no value
                 values.pop(len(by_step), None)
-
-
-def _refuse_incomplete(run: Path, events: Iterable[Record]) -> None:
-    """UserError for an event that lacks what every run writes: somebody changed it."""
-    for event in events:
-        ends = event["event"] in records.ENDINGS
-        needed = ("value",) if ends else ("config",) if event["event"] in records.BEGINNINGS else ()
-        for key in needed:
-            if key not in event:
-                text = f"has a record of {event['trial']} ({event['event']}) without {key!r}"
-                raise UserError(Problem(text, str(run / records.TRIALS)))
 
 
 def moment(event: Record) -> datetime | None:

@@ -227,6 +227,14 @@ def latest_galleries(galleries: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
+def expect(path: Path, record: Record, *keys: str) -> None:
+    """UserError for a record of the file `path` that lacks what every run writes: somebody changed it."""
+    for key in keys:
+        if key not in record:
+            about = f"{record.get('trial')} ({record.get('event', 'a report')})"
+            raise UserError(Problem(f"has a record of {about} without {key!r}", str(path)))
+
+
 def endings(events: Iterable[Record]) -> dict[str, Record]:
     """trial -> the event that ended it (the first one: an ending is final)."""
     ended: dict[str, Record] = {}
