@@ -24,25 +24,10 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-CONFIRMED = """
-fixed:
-  data: {dataset: digits, batch_size: 8}
-  model: {feature_dim: 16, hidden_dim: 16}
-  method: {name: supervised}
-  budget: {steps: 40, eval_every: 20}
-conditions:
-  data.num_labels: [20, 100]
-search:
-  optim.lr: {log_uniform: [3e-3, 3e-2]}
-  method.labeled_view: {choice: [weak, none]}
-study: {num_trials: 3, finalists: 2, finalist_seeds: [1001], seeds: [3, 4], scheduler: none}
-"""
-
-
 @pytest.fixture(scope="session")
 def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/one: a small supervised study on digits, searched and confirmed. Nobody writes into it."""
-    from tests.runs import run_here
+    from tests.runs import CONFIRMED, run_here
 
     return run_here(tmp_path_factory.mktemp("confirmed"), CONFIRMED)
 

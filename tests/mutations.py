@@ -24,23 +24,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.runs import CONFIRMED, run_here
 from tune_ssl import cli
 from tune_ssl.errors import Stopped, UserError
 
 STUDIES = sorted((Path(__file__).parent.parent / "search_spaces").rglob("*.yaml"))
-SMALL = """\
-fixed:
-  data: {dataset: digits, batch_size: 8}
-  model: {feature_dim: 16, hidden_dim: 16}
-  method: {name: supervised}
-  budget: {steps: 40, eval_every: 20}
-conditions:
-  data.num_labels: [20, 100]
-search:
-  optim.lr: {log_uniform: [3e-3, 3e-2]}
-  method.labeled_view: {choice: [weak, none]}
-study: {num_trials: 3, finalists: 2, finalist_seeds: [1001], seeds: [3, 4], scheduler: none}
-"""
 # What a person, a program or a bad disk may put where something else belongs.
 ODD = (
     *("null", "''", "[]", "{}", "-1", "0", "1e999", "-1e999", ".nan", ".inf", "true", "no"),
@@ -285,7 +273,7 @@ def expect_an_answer(arguments: list[str], tally: Counter[str], kind: str, about
 
 
 def fuzz_file(draw: random.Random, folder: Path, tally: Counter[str]) -> None:
-    text = draw.choice([SMALL, *(path.read_text() for path in STUDIES)])
+    text = draw.choice([CONFIRMED, *(path.read_text() for path in STUDIES)])
     content = damaged_text(draw, text).encode("utf-8", "surrogatepass")
     if draw.random() < 0.1:
         content = damaged_bytes(draw, content)
@@ -295,7 +283,7 @@ def fuzz_file(draw: random.Random, folder: Path, tally: Counter[str]) -> None:
 
 
 def fuzz_overrides(draw: random.Random, folder: Path, keys: list[str], tally: Counter[str]) -> None:
-    (folder / "s.yaml").write_text(SMALL)
+    (folder / "s.yaml").write_text(CONFIRMED)
     given = [odd_override(draw, keys) for _ in range(draw.randint(1, 3))]
     given = [text for text in given if not text.startswith("-") and "\x00" not in text]
     expect_an_answer(["check", "s.yaml", "--", *given], tally, "overrides", given)
@@ -357,7 +345,6 @@ def inside(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    from tests.runs import run_here
     from tune_ssl.study import load_study
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -369,9 +356,11 @@ def main() -> None:
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tune-ssl-fuzz-") as temporary:
         made = Path(temporary)
-        sound = run_here(made / "sound", SMALL) if asked.runs or asked.reports else made
+        sound = run_here(made / "sound", CONFIRMED) if asked.runs or asked.reports else made
         keys = (
-            known_keys(load_study(made / "s.yaml")) if (made / "s.yaml").write_text(SMALL) else []
+            known_keys(load_study(made / "s.yaml"))
+            if (made / "s.yaml").write_text(CONFIRMED)
+            else []
         )
         plans: list[tuple[int, Callable[[random.Random, Path], None]]] = [
             (asked.files, lambda draw, at: fuzz_file(draw, at, tally)),

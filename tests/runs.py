@@ -20,6 +20,19 @@ from tune_ssl import cli, records
 from tune_ssl.studies import open_reading, study_prefix
 
 COMMAND = [sys.executable, "-m", "tune_ssl.cli"]
+CONFIRMED = """
+fixed:
+  data: {dataset: digits, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  budget: {steps: 40, eval_every: 20}
+conditions:
+  data.num_labels: [20, 100]
+search:
+  optim.lr: {log_uniform: [3e-3, 3e-2]}
+  method.labeled_view: {choice: [weak, none]}
+study: {num_trials: 3, finalists: 2, finalist_seeds: [1001], seeds: [3, 4], scheduler: none}
+"""
 
 
 def write_study(folder: Path, body: str) -> Path:

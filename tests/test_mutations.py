@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import mutations
+from tests.runs import CONFIRMED
 from tune_ssl.study import load_study
 
 SEEDS = st.integers(0, 2**64).map(random.Random)
@@ -41,7 +42,7 @@ def test_a_changed_study_file_is_checked_or_refused_in_plain_lines(here, draw):
 @few(120)
 @given(draw=SEEDS)
 def test_an_odd_override_is_taken_or_refused_in_plain_lines(here, draw):
-    (here / "s.yaml").write_text(mutations.SMALL)
+    (here / "s.yaml").write_text(CONFIRMED)
     keys = mutations.known_keys(load_study(here / "s.yaml"))
     mutations.fuzz_overrides(draw, here, keys, Counter())
 
