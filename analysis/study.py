@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from tune_ssl import records
 from tune_ssl.errors import Problem, UserError
+from tune_ssl.yamlfile import read_yaml
 
 REQUIRED = ("name", "method", "dataset", "metric", "mode", "conditions")
 
@@ -78,13 +76,7 @@ def _read_study(folder: Path) -> dict[str, Any]:
         raise UserError(
             Problem(f"is not a run folder: it has no {records.STUDY}", where=str(folder))
         )
-    try:
-        raw = YAML(typ="safe", pure=True).load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(Problem(f"is not readable YAML: {line}", where=str(path))) from None
-    if not isinstance(raw, dict):
-        raise UserError(Problem("is empty or not a mapping", where=str(path)))
+    raw = read_yaml(path, "what a run writes").data
     check_schema(raw.get("schema"), path)
     missing = [key for key in REQUIRED if key not in raw]
     if missing:

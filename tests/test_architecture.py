@@ -56,8 +56,20 @@ MAY_IMPORT = {
     "tune_ssl.overrides": STUDY,
     "tune_ssl.schema": STUDY,
     "tune_ssl.variants": STUDY,
-    "analysis": ("analysis", "analysis.*", "tune_ssl.records", "tune_ssl.errors"),
-    "analysis.*": ("analysis", "analysis.*", "tune_ssl.records", "tune_ssl.errors"),
+    "analysis": (
+        "analysis",
+        "analysis.*",
+        "tune_ssl.records",
+        "tune_ssl.errors",
+        "tune_ssl.yamlfile",
+    ),
+    "analysis.*": (
+        "analysis",
+        "analysis.*",
+        "tune_ssl.records",
+        "tune_ssl.errors",
+        "tune_ssl.yamlfile",
+    ),
     "tune_ssl.cli": ("*",),
     "tune_ssl*": ("tune_ssl", "tune_ssl.*"),
 }

@@ -10,9 +10,10 @@ import pytest
 
 from tests.runs import descendants, endings, events, finish, kill_all, start, wait_for, write_study
 from tests.s3 import S3
-from tune_ssl import records
-from tune_ssl.errors import UserError
-from tune_ssl.mirror import DRIVER, MANIFEST, Mirror, driver
+from tune_ssl import patience, records
+from tune_ssl.errors import Stopped, UserError
+from tune_ssl.fetching import bring
+from tune_ssl.mirror import DRIVER, MANIFEST, Mirror, driver, mirrored
 from tune_ssl.storage import place_of
 
 STUDY = """
@@ -117,6 +118,51 @@ def test_a_driver_whose_run_was_taken_stops_writing(tmp_path, copy, server):
     assert not mirror.push() and "is driven by process 1 on elsewhere now" in str(mirror.lost)
     mirror.close()
     assert driver(copy)["driver"] == "another"
+
+
+def test_the_end_of_a_run_that_the_copy_does_not_get_is_told_by_an_error(
+    tmp_path, server, monkeypatch
+):
+    monkeypatch.setattr(patience, "LONGEST", 3.0)
+    run = run_folder(tmp_path)
+    with pytest.raises(Stopped, match="lacks the end of the run, which is whole in "):
+        with mirrored(run, place_of(server.url("runs/kept")), print):
+            records.append(
+                run / records.HISTORY, {"phase": "search", "condition": "c", "trial": "a"}
+            )
+            server.stop()
+
+
+def test_what_is_broken_off_is_no_file_and_a_short_one_is_not_taken(tmp_path, copy):
+    def chunks():
+        yield b"half"
+        raise OSError("the disk")
+
+    copy.write("x", iter([b"whole"]))
+    with pytest.raises(OSError, match="the disk"):
+        copy.write("x", chunks())
+    with pytest.raises(FileNotFoundError):
+        copy.read("x")
+    copy.write(records.STUDY, iter([b"name: one\n"]))
+    copy.write(records.TRIALS, iter([b"12345"]))
+    copy.write(MANIFEST, iter([b'{"sizes": {"trials.jsonl": 9}}']))
+    with pytest.raises(UserError, match="has less of trials.jsonl than mirror.json says"):
+        bring(copy, tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e400", "-3", '"x"', "null"])
+def test_a_copy_whose_sizes_are_none_is_refused(tmp_path, copy, size):
+    copy.write(records.STUDY, iter([b"name: one\n"]))
+    copy.write(MANIFEST, iter([f'{{"sizes": {{"trials.jsonl": {size}}}}}'.encode()]))
+    with pytest.raises(UserError, match="mirror.json cannot be understood"):
+        bring(copy, tmp_path / "runs" / "one")
+
+
+@pytest.mark.parametrize("last", ["Infinity", "9" * 400, '"x"', "null", "-1"])
+def test_a_driver_whose_time_is_none_counts_as_none(copy, last):
+    copy.write(DRIVER, iter([f'{{"driver": "a", "space": "b", "time": {last}}}'.encode()]))
+    assert driver(copy) is None
 
 
 @pytest.mark.slow

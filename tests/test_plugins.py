@@ -683,3 +683,16 @@ def test_a_floor_without_its_diagnostic_is_named():
     finally:
         assert before is None
         del type(stage).floors
+
+
+def test_a_run_folder_that_brings_its_own_plugin_is_refused(tmp_path):
+    from tune_ssl.runfolder import run_plugins
+
+    run = tmp_path / "sent"
+    run.mkdir()
+    evil = run / "evil.py"
+    evil.write_text("raise SystemExit('it ran')\n")
+    about = {"path": str(evil), "digest": digest_of(evil.read_bytes())}
+    (run / records.STUDY).write_text(json.dumps({"plugins": [about]}))
+    with pytest.raises(UserError, match="lies in its own folder: move it out, and name it with"):
+        run_plugins(run)

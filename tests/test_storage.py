@@ -205,3 +205,60 @@ def test_credentials_in_an_s3_url_go_to_the_environment_and_nowhere_else(server,
     pickled = pickle.dumps((place.filesystem, place.path))
     assert b"someone" not in pickled and b"pa/ss" not in pickled
     storage.check(place)
+
+
+def test_the_checkpoints_of_a_trial_that_a_stopped_run_left_open_stay(tmp_path):
+    from types import SimpleNamespace
+
+    from tests.runs import CONFIRMED, run_here
+    from tune_ssl.errors import Stopped
+    from tune_ssl.runfolder import check_data, record_splits, reopen
+    from tune_ssl.scheduler import REPORT, Bookkeeper, RoutingScheduler
+    from tune_ssl.searcher import StudySource
+
+    run, study = reopen(run_here(tmp_path, CONFIRMED, dry=True).parent, "one")
+    splits = record_splits(run, study, check_data(study), study.settings.tuning_seeds)
+    source = StudySource(run, study, splits)
+    job = source.next()
+    folder = source.checkpoints.place.at("session-001", job.trial, "checkpoint_000000")
+    folder.write("state.pt", iter([b"state"]))
+    bookkeeper = Bookkeeper(source, "session-001")
+    scheduler = RoutingScheduler(source, bookkeeper)
+    trial = SimpleNamespace(config=job.to_config(), last_result={})
+
+    def away(*_):
+        raise Stopped("the disk is full")
+
+    source.report = away
+    result = {REPORT: '{"status": "running"}'}
+    assert (
+        scheduler.on_trial_result(None, trial, result) == "STOP"
+    )  # and Ray says that it is complete
+    scheduler.on_trial_complete(None, trial, result)
+    bookkeeper.on_trial_complete(0, [], trial)
+    assert job.trial in source.running and len(source.checkpoints.of(job.trial)) == 1
+    del source.running[job.trial]
+    bookkeeper.on_trial_complete(0, [], trial)
+    assert source.checkpoints.of(job.trial) == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"PK torn", b"[1]"])
+def test_a_checkpoint_that_a_crash_left_torn_gives_way_to_an_older_one(
+    tmp_path, monkeypatch, content
+):
+    from types import SimpleNamespace
+
+    import torch
+
+    from tune_ssl import trainable
+
+    torn, older = tmp_path / "torn", tmp_path / "older"
+    torn.write_bytes(content)
+    torch.save({"spec": "d", "step": 3}, older)
+    monkeypatch.setattr(trainable.tune, "get_checkpoint", lambda: None)
+    job = SimpleNamespace(resume_from=(str(torn), str(tmp_path / "gone"), str(older)))
+    assert trainable._newest_state(job, "d")["step"] == 3
+    assert trainable._newest_state(job, "another spec") is None
+    blocked = SimpleNamespace(resume_from=(str(tmp_path),))  # a folder: it cannot be read now
+    with pytest.raises(IsADirectoryError):
+        trainable._newest_state(blocked, "d")

@@ -21,7 +21,8 @@ from tests.studies import STUDY, agree, begun, content, search, source_of
 from tune_ssl import dashboards, journals, patience, records
 from tune_ssl.errors import Stopped, UserError
 from tune_ssl.patient import PatientStorage
-from tune_ssl.rebuilding import Book, moment
+from tune_ssl.rebuilding import moment
+from tune_ssl.runfolder import refuse_changed
 from tune_ssl.spec import StudySpec
 from tune_ssl.studies import check_storage, open_reading, open_storage, study_name
 
@@ -699,14 +700,25 @@ def test_a_real_search_and_confirmation_in_a_database(tmp_path):
     "change, expected",
     [
         ({"event": "finished"}, "has a record of c0-t0000 (finished) without 'value'"),
-        ({"event": "started"}, "has a record of c0-t0000 (started) without 'config'"),
+        ({"event": "started", "number": 0}, "has a record of c0-t0000 (started) without 'config'"),
+        (
+            {
+                "event": "finished",
+                "condition": "d",
+                "value": 1,
+                "step": 1,
+                "metrics": {},
+                "time": 1,
+            },
+            "has a record of condition 'd', which the run's study lacks",
+        ),
     ],
 )
 def test_records_that_lack_what_a_study_needs_are_refused(tmp_path, change, expected):
     about = {"phase": "search", "condition": "c", "trial": "c0-t0000", **change}
     records.append(tmp_path / records.TRIALS, about)
     with pytest.raises(UserError, match=re.escape(f"{records.TRIALS} {expected}")):
-        Book(tmp_path, "search")
+        refuse_changed(tmp_path, {"c"})
 
 
 def test_a_time_that_is_no_date_counts_as_none():

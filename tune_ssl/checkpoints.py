@@ -53,7 +53,7 @@ class Checkpoints:
         return {"storage_path": self.place.path, "storage_filesystem": self.place.filesystem}
 
     def next_session(self) -> str:
-        """The name of Ray's next folder. OSError, or Stopped where a URL does not answer for long."""
+        """The name of Ray's next folder. Stopped where the storage does not answer for long."""
         return f"session-{len(self._waiting(self._sessions)) + 1:03d}"
 
     def of(self, trial: str, file: str = STATE) -> tuple[str, ...]:
@@ -83,9 +83,10 @@ class Checkpoints:
         Half of a checkpoint must not take the disk from the records; under a URL it takes none of it.
         """
         if self.url is None:
-            for name, _ in self._folders(session, trial):
-                if name.rpartition("/")[2] not in whole:
-                    self._delete(name)
+            with contextlib.suppress(OSError):
+                for name, _ in self._folders(session, trial):
+                    if name.rpartition("/")[2] not in whole:
+                        self._delete(name)
 
     def take(self, trial: str, names: Collection[str], folder: Path) -> None:
         """Copy files of the trial's newest checkpoint that has the last of `names` into `folder`.
@@ -97,24 +98,28 @@ class Checkpoints:
             raise FileNotFoundError("no checkpoint has it")
         folder.mkdir(parents=True, exist_ok=True)
         source = self.place.at(found[0].rpartition("/")[0])
-        for name in names:
-            temporary = folder / f".{name}"
-            with (
-                source.filesystem.open_input_file(f"{source.path}/{name}") as remote,
-                temporary.open("wb") as local,
-            ):
-                while chunk := remote.read(1 << 24):
-                    local.write(chunk)
-                local.flush()
-                os.fsync(local.fileno())
-            temporary.replace(folder / name)
-        records.sync(folder)
+
+        def copy() -> None:
+            for name in names:
+                temporary = folder / f".{name}"
+                with (
+                    source.filesystem.open_input_file(f"{source.path}/{name}") as remote,
+                    temporary.open("wb") as local,
+                ):
+                    while chunk := remote.read(1 << 24):
+                        local.write(chunk)
+                    local.flush()
+                    os.fsync(local.fileno())
+                temporary.replace(folder / name)
+            records.sync(folder)
+
+        self._waiting(copy)
 
     def clear(self) -> None:
         """Delete all of them, and what else Ray left there; what cannot be deleted stays."""
         with self.changed:
             self.pending.clear()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # of any file system
             self.place.filesystem.delete_dir(self.place.path)
 
     @cached_property
@@ -126,9 +131,7 @@ class Checkpoints:
         return self._waiting(ask)
 
     def _waiting(self, do: Callable[[], T]) -> T:
-        """A storage that is away for a while is waited for, then Stopped; a local disk is not."""
-        if self.url is None:
-            return do()
+        """A storage or a disk that is away for a while is waited for, then Stopped."""
         return patiently(do, OSError, f"{self.place.url} does not answer", self.tell)
 
     def _sessions(self) -> list[str]:
@@ -151,12 +154,12 @@ class Checkpoints:
         return sorted((item for item in found if "/checkpoint_" in item[0]), key=lambda x: x[0])
 
     def _sweep(self, session: str, trial: str, keep: int) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # of any file system: the thread must go on
             for name, _ in self._folders(session, trial)[: -keep or None]:
                 self._delete(name)
 
     def _delete(self, name: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # of any file system
             self.place.filesystem.delete_dir(self.place.at(name).path)
 
     def _sweep_all(self) -> None:

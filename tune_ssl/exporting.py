@@ -85,28 +85,34 @@ def refuse_filled(out: Path) -> None:
 def readme(run: Path, card: Card, out: Path) -> str:
     """What the network is, on what it was trained, how good it is, and how to use it."""
     about = read_yaml(run / records.STUDY).data
+    conditions = {c.get("id"): c for c in about.get("conditions") or () if isinstance(c, dict)}
+    try:
+        data, labels = about["dataset"], conditions[card.condition]["labels"]
+        origin, images, dataset = about["name"], data["counts"]["train"], data["name"]
+    except (KeyError, TypeError):
+        text = "was not written by `tune-ssl search`"
+        raise UserError(Problem(text, str(run / records.STUDY))) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torn lines
         ended = records.endings(records.read(run / records.TRIALS))
-    method, data = card.spec["method"]["name"], about["dataset"]
-    labels = next(c["labels"] for c in about["conditions"] if c["id"] == card.condition)
+    method = card.spec["method"]["name"]
     plugins = about.get("plugins") or []
     width = card.image_width or card.image_size
     classes = ", ".join(card.classes[:LISTED])
     more = f" and {len(card.classes) - LISTED} more" if len(card.classes) > LISTED else ""
     rows = {
-        "data": f"{data['name']} (digest {card.data}, split {card.split}), "
-        f"{labels} labeled images, all images of the train part {data['counts']['train']}",
+        "data": f"{dataset} (digest {card.data}, split {card.split}), "
+        f"{labels} labeled images, all images of the train part {images}",
         "condition": f"`{card.condition}`",
         "method": f"{method}, stage {card.stage}, encoder {card.spec['model']['encoder']}",
         "classes": f"{len(card.classes)}: {classes}{more}",
         "input": f"{card.channels} x {card.image_size} x {width} pixels (channels, height, width)",
-        "origin": f"trial {card.trial} of run {about['name']}, seed {card.seed}, "
+        "origin": f"trial {card.trial} of run {origin}, seed {card.seed}, "
         f"spec {digest(card.spec)}, tune-ssl {card.tune_ssl}",
     }
     need = "".join(f" --plugin {Path(plugin['path']).name}" for plugin in plugins)
     lines = [
-        f"# {method} on {data['name']}, {labels} labels",
+        f"# {method} on {dataset}, {labels} labels",
         "",
         "| what | |",
         "|---|---|",

@@ -97,10 +97,13 @@ def _bring(place: Place, run: Path, report: bool) -> bool:
 def _sizes(place: Place) -> dict[str, int]:
     try:
         found = json.loads(place.read(MANIFEST))
-        return {str(name): int(size) for name, size in found["sizes"].items()}
+        sizes = {str(name): int(size) for name, size in found["sizes"].items()}
+        if min(sizes.values(), default=0) < 0:
+            raise ValueError("a size below 0")
+        return sizes
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError(Problem("cannot be understood", f"{place.url} {MANIFEST}")) from None
 
 
@@ -162,6 +165,9 @@ def _take(place: Place, name: str, run: Path, size: int | None) -> None:
         while chunk := remote.read(CHUNK if left is None else min(CHUNK, left)):
             local.write(chunk)
             left = None if left is None else left - len(chunk)
+        if left:
+            text = f"has less of {name} than {MANIFEST} says; try again in a minute"
+            raise UserError(Problem(text, place.url))
         local.flush()
         os.fsync(local.fileno())
     temporary.replace(target)

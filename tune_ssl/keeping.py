@@ -14,7 +14,7 @@ from tune_ssl.fetching import bring
 from tune_ssl.mirror import Mirror, mirrored, refuse_driven
 from tune_ssl.runfolder import driver_lock
 from tune_ssl.storage import Kept, Place, is_url, kept
-from tune_ssl.study import Study
+from tune_ssl.study import Study, check_name
 
 Tell = Callable[[str], None]
 
@@ -32,7 +32,8 @@ def find_kept(name: str, runs: Path) -> Kept:
     """Where a run that goes on is kept, as far as that is known without it; fetched if it is not here."""
     found = kept(None, runs)
     run = found.runs / name
-    if found.place and not os.path.lexists(run):
+    if found.place and not os.path.lexists(run) and not Path(name, records.STUDY).exists():
+        check_name(name)
         refuse_driven(found.place.at(name))
         bring(found.place.at(name), run)
     return found

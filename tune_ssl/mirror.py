@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tune_ssl import records
+from tune_ssl import patience, records
 from tune_ssl.errors import Problem, Stopped, UserError
 from tune_ssl.secrets import redact
 from tune_ssl.storage import Place
@@ -34,6 +34,7 @@ INTERVAL = 10.0  # seconds between two pushes; longer where one takes long
 FRESH = 60.0  # seconds without a heartbeat after which a driver counts as dead
 BEAT = 10.0  # seconds between two heartbeats
 CHUNK = 1 << 24
+PAUSE = 2.0  # seconds between two attempts of the last push
 
 Tell = Callable[[str], None]
 _mirrors: dict[Path, Mirror] = {}  # of the runs that this process has driven
@@ -56,6 +57,7 @@ class Mirror:
         self.manifest: dict[str, int] = {}
         self.said: dict[str, int] = {}  # what mirror.json has
         self.beaten, self.stamp, self.away = float("-inf"), float("-inf"), False
+        self.pushes = 0  # that were whole
         self.over, self.pushing = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -86,11 +88,26 @@ class Mirror:
             }
             self.stamp = time.monotonic()
 
-    def flush(self) -> None:
-        """Push all that is there now; the end of a phase."""
-        self.stamp = float("-inf")
-        self.mark()
-        self.push()
+    def flush(self, seconds: float = 0.0) -> bool:
+        """Push all that is there now, for so long; returns whether the copy has it."""
+        end = time.monotonic() + seconds
+        while True:
+            self.stamp = float("-inf")
+            self.mark()
+            if self.push() or self.lost is not None or time.monotonic() >= end:
+                return self.lost is None and not self.away
+            time.sleep(PAUSE)
+
+    def finish(self) -> None:
+        """`close` of a run that is complete. Stopped where the copy does not get all of it."""
+        whole = self.flush(patience.LONGEST)
+        self.close()
+        if self.lost is not None:
+            raise self.lost
+        if not whole:
+            raise Stopped(
+                f"{self.place.url} lacks the end of the run, which is whole in {self.run}"
+            )
 
     def close(self) -> None:
         """The last push, and no driver any more."""
@@ -115,6 +132,7 @@ class Mirror:
                 if self.lost is None and self.said != self.manifest:
                     self._write_json(MANIFEST, {"schema": records.SCHEMA, "sizes": self.manifest})
                     self.said = dict(self.manifest)
+                self.pushes += 1
             except Exception as error:  # of any file system
                 if not self.away and self.lost is None:
                     self.tell(f"{self.place.url} cannot be written: {_line(error)}; trying again")
@@ -169,7 +187,10 @@ class Mirror:
                 while chunk := file.read(CHUNK if size is None else min(CHUNK, size - sent)):
                     yield chunk
                     sent += len(chunk)
-                    self._beat()
+                    with contextlib.suppress(
+                        Exception
+                    ):  # half a file must not be taken for a whole one
+                        self._beat()
 
         self.place.write(name, chunks())
         return sent
@@ -195,7 +216,8 @@ def mirrored(
 ) -> Iterator[Mirror | None]:
     """Be the driver of the run's copy for the time of the block, and keep the copy up to date.
 
-    `first` is done with the copy's place before anything is pushed. UserError while another driver is alive.
+    `first` is done with the copy's place before anything is pushed. UserError while another driver is alive;
+    Stopped where the copy does not get the end of the run.
     """
     if place is None:
         yield None
@@ -207,8 +229,10 @@ def mirrored(
             first(mirror.place)
         mirror.start()
         yield mirror
-    finally:
+    except BaseException:
         mirror.close()
+        raise
+    mirror.finish()
 
 
 def mirror_of(run: Path) -> Mirror | None:
@@ -218,7 +242,10 @@ def mirror_of(run: Path) -> Mirror | None:
 
 def refuse_driven(place: Place) -> None:
     """UserError while a live process drives the run of that copy."""
-    other = driver(place)
+    try:
+        other = driver(place)
+    except OSError as error:
+        raise UserError(Problem(f"cannot be read: {_line(error)}", place.url)) from None
     if other is not None and _fresh(other):
         ago = max(0, round(time.time() - other["time"]))
         text = (
@@ -234,8 +261,8 @@ def driver(place: Place) -> dict[str, Any] | None:
         found = json.loads(place.read(DRIVER))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and isinstance(found.get("time"), (int, float))
-    return found if whole else None
+    last: Any = found.get("time") if isinstance(found, dict) else None
+    return found if type(last) in (int, float) and 0 <= last < 1e11 else None
 
 
 def identity() -> dict[str, Any]:
@@ -250,7 +277,11 @@ def identity() -> dict[str, Any]:
 
 def _fresh(other: dict[str, Any]) -> bool:
     """A driver is alive until its heartbeat is old; one of this machine that is gone is known to be dead."""
-    if other.get("space") and other["space"] == identity()["space"] and not _alive(other["pid"]):
+    if (
+        other.get("space")
+        and other["space"] == identity()["space"]
+        and not _alive(other.get("pid"))
+    ):
         return False
     return bool(time.time() - other["time"] < FRESH)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -86,7 +87,9 @@ def reading_database(url: URL) -> BaseStorage:
         arguments = {}
         path = Path(url.database or "")
         path.stat()
-        url = url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
+        url = url.set(database=f"file:{quote(str(path))}").update_query_dict(
+            {"mode": "ro", "uri": "true"}
+        )
     storage = RDBStorage(
         as_text(url),
         engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},

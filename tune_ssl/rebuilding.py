@@ -28,10 +28,6 @@ from tune_ssl.errors import Problem, UserError
 from tune_ssl.records import Record
 from tune_ssl.space import Domain
 
-NEEDED = {
-    **dict.fromkeys(records.BEGINNINGS, ("config",)),
-    **dict.fromkeys(records.ENDINGS, ("value",)),
-}
 STATES = {
     records.FINISHED: TrialState.COMPLETE,
     records.STOPPED: TrialState.PRUNED,
@@ -68,8 +64,6 @@ class Book:
     def __init__(self, run: Path, phase: str) -> None:
         self.run = run
         events = [e for e in records.scan(run / records.TRIALS) if e.get("phase") == phase]
-        for event in events:
-            records.expect(run / records.TRIALS, event, *NEEDED.get(event["event"], ()))
         self.ends = records.endings(events)
         self.starts: dict[str, Record] = {}
         for event in events:

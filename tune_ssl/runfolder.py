@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from tune_ssl import __version__, records
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
-from tune_ssl.errors import Problem, UserError, nearest
+from tune_ssl.errors import Problem, UserError, nearest, shown
 from tune_ssl.methods import installed
 from tune_ssl.plugins import Plugin, restore_plugins
 from tune_ssl.secrets import redact_value, redacted
@@ -35,6 +35,12 @@ from tune_ssl.yamlfile import read_yaml
 
 LOCK = ".driver.lock"
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "timm", "numpy", "scikit-learn", "pandas")
+WRITTEN = {  # what each event has that a run goes on from
+    **dict.fromkeys(records.BEGINNINGS, ("number", "config", "seed", "digest", "time")),
+    **dict.fromkeys(records.ENDINGS, ("value", "step", "metrics", "time")),
+    records.LOCKED: ("config", "digest", "value"),
+    records.PLANNED: ("variant", "changes", "config", "retune", "switches"),
+}
 
 
 def check_data(study: Study) -> dict[str, Store]:
@@ -152,9 +158,21 @@ def reopen(runs: Path, name: str) -> tuple[Path, Study]:
         raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
     plugins = run_plugins(run)
     try:
-        return run, study_from(study, Path(source), plugins)
+        found = study_from(study, Path(source), plugins)
     except UserError as error:
         raise UserError(replace(problem, where=str(path)) for problem in error.problems) from None
+    refuse_changed(run, {condition.id for condition in found.conditions})
+    return run, found
+
+
+def refuse_changed(run: Path, conditions: Collection[str]) -> None:
+    """UserError for an event that no run writes: one that lacks a field, or is of another condition."""
+    path = run / records.TRIALS
+    for event in records.scan(path):
+        records.expect(path, event, *WRITTEN[event["event"]])
+        if event["condition"] not in conditions:
+            text = f"has a record of condition {shown(event['condition'])}, which the run's study lacks"
+            raise UserError(Problem(text, str(path)))
 
 
 def condition_ids(run: Path) -> list[str]:
@@ -172,6 +190,12 @@ def run_plugins(run: Path) -> tuple[Plugin, ...]:
     recorded = read_yaml(path).data.get("plugins") or []
     if not isinstance(recorded, list) or not all(map(_is_plugin, recorded)):
         raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    for plugin in recorded:  # a stranger's run folder must not bring its own code
+        if Path(plugin["path"]).resolve().is_relative_to(run.resolve()):
+            text = (
+                f"began with the plugin {plugin['path']}, which lies in its own folder: move it out"
+            )
+            raise UserError(Problem(f"{text}, and name it with --plugin", str(run)))
     return restore_plugins((Plugin(**plugin) for plugin in recorded), str(run))
 
 

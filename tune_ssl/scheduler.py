@@ -59,6 +59,9 @@ class Bookkeeper(NotPickled, tune.Callback):
     def __init__(self, source: JobSource, session: str, mirror: Mirror | None = None) -> None:
         self.source, self.session, self.mirror = source, session, mirror
         self.whole: set[tuple[str, str]] = set()  # (trial, folder) of checkpoints that were written
+        self.ended: list[
+            tuple[int, Trial]
+        ] = []  # (pushes of the copy until then, a trial that is over)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
         with self.source.guarded():
@@ -66,10 +69,10 @@ class Bookkeeper(NotPickled, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
         lost(self.source, trial, "its worker died more often than study.max_retries allows")
-        self._sweep(trial, keep=0)
+        self._over(trial)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
-        self._sweep(trial, keep=0)
+        self._over(trial)
 
     def on_checkpoint(
         self, iteration: int, trials: Any, trial: Trial, checkpoint: Any, **info: Any
@@ -82,12 +85,25 @@ class Bookkeeper(NotPickled, tune.Callback):
             self.mirror.mark()
             if self.mirror.lost is not None:
                 self.source.stop(self.mirror.lost)
+            while self.ended and self.ended[0][0] + 2 <= self.mirror.pushes:
+                self._sweep(self.ended.pop(0)[1], keep=0)
 
     def drop_partial(self, trial: Trial) -> None:
         """Delete what a failed checkpoint left: half of one must not take the disk from the records."""
         name = Job.from_config(trial.config).trial
         whole = {folder for trial, folder in self.whole if trial == name}
         self.source.checkpoints.drop_partial(self.session, name, whole)
+
+    def _over(self, trial: Trial) -> None:
+        """Its checkpoints may go once its ending is on the disk, and in the copy: a whole push later."""
+        if (
+            Job.from_config(trial.config).trial in self.source.running
+        ):  # the run was stopped before that
+            return
+        if self.mirror is None:
+            self._sweep(trial, keep=0)
+        else:
+            self.ended.append((self.mirror.pushes, trial))
 
     def _sweep(self, trial: Trial, keep: int) -> None:
         name = Job.from_config(trial.config).trial

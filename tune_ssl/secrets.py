@@ -77,7 +77,7 @@ def effective(value: str, variable: str, key: str = "", where: str = "") -> str:
     """
     url = os.environ.get(variable) or value
     remember(url)
-    if url == value and STARS in url:
+    if STARS in url:
         text = (
             f"is {redact_value(url)}, and study.yaml keeps no secrets: give the whole URL in the"
             f" environment variable {variable}"

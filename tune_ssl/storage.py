@@ -7,6 +7,7 @@ Ray included, gets none.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -56,7 +57,8 @@ class Place:
 
     def read(self, name: str) -> bytes:
         """A file's content; FileNotFoundError, or OSError where the storage does not answer."""
-        return read_file(self.filesystem, f"{self.path}/{name}")
+        with as_oserror():
+            return read_file(self.filesystem, f"{self.path}/{name}")
 
     def write(self, name: str, chunks: Iterator[bytes]) -> None:
         """Write a file, which is there whole or not at all. OSError."""
@@ -64,16 +66,24 @@ class Place:
         whole = self.filesystem.type_name in OBJECT_STORES
         path = target if whole else f"{target}.{uuid.uuid4().hex[:8]}.part"
         if not whole:
-            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with self.filesystem.open_output_stream(path) as stream:
-            for chunk in chunks:
-                stream.write(chunk)
-        if not whole:
-            self.filesystem.move(path, target)
+            with as_oserror():
+                self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        with as_oserror():
+            try:
+                with self.filesystem.open_output_stream(path) as stream:
+                    for chunk in chunks:
+                        stream.write(chunk)
+            except Exception:  # to leave the block has made a file of what came so far
+                with contextlib.suppress(Exception):
+                    self.filesystem.delete_file(path)
+                raise
+            if not whole:
+                self.filesystem.move(path, target)
 
     def delete(self, name: str) -> None:
         """OSError."""
-        self.filesystem.delete_file(f"{self.path}/{name}")
+        with as_oserror():
+            self.filesystem.delete_file(f"{self.path}/{name}")
 
     def files(self, *below: str, recursive: bool = False) -> list[tuple[str, FileInfo]]:
         """(name relative to this place, its FileInfo) of each file and folder there. OSError."""
@@ -82,8 +92,20 @@ class Place:
         folder = "/".join([self.path.rstrip("/"), *below])
         selector = FileSelector(folder, allow_not_found=True, recursive=recursive)
         start = len(self.path.strip("/")) + 1
-        found = self.filesystem.get_file_info(selector)
+        with as_oserror():
+            found = self.filesystem.get_file_info(selector)
         return [(info.path.lstrip("/")[start:], info) for info in found]
+
+
+@contextlib.contextmanager
+def as_oserror() -> Iterator[None]:
+    """What clients of fsspec raise of their own becomes an OSError, as every caller expects."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {_line(error)}") from error
 
 
 class Kept(NamedTuple):
@@ -211,6 +233,8 @@ def _without_credentials(url: str, where: str) -> str:
     scheme = urlsplit(bare).scheme
     if password is not None and scheme == "s3":
         os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = user or "", password
+        for stale in ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):  # of another identity
+            os.environ.pop(stale, None)
     elif password is not None:
         text = "but must have no password, which Ray would write down: give it by the environment"
         raise _problem(url, text, where)
@@ -242,8 +266,12 @@ def _of_arrow(scheme: str, url: str) -> tuple[FileSystem, str]:
     """S3 with timeouts of ours: its client's own ones are not part of a URL."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
 
-    filesystem, path = FileSystem.from_uri(url)
     asked = dict(parse_qsl(urlsplit(url).query))
+    if (
+        scheme in ("gs", "gcs") and "retry_limit_seconds" not in asked
+    ):  # else it tries for a quarter of an hour
+        url += f"{'&' if asked else '?'}retry_limit_seconds={REQUEST:.0f}"
+    filesystem, path = FileSystem.from_uri(url)
     if scheme == "s3" and asked.keys() <= {"region", "scheme", "endpoint_override"}:
         asked["region"] = filesystem.region
         strategy = AwsStandardS3RetryStrategy(max_attempts=TRIES)

@@ -164,11 +164,21 @@ def _send_with(
     if fill is None:
         return _send(report)
     more: dict[str, Any] = {}
+    end = time.monotonic() + (
+        storage.WAIT if excuse == "model_error" else 0
+    )  # it is made only once
     try:
         with scratch() as folder:
             more = fill(folder)
-            whole = any(folder.iterdir())
-            return _send(report | more, tune.Checkpoint.from_directory(folder) if whole else None)
+            if not any(folder.iterdir()):
+                return _send(report | more)
+            while True:
+                try:
+                    return _send(report | more, tune.Checkpoint.from_directory(folder))
+                except OSError:
+                    if time.monotonic() > end:
+                        raise
+                time.sleep(2)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
         first = (str(error).strip() or "?").splitlines()[0]
         excuses = {excuse: f"a checkpoint was not written: {type(error).__name__}: {first}"}
@@ -218,12 +228,21 @@ def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
     if checkpoint is not None:
         newest = f"{checkpoint.path}/{STATE}"
         candidates.insert(0, partial(storage.read_patiently, checkpoint.filesystem, newest))
+    away: OSError | None = None
     for read in candidates:
         try:
             file = io.BytesIO(read())
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError):
-            continue  # torn by the crash: an older one, or the beginning
-        if state.get("spec") == spec:
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            away = error
+            continue
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # torn by the crash, or zeros: an older one, or the beginning
+            continue
+        if isinstance(state, dict) and state.get("spec") == spec:
             return state
+    if away is not None:  # to begin again would lose what may be there
+        raise away
     return None

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 from rich.console import Console
 
-from tune_ssl import records
+from tune_ssl import patience, records
 from tune_ssl.ablation import Ablation, Planner, Retuning, Wanted
 from tune_ssl.clusters import cluster, started_here, watched
 from tune_ssl.confirm import ConfirmSource, confirm_trial
@@ -48,6 +48,7 @@ from tune_ssl.runfolder import (
 )
 from tune_ssl.scheduler import Bookkeeper, Places, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
+from tune_ssl.secrets import redact_value
 from tune_ssl.spec import StudySpec
 from tune_ssl.storage import Place, folder_of
 from tune_ssl.studies import check_storage
@@ -198,7 +199,7 @@ def _ablate(
     address: str | None,
 ) -> Path:
     settings = study.settings
-    with resume_hint(run, "ablate", address):
+    with resume_hint(run, "ablate", address, study.settings.storage):
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         Planner(run, study, splits).plan(wanted, teller(console))
         retuning = Retuning(run, study, splits)
@@ -217,7 +218,7 @@ def _carry_on(
     console: Console,
     address: str | None,
 ) -> Path:
-    with resume_hint(run, "search --resume", address):
+    with resume_hint(run, "search --resume", address, study.settings.storage):
         settings = study.settings
         splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
         search = StudySource(run, study, splits)
@@ -245,6 +246,9 @@ def tidy(source: JobSource) -> None:
     """Delete Ray's folder, unless a trial of any phase is still to go on from its checkpoint."""
     events = records.read(source.run / records.TRIALS)
     begun = {event["trial"] for event in events if event["event"] in records.BEGINNINGS}
+    mirror = mirror_of(source.run)
+    if mirror is not None and not mirror.flush(patience.LONGEST):
+        return  # the copy would have neither the end nor the checkpoints
     if begun <= set(records.endings(events)):
         source.checkpoints.clear()
 
@@ -296,8 +300,8 @@ def run_jobs(
     except Exception as error:
         if source.running or source.remaining():  # else only Ray's own last notes are lost
             source.stop(error)
-    if mirror is not None:
-        mirror.flush()
+    if mirror is not None and not mirror.flush() and mirror.lost is not None:
+        raise mirror.lost
     if source.stopped is not None:
         raise plainly(source.stopped)
     if source.running or source.remaining():  # fit() returns normally after Ctrl-C
@@ -337,11 +341,14 @@ def _terminate(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def resume_hint(run: Path, command: str, address: str | None) -> Iterator[None]:
+def resume_hint(
+    run: Path, command: str, address: str | None, storage: str | None = None
+) -> Iterator[None]:
     """Whatever ends the block early tells how to go on, also when the cluster is gone."""
     again = f"tune-ssl {command} {run.name}"
     again += "" if run.parent == RUNS else f" --runs {shlex.quote(str(run.parent))}"
     again += "" if address is None else f" --address {address}"
+    again += "" if storage is None else f" --storage {shlex.quote(redact_value(storage))}"
     hint = f"what is finished is kept. Go on with: {again}"
 
     def on_lost(reason: str) -> None:

@@ -75,12 +75,12 @@ def read_yaml(path: Path, expected: str = "the keys fixed, search and study") ->
     """Parse a mapping; UserError with file:line when it cannot be read or is no mapping."""
     text = _text(path)
     try:
-        node = _yaml().compose(text)
+        node = _parsed("compose", text)
         file = YamlFile(path, {})
         if node is not None:
             _refuse_odd(node, f"{path}:")
             _walk(node, (), file)
-        data = _yaml().load(text)
+        data = _parsed("load", text)
     except UserError:
         raise
     except Exception as error:  # ruamel raises many kinds
@@ -103,10 +103,10 @@ def read_yaml(path: Path, expected: str = "the keys fixed, search and study") ->
 def parse_value(text: str) -> Any:
     """One value as YAML 1.2 reads it: `1e-3` is a number, `off` a text. ValueError if none."""
     try:
-        node = _yaml().compose(text)
+        node = _parsed("compose", text)
         if node is not None:
             _refuse_odd(node, "")
-        return _yaml().load(text)
+        return _parsed("load", text)
     except UserError as error:
         raise ValueError(f"it {error.problems[0].text}") from None
     except Exception as error:  # ruamel raises many kinds
@@ -170,11 +170,14 @@ def _text(path: Path) -> str:
     raise UserError(Problem(problem, str(path)))
 
 
-def _yaml() -> YAML:
-    warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it, and it fills ten lines
-    yaml = YAML(typ="safe", pure=True)
-    yaml.allow_duplicate_keys = True  # `_walk` reports them all, with their lines
-    return yaml
+def _parsed(how: str, text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ReusedAnchorWarning
+        )  # YAML allows it, and it fills ten lines
+        yaml = YAML(typ="safe", pure=True)
+        yaml.allow_duplicate_keys = True  # `_walk` reports them all, with their lines
+        return getattr(yaml, how)(text)
 
 
 def _reason(error: Exception) -> str:
