@@ -125,12 +125,11 @@ def test_the_end_of_a_run_that_the_copy_does_not_get_is_told_by_an_error(
 ):
     monkeypatch.setattr(patience, "LONGEST", 3.0)
     run = run_folder(tmp_path)
-    with pytest.raises(Stopped, match="lacks the end of the run, which is whole in "):
-        with mirrored(run, place_of(server.url("runs/kept")), print):
-            records.append(
-                run / records.HISTORY, {"phase": "search", "condition": "c", "trial": "a"}
-            )
-            server.stop()
+    copied = mirrored(run, place_of(server.url("runs/kept")), print)
+    about = {"phase": "search", "condition": "c", "trial": "a"}
+    with pytest.raises(Stopped, match="lacks the end of the run, which is whole in "), copied:
+        records.append(run / records.HISTORY, about)
+        server.stop()
 
 
 def test_what_is_broken_off_is_no_file_and_a_short_one_is_not_taken(tmp_path, copy):
