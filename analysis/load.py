@@ -167,6 +167,9 @@ def _trial_rows(
         end = ended.get(trial, {})
         row.update(end.get("metrics") or {})
         row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
+        if (parts := end.get("accumulate", 1)) != 1:  # asked for, or tried where memory had run out
+            halved = f"each batch in {parts} parts (compute.accumulate={parts})"
+            row["reason"] = "; ".join(filter(None, [halved, row["reason"]]))
         row.update(status=end.get("event", RUNNING), ended=end.get("time"))
         row.update(run=study.run, label=study.label, method=study.method)
         row.update(dataset=study.dataset.get("name"), resumed=resumed[trial])

@@ -65,6 +65,7 @@ _EVENT = {
     "seed": shapes.WHOLE,
     "number": shapes.WHOLE,
     "ties": shapes.WHOLE,
+    "accumulate": shapes.WHOLE,
     "value": shapes.NUMBER.or_null(),
     "metrics": shapes.METRICS.or_null(),
     "step": shapes.AMOUNT.or_null(),

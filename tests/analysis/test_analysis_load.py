@@ -124,3 +124,14 @@ def test_a_crash_takes_step_and_seconds_of_its_last_report(tmp_path, write_run, 
     assert found.to_list() == ["failed", 40, 40, pytest.approx(0.9)]
     assert trials["value"].isna().all()
     assert trials.loc["c0-t0001", "status"] == "running" and trials["step"].isna().sum() == 1
+
+
+def test_a_trial_with_its_batches_in_parts_says_so(tmp_path, write_run):
+    run = write_run(tmp_path / "a", labels=(50,))
+    about = {"phase": "search", "trial": "extra", "condition": "data.labels=50"}
+    started = {"event": "started", "seed": 1, "number": 9, "config": {}, "digest": "x", "time": 1.0}
+    records.append(run / records.TRIALS, {**about, **started})
+    ended = {"event": "finished", "value": 0.5, "metrics": {}, "step": 1, "time": 2.0}
+    records.append(run / records.TRIALS, {**about, **ended, "accumulate": 2})
+    trials = load_runs([run]).trials.set_index("trial")
+    assert trials.loc["extra", "reason"] == "each batch in 2 parts (compute.accumulate=2)"
