@@ -173,7 +173,8 @@ class Book:
         found = dict.fromkeys(self.scores, 0)
         for trial, start in self.starts.items():
             ending = self.ended.get(trial, {})
-            if start["phase"] == records.SEARCH and ending.get("event") == records.FINISHED:
+            search = start["phase"] == records.SEARCH and start["condition"] in found
+            if search and ending.get("event") == records.FINISHED:
                 found[start["condition"]] += ending.get("value") is not None
         return found
 
