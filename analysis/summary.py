@@ -279,7 +279,10 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
     if {"test/confusion", ACCURACY} <= set(runs.trials.columns):
         for _, trial in confirm_trials(runs).iterrows():
             if isinstance(trial["test/confusion"], list) and not math.isnan(trial[ACCURACY]):
-                counts = np.asarray(trial["test/confusion"], dtype=float)
+                try:
+                    counts = np.asarray(trial["test/confusion"], dtype=float)
+                except (ValueError, TypeError):  # no matrix: the figure is left out, and says so
+                    continue
                 share = np.trace(counts) / counts.sum() if counts.sum() else math.nan
                 if not abs(share - trial[ACCURACY]) < 1e-3:
                     yield (

@@ -54,12 +54,9 @@ def is_number(value: Any) -> bool:
 
 
 def _is_values(value: Any, depth: int = 4) -> bool:
-    """A number, one that is not finite too, null, or lists of such; the rows of a table are equally long."""
+    """A number, one that is not finite too, null, or lists of such."""
     if isinstance(value, list):
-        lengths = {len(item) if isinstance(item, list) else None for item in value}
-        return (
-            depth > 0 and len(lengths) <= 1 and all(_is_values(item, depth - 1) for item in value)
-        )
+        return depth > 0 and all(_is_values(item, depth - 1) for item in value)
     return value is None or (type(value) in (int, float) and not abs(value) >= LARGEST)
 
 
