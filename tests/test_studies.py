@@ -14,6 +14,7 @@ from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
+import sqlalchemy
 
 from tests import postgres
 from tests.runs import called, events, finish, run_here, start, wait_for, write_study
@@ -340,6 +341,43 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(tmp_path, monkey
     del source
     search(run)
     agree(run)
+
+
+@pytest.mark.slow
+def test_a_connection_that_dies_before_any_statement_is_waited_for(tmp_path, monkeypatch, server):
+    """The error comes once; Optuna may go on with the dead session, and what it gets then is another one."""
+    run = begun(tmp_path, new_database(server, monkeypatch))
+    search(run, reports=20)
+    told, seen = [], [0]
+    cell = source_of(run, told).cells[0]
+    before = len(next(iter(content(run).values())))
+
+    def die_before(number):
+        """Ask for a trial; all connections end before its statement of that number. Whether it has so many."""
+        seen[0] = 0
+
+        def kill(*_):
+            seen[0] += 1
+            if seen[0] == number:
+                server.query(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", kill)
+        try:
+            cell.ask()
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", kill)
+        return seen[0] >= number
+
+    number = 1
+    while die_before(number):
+        number += 1
+    assert number > 20  # of each kind: studies, trials, their parts, parameters, the commit
+    assert all(line.endswith(("; waiting", "; going on")) for line in told)
+    made = len(next(iter(content(run).values()))) - before
+    assert made == number  # each suggestion made one trial, and none made two
 
 
 class LosesAnswers(PatientStorage):

@@ -20,7 +20,10 @@ from tune_ssl.secrets import STARS, redact
 SILENT = "the Optuna storage does not answer"
 # Of drivers that make the tables of one database at the same time, all but one come too late.
 MAKING = (exc.ProgrammingError, exc.IntegrityError)
-PASSING = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError)
+# What a call gets that goes on after the error that counts, as Optuna does where it reads trials.
+# PostgreSQL: "current transaction is aborted"; SQLAlchemy: "Can't reconnect until ..."
+FOLLOWING = (exc.InternalError, exc.PendingRollbackError)
+PASSING = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, *FOLLOWING)
 
 
 class Away(Exception):
@@ -181,8 +184,8 @@ def _cause(error: Exception) -> Exception:
     inner: BaseException | None = error
     if isinstance(error, StorageInternalError):
         inner = error.__cause__
-    while isinstance(inner, exc.InternalError) and isinstance(inner.__context__, Exception):
-        inner = next(_before(inner), None)  # PostgreSQL: "current transaction is aborted"
+    while isinstance(inner, FOLLOWING) and isinstance(inner.__context__, Exception):
+        inner = next(_before(inner), None)
     return inner if isinstance(inner, Exception) else error
 
 
