@@ -87,6 +87,7 @@ ONLY_IN = {
             "clusters",
             "resources",
             "submitting",
+            "relay",
             "probing",
         )
     ),
@@ -115,7 +116,7 @@ LIGHT = (
         for name in ("options", "commands", "listing", "standing", "winner", "exporting")
     ),
     *(f"tune_ssl.{name}" for name in ("predicting", "dashboards", "eventfiles", "repeats")),
-    *("tune_ssl.submit", "tune_ssl.submitting"),
+    *("tune_ssl.submit", "tune_ssl.submitting", "tune_ssl.relay"),
 )
 OPENS_TEST_DATA = ("tune_ssl.confirm", "tune_ssl.data.store")
 

@@ -53,8 +53,8 @@ def nowhere(monkeypatch):
         ("http://host:8265", "--address is 'http://host:8265', but must be auto or HOST:PORT"),
         (
             "ray://head:10001",
-            "--address is 'ray://head:10001', but a driver over Ray Client would leave its run folder on the "
-            "cluster; from a machine outside the cluster use `tune-ssl submit ... --address http://head:8265`",
+            "--runs is 'runs', but must be an absolute folder that every node of the cluster has, or a URL: "
+            "Ray deletes the folder in which a job runs",
         ),
     ],
 )
@@ -74,6 +74,13 @@ def test_auto_without_a_cluster_is_refused_and_the_environment_names_one(monkeyp
         clusters.resolved("auto")
     monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
     assert clusters.resolved("auto") == "10.1.2.3:6379"
+
+
+def test_a_driver_of_this_process_needs_another_address_than_ray_clients():
+    with pytest.raises(
+        UserError, match="^--address is 'ray://head:10001', through which the commands"
+    ):
+        clusters.resolved("ray://head:10001")
 
 
 def test_a_closed_port_and_one_that_never_speaks_are_told_apart(monkeypatch, nowhere):

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray  # here, for its log keeps the stderr of its first import  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,7 +184,22 @@ def test_what_can_be_known_here_to_fail_is_one_line_and_nothing_is_sent(submit, 
 
 
 @pytest.mark.parametrize(
-    "address", ["http://u:secret@h:1", "ray://h:1", "http://h:x", "http://", "http://h:1/a?b", "h"]
+    "address, message",
+    [
+        ("ray://u:secret@h:1", "--address must be ray://HOST:PORT of a head, such as ray://10."),
+        ("ray://h", "--address must be ray://HOST:PORT of a head"),
+        ("ray://h:0", "--address must be ray://HOST:PORT of a head"),
+        ("ray://127.0.0.1:1", "ray://127.0.0.1:1: nothing answers there: Connection refused"),
+    ],
+)
+def test_a_head_that_ray_client_cannot_reach_is_one_line(submit, monkeypatch, address, message):
+    code, out, err = submit("search", "s.yaml", "--address", address, *KEPT)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert message in err and "secret" not in err
+
+
+@pytest.mark.parametrize(
+    "address", ["http://u:secret@h:1", "http://h:x", "http://", "http://h:1/a?b", "h"]
 )
 def test_a_malformed_address_is_refused(address):
     with pytest.raises(UserError, match="--address must be http://HOST:PORT") as refused:
@@ -241,8 +257,8 @@ def wait_until(condition, seconds=90):
 
 
 @pytest.fixture
-def job_server(tmp_path, monkeypatch):
-    """The address of a cluster of our own with a token, whose Python is this one."""
+def head(tmp_path, monkeypatch):
+    """The ports of a cluster of our own with a token, whose Python is this one."""
     token = tmp_path / "token"
     token.write_text("t" * 40)
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -265,7 +281,7 @@ def job_server(tmp_path, monkeypatch):
     )
     try:
         wait_until(lambda: answers(ports["dashboard-port"], HOST))
-        yield f"http://{HOST}:{ports['dashboard-port']}"
+        yield ports
     finally:
         started = [head.pid, *descendants(head.pid)]
         head.terminate()
@@ -279,8 +295,9 @@ def job_server(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
-    tmp_path, job_server, monkeypatch
+    tmp_path, head, monkeypatch
 ):
+    job_server = f"http://{HOST}:{head['dashboard-port']}"
     (tmp_path / NASTY).write_text(STUDY.replace("supervised", "entropy_min"))
     (tmp_path / "my methods").mkdir()
     plugin = Path(shutil.copy(PLUGIN, tmp_path / "my methods" / "ent'ropy.py"))
@@ -358,3 +375,61 @@ def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
     monkeypatch.delenv("RAY_AUTH_MODE")
     code, _, err = submitted("--follow", job, *where[:2])
     assert code == 2 and "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE" in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_address_of_ray_client_runs_the_search_as_a_job_and_follows_it(
+    tmp_path, head, monkeypatch
+):
+    port = head["ray-client-server-port"]
+    wait_until(lambda: answers(port, HOST))
+    (tmp_path / NASTY).write_text(STUDY.replace("supervised", "entropy_min"))
+    runs = tmp_path / "ru ns"
+    where = ("--address", f"ray://{HOST}:{port}")
+
+    def asked(*arguments):
+        return finish(start(tmp_path, *arguments))
+
+    # As on this machine, but for the first lines: a plugin, an override, a report.
+    kept = (*where, "--runs", runs)
+    given = ("study.num_trials=3", "--name", "one", "--plugin", PLUGIN)
+    code, out, err = asked("search", NASTY, *given, *kept)
+    assert code == 0, out + err
+    assert re.match(rf"submitted raysubmit_\w+ to {where[1]}; its runs are kept in {runs}\n", out)
+    assert out.rstrip().endswith(f"report: {runs / 'one' / 'report' / 'index.html'}")
+    assert set(endings(runs / "one").values()) == {records.FINISHED}
+    assert len(endings(runs / "one")) == 3 + 1
+    code, out, _ = asked("search", "--resume", "none", *kept)
+    assert code == 2 and f"{runs / 'none'} is not a run folder; did you mean 'one'?" in out
+
+    # Ctrl-C, twice, leaves the job running; its address is enough to follow and to stop it.
+    long = ("method.name=supervised", "budget.steps=4000", "study.checkpoint_seconds=0")
+    following = start(tmp_path, "search", NASTY, *long, *kept, "--name", "two")
+    job = re.search(r"raysubmit_\w+", following.stdout.readline())[0]
+    wait_until(lambda: len(records.read(runs / "two" / records.HISTORY)) > 3)
+    following.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    with contextlib.suppress(ProcessLookupError):
+        following.send_signal(signal.SIGINT)
+    code, _, err = finish(following)
+    assert code == 130 and err.startswith(
+        f"{job} goes on; follow it: tune-ssl submit --follow {job}"
+    )
+    assert len(err.splitlines()) == 1
+    following = start(tmp_path, "submit", "--follow", job, *where)
+    assert following.stdout.readline()
+    assert asked("submit", "--stop", job, *where) == (0, f"{job} is asked to stop\n", "")
+    code, _, err = finish(following)
+    assert (code, err) == (130, f"{job} was stopped\n")
+
+    # Another command of the same kind goes on with it.
+    code, out, err = asked("search", "--resume", "two", *kept, "--no-confirm", "--no-report")
+    assert code == 0, out + err
+    assert {e["event"] for e in events(runs / "two")} >= {records.RESUMED, records.FINISHED}
+
+    # Ray Client does not tell a server that refuses the token from one that is silent.
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    code, _, err = asked("submit", "--follow", job, *where)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "Ray Client gets no answer there" in err and "set RAY_AUTH_MODE=token and" in err

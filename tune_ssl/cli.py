@@ -23,7 +23,7 @@ from tune_ssl.errors import (
     Stopped,
     UserError,
 )
-from tune_ssl.options import Address, Debug, Plugins, Runs
+from tune_ssl.options import RAY_CLIENT, Address, Debug, Plugins, Runs
 from tune_ssl.secrets import STORAGE, Redacting
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ Storage = Annotated[
 
 @app.command()
 def search(
+    context: typer.Context,
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
@@ -74,6 +75,8 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Tune a study's method in each of its conditions, confirm the winners, write the report."""
+    if outside := _from_outside(address):
+        return submit.send(context, "search", outside)
     from tune_ssl.study import load_study
 
     _keep_in(storage)
@@ -111,6 +114,7 @@ def search(
 
 @app.command()
 def ablate(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="A run with a search, or a study's YAML file.")],
     overrides: Overrides = None,
     only: Annotated[
@@ -141,6 +145,8 @@ def ablate(
     Of a run, each condition's chosen configuration is the reference; of a YAML file, its fixed part.
     `tune-ssl ablate RUN` alone goes on after Ctrl-C or a crash; with options it adds rows.
     """
+    if outside := _from_outside(address):
+        return submit.send(context, "ablate", outside)
     from tune_ssl.ablation import Wanted
 
     _keep_in(storage)
@@ -325,6 +331,12 @@ def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = Fa
     """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
     root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
     return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
+
+
+def _from_outside(address: str | None) -> str | None:
+    """The address, or $RAY_ADDRESS without one, where it is one of Ray Client: a job runs there in our place."""
+    named = address or os.environ.get("RAY_ADDRESS", "")
+    return named if named.startswith(RAY_CLIENT) else None
 
 
 def _keep_in(storage: str | None) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import ray
 
 from tune_ssl.errors import Problem, UserError
+from tune_ssl.options import RAY_CLIENT
 
 TCP_SECONDS = 3.0
 HEALTH_SECONDS = 20.0  # for the question whether it is a Ray cluster that takes our token
@@ -73,12 +74,10 @@ def resolved(address: str, key: str = "--address") -> str:
     """HOST:PORT of a cluster, or `local`. UserError for a malformed address, or `auto` without a cluster."""
     if address == "local":
         return address
-    if address.startswith("ray://"):
-        host = address.removeprefix("ray://").partition(":")[0] or "HOST"
+    if address.startswith(RAY_CLIENT):
         text = (
-            f"is {address!r}, but a driver over Ray Client would leave its run folder on the cluster; from a "
-            f"machine outside the cluster use `tune-ssl submit ... --address http://{host}:8265`, on "
-            f"one of its nodes --address {host}:6379"
+            f"is {address!r}, through which the commands search, ablate and submit start a job of the cluster; "
+            "a driver of this process needs auto or HOST:PORT"
         )
         raise UserError(Problem(text, key))
     if address == "auto":

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+RAY_CLIENT = "ray://"  # how an --address begins that is reached through Ray Client
+
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Plugins = Annotated[
     list[Path] | None,
@@ -15,5 +17,7 @@ Plugins = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="A Ray cluster of which this machine is a node: auto, or HOST:PORT."),
+    typer.Option(
+        help="A Ray cluster: auto or HOST:PORT on one of its nodes, ray://HOST:10001 from outside."
+    ),
 ]

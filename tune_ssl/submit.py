@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,8 @@ app.add_typer(submit_app, name="submit")
 Address = Annotated[
     str | None,
     typer.Option(
-        help="The cluster's job server: http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS"
+        help="The cluster's job server: http://HOST:8265, or ray://HOST:10001.",
+        envvar="RAY_API_SERVER_ADDRESS",
     ),
 ]
 Following = Annotated[
@@ -35,7 +36,8 @@ Env = Annotated[
     ),
 ]
 Python = Annotated[
-    str, typer.Option(help="The cluster's Python, which has tune-ssl's dependencies.")
+    str | None,
+    typer.Option(help="The cluster's Python, which has tune-ssl's dependencies, if not `python`."),
 ]
 Rest = Annotated[
     list[str] | None, typer.Argument(help="What the command itself takes.", metavar="ARGUMENTS")
@@ -79,7 +81,7 @@ def search(
     address: Address = None,
     follow: Following = True,
     env: Env = None,
-    python: Python = "python",
+    python: Python = None,
 ) -> None:
     """Submit `tune-ssl search ARGUMENTS`: a study's YAML file, overrides, options, or --resume RUN."""
     _send(context, "search", rest or [], address, follow, env or [], python)
@@ -92,7 +94,7 @@ def ablate(
     address: Address = None,
     follow: Following = True,
     env: Env = None,
-    python: Python = "python",
+    python: Python = None,
 ) -> None:
     """Submit `tune-ssl ablate ARGUMENTS`: a run of the cluster, or a study's YAML file, and options."""
     _send(context, "ablate", rest or [], address, follow, env or [], python)
@@ -105,19 +107,31 @@ def _send(
     address: str | None,
     following: bool,
     env: list[str],
-    python: str,
+    python: str | None,
 ) -> None:
-    from tune_ssl import submitting
-
     typed = context.get_parameter_source("address")
     own = typed is not None and typed.name == "COMMANDLINE"
     address = _needed(address if own else context.obj)
     command: Any = context.find_root().command
-    asked: Any = command.commands[name].make_context(f"tune-ssl submit {name}", list(rest))
+    asked = command.commands[name].make_context(f"tune-ssl submit {name}", list(rest))
+    send(asked, name, address, following, env, python)
+
+
+def send(
+    asked: Any,
+    name: str,
+    address: str,
+    following: bool = True,
+    env: Sequence[str] = (),
+    python: str | None = None,
+) -> None:
+    """Submit the command `name` as it was asked for: `asked` is its click context."""
+    from tune_ssl import submitting
+
     given = {
         key: value
         for key, value in asked.params.items()
-        if asked.get_parameter_source(key).name == "COMMANDLINE"
+        if asked.get_parameter_source(key).name == "COMMANDLINE" and key != "address"
     }
     variables = submitting.forwarded(env, os.environ)
     takes_file = "target" if name == "ablate" else "study"
@@ -125,14 +139,15 @@ def _send(
     plugins = [Path(plugin) for plugin in asked.params["plugin"] or ()]
     kept = _checked(path, plugins, asked.params, variables)
     _refuse_secrets(given)
+    client = submitting.connect(address)
 
     def shell(staged: submitting.Staged) -> str:
         files = {"plugin": staged.plugins, takes_file: staged.study}
         moved = {k: files[k] if files.get(k) else v for k, v in given.items()}
         options, arguments = _spelt(asked.command, moved)
-        return submitting.entrypoint(python, name, [("--address", "auto"), *options], arguments)
+        there = str(python or getattr(client, "python", "python"))
+        return submitting.entrypoint(there, name, [("--address", "auto"), *options], arguments)
 
-    client = submitting.connect(address)
     job = submitting.submit(client, shell, path, plugins, variables)
     print(f"submitted {job} to {address}; its runs are kept in {kept}")
     if following:
@@ -223,7 +238,9 @@ def _spelt(
 
 def _needed(address: str | None) -> str:
     if address is None:
-        raise UserError("give --address http://HOST:8265, the cluster's job server")
+        raise UserError(
+            "give --address http://HOST:8265, the cluster's job server, or ray://HOST:10001"
+        )
     return address.rstrip("/")
 
 

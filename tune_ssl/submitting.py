@@ -21,7 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from tune_ssl import relay
 from tune_ssl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Problem, Stopped, UserError, shown
+from tune_ssl.options import RAY_CLIENT
 from tune_ssl.patience import patiently
 
 PACKAGES = ("tune_ssl", "analysis")
@@ -125,11 +127,17 @@ def submit(
 
 
 def connect(address: str) -> Any:
-    """A client of the job server at `address`, http://HOST:PORT. UserError where there is none."""
-    host, port = _parts(address)
+    """A client of the job server at `address`, http://HOST:PORT, or ray://HOST:PORT to reach it by.
+
+    UserError where there is none.
+    """
+    through = address.startswith(RAY_CLIENT)
+    host, port = ("", 0) if through else _parts(address)
     if find_spec("aiohttp") is None or find_spec("requests") is None:
         text = "Ray's job API is not installed; pip install 'tune-ssl[cluster]'"
         raise UserError(text)
+    if through:
+        return relay.connect(address)
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except OSError as error:
@@ -160,7 +168,10 @@ def _parts(address: str) -> tuple[str, int]:
     except ValueError:
         sound = None
     if not sound or "@" in address or parts.query or parts.fragment:
-        text = "must be http://HOST:PORT of the cluster's job server, such as http://10.0.0.1:8265"
+        text = (
+            "must be http://HOST:PORT of the cluster's job server, such as http://10.0.0.1:8265, or "
+            "ray://HOST:PORT"
+        )
         raise UserError(Problem(text, "--address", where=""))
     return str(parts.hostname), port
 
