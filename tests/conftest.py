@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("here", deadline=None)  # timing is never a test
+settings.load_profile("here")
 
 if "TUNE_SSL_CACHE" not in os.environ:
     os.environ["TUNE_SSL_CACHE"] = tempfile.mkdtemp(prefix="tune-ssl-test-cache-")

@@ -159,6 +159,7 @@ def test_ablating_again_trains_nothing_and_new_rows_are_added(run):
     assert added == {"c1-ablate-no_ramp_up-s0", "c1-ablate-no_ramp_up-s1"}
 
 
+@pytest.mark.slow
 def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(tmp_path):
     body = STUDY.replace("conditions:\n  data.num_labels: [20, 40]\n", "").replace(
         "steps: 12", "steps: 60"

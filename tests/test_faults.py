@@ -59,6 +59,7 @@ def reasons(run):
     return told
 
 
+@pytest.mark.slow
 def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
     tmp_path, monkeypatch
 ):
@@ -148,6 +149,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(runs)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_for_and_costs_nothing(tmp_path, monkeypatch, small_disk):
     process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3)
@@ -175,6 +177,7 @@ def latest(run):
     return records.latest_reports(records.read(run / records.HISTORY))
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
     process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) >= 3)
@@ -192,6 +195,7 @@ def test_a_run_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypat
         assert [r["step"] for r in latest(run) if r["trial"] == trial] == list(range(5, 41, 5))
 
 
+@pytest.mark.slow
 def test_a_resume_says_what_it_found(tmp_path, monkeypatch):
     process, run = faulty(
         tmp_path, monkeypatch, "none, once, always, bug", "fixed.budget.steps=400"

@@ -39,6 +39,7 @@ def midway(run):
     return [trial for trial, step in steps.items() if trial not in ended and 40 <= step <= 200]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_then_a_killed_driver_lose_and_repeat_nothing(tmp_path):
     process = start(tmp_path, "search", write_study(tmp_path, STUDY), "--name", "k")
     run = tmp_path / "runs" / "k"
@@ -123,6 +124,7 @@ def test_a_torn_line_in_the_optuna_journal_is_dropped_and_the_run_goes_on(tmp_pa
     assert optuna_states(tmp_path / "runs" / "t") == {"all": ["COMPLETE", "COMPLETE"]}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_every_time_ends_its_trial_as_failed_and_the_study_goes_on(tmp_path):
     study = STUDY.replace("max_concurrent: 1", "max_concurrent: 1, max_retries: 0").replace(
         "num_trials: 5", "num_trials: 2"

@@ -133,6 +133,7 @@ def test_train_shows_the_terms_of_a_plugin(run):
 # ---- a real search -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plugin_is_searched_killed_and_resumed_by_workers_that_load_it_themselves(tmp_path):
     (tmp_path / "mine").mkdir()
     mine = tmp_path / "mine" / "method.py"

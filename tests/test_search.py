@@ -240,6 +240,7 @@ def told(run):
     )
 
 
+@pytest.mark.slow
 def test_a_study_pretrains_once_per_seed_and_reports_what_it_would_have_without_the_cache(
     tmp_path, monkeypatch
 ):

@@ -194,17 +194,21 @@ def test_best_is_chosen_within_each_stage_that_measures_the_metric(monkeypatch):
     monkeypatch.setattr(FinetuneStage, "build", spy)
     noisy = {"optim.lr": 0.01, "optim.schedule": "constant", "optim.ema_decay": 0.0}
     steps = {"budget.steps": {"pretrain": 8, "finetune": 48}, "budget.checkpoint": "best"}
-    spec = small_spec("simclr", **noisy, **steps)
-    reports, pretrained = [], {}
-    for report in train(spec):
-        reports.append(report)
-        if report.stage == "pretrain":
-            pretrained = {k: v.clone() for k, v in weights(report).items()}
-            assert report.result["val/probe_accuracy"] == report.metrics["val/probe_accuracy"]
-    # pretraining does not measure the metric: its last weights go on
-    assert all(torch.equal(given[0][key], pretrained[key]) for key in pretrained)
-    values = [r.metrics["val/mean_class_accuracy"] for r in reports if r.stage == "finetune"]
-    assert reports[-1].result["val/mean_class_accuracy"] == max(values) > values[-1]
+    better = 0  # seeds whose best is not their last; which ones, differs between processors
+    for seed in range(4):
+        given.clear()
+        reports, pretrained = [], {}
+        for report in train(small_spec("simclr", seed=seed, **noisy, **steps)):
+            reports.append(report)
+            if report.stage == "pretrain":
+                pretrained = {k: v.clone() for k, v in weights(report).items()}
+                assert report.result["val/probe_accuracy"] == report.metrics["val/probe_accuracy"]
+        # pretraining does not measure the metric: its last weights go on
+        assert all(torch.equal(given[0][key], pretrained[key]) for key in pretrained)
+        values = [r.metrics["val/mean_class_accuracy"] for r in reports if r.stage == "finetune"]
+        assert reports[-1].result["val/mean_class_accuracy"] == max(values)
+        better += max(values) > values[-1]
+    assert better
 
 
 def test_a_frozen_encoder_stays_as_it_was_pretrained_and_is_in_no_optimizer():
