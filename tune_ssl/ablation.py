@@ -139,7 +139,7 @@ class Planner(RepeatSource):
             text = "has no variant to train: write some under `ablate:`, or give --auto"
             raise UserError(Problem(text, str(self.study.source)))
         if write and rows:
-            records.append_all(self.run / records.TRIALS, rows, durable=True)
+            self._write(records.TRIALS, *rows, durable=True)
 
     def _check_conditions(self, wanted: Wanted) -> None:
         known = [condition.id for condition in self.study.conditions]

@@ -62,9 +62,10 @@ class Checkpoints:
 
     def before(self, trial: str) -> tuple[str, ...]:
         """`of` for a trial that began before this object was first asked; no other has any."""
-        if trial not in self._begun:
-            return ()
-        return self._waiting(lambda: self.of(trial))
+        found = self._waiting(lambda: self.of(trial)) if trial in self._begun else ()
+        if self.url is not None:  # a run that began without the URL
+            found += Checkpoints(self.run, None, self.tell).before(trial)
+        return found
 
     def sweep(self, session: str, trial: str, keep: int) -> None:
         """Delete all but the newest `keep`. Under a URL that is done in the background, and never raises."""

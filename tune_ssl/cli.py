@@ -395,6 +395,7 @@ def main() -> None:
     """Entry point: a user's mistakes are one line each on stderr and exit code 2, no traceback."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     out, err = Redacting(sys.stdout), Redacting(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
         _main(debug)

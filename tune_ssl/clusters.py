@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import ray
 
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, Stopped, UserError
 from tune_ssl.options import RAY_CLIENT
 
 TCP_SECONDS = 3.0
@@ -46,7 +46,11 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
             "logging_level": logging.INFO if verbose else logging.ERROR,
         }
         if where == "local":
-            ray.init("local", include_dashboard=False, **quiet)
+            try:
+                ray.init("local", include_dashboard=False, **quiet)
+            except Exception as error:  # Ray raises plain ones
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise Stopped(f"Ray did not start on this machine: {first}") from error
         else:
             _refuse_unhealthy(where)
             try:
@@ -55,8 +59,10 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(Problem(f"cannot be connected to: {first}", where=where)) from error
     if not verbose:
-        for noisy in ("ray", "ray.tune", "optuna"):
+        for noisy in ("ray", "optuna"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+        for noisy in ("ray.tune", "ray.train"):  # they log tracebacks of what they raise, too
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -155,7 +161,13 @@ def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
         if not over.is_set():
             on_lost(reason)
 
-    watcher = threading.Thread(target=_watch, args=(over, lost), daemon=True)
+    ours = ray.get_runtime_context().get_node_id()
+    places = {"its head": ray.get_runtime_context().gcs_address}
+    for node in ray.nodes():
+        if node["NodeID"] == ours:
+            raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+            places["the raylet of this machine"] = raylet
+    watcher = threading.Thread(target=_watch, args=(over, places, lost), daemon=True)
     watcher.start()
     try:
         yield
@@ -163,21 +175,21 @@ def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
         over.set()
 
 
-def _watch(over: threading.Event, on_lost: Callable[[str], None]) -> None:
-    node = ray._private.worker._global_node
-    raylet = node.all_processes.get("raylet", [])
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    answered = time.monotonic()
+def _watch(over: threading.Event, places: dict[str, str], on_lost: Callable[[str], None]) -> None:
+    started = ray._private.worker._global_node.all_processes.get("raylet", [])  # none on a cluster
+    answered = dict.fromkeys(places, time.monotonic())
     while not over.wait(LOOK_SECONDS):
-        if any(info.process.poll() is not None for info in raylet):
+        if any(info.process.poll() is not None for info in started):
             return on_lost("the raylet of this machine died")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
-        except OSError as error:
-            if time.monotonic() - answered > GONE_SECONDS:
-                return on_lost(f"its head {host}:{port} does not answer: {error.strerror or error}")
-        else:
-            answered = time.monotonic()
+        for what, where in places.items():
+            host, _, port = where.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+            except OSError as error:
+                if time.monotonic() - answered[what] > GONE_SECONDS:
+                    return on_lost(f"{what}, {where}, does not answer: {error.strerror or error}")
+            else:
+                answered[what] = time.monotonic()
 
 
 def quiet_environment() -> None:
@@ -193,6 +205,7 @@ def quiet_environment() -> None:
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "OMP_WAIT_POLICY": "PASSIVE",

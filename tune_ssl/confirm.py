@@ -102,8 +102,8 @@ class ConfirmSource(RepeatSource):
         if not job.keep:
             return
         about = {"trial": job.trial, "condition": job.condition, "seed": job.seed}
-        for gallery in report.get("galleries") or ():
-            records.append(self.run / records.GALLERIES, {**about, **gallery})
+        if galleries := report.get("galleries"):
+            self._write(records.GALLERIES, *({**about, **gallery} for gallery in galleries))
         index = [condition.id for condition in self.study.conditions].index(job.condition)
         try:
             if reason := report.get("model_error"):
@@ -139,5 +139,5 @@ class ConfirmSource(RepeatSource):
             "ties": sum(abs(other - value) <= width for other in scores.values()) - 1,
             "half_width": width,
         }
-        records.append(self.run / records.TRIALS, locked, durable=True)
+        self._write(records.TRIALS, locked, durable=True)
         return locked

@@ -16,7 +16,7 @@ from typing import Any
 
 from tune_ssl import records
 from tune_ssl.checkpoints import Checkpoints
-from tune_ssl.errors import Stopped
+from tune_ssl.errors import Stopped, UserError
 from tune_ssl.patience import patiently
 from tune_ssl.plugins import Plugin
 from tune_ssl.records import Record
@@ -60,6 +60,7 @@ class Job:
     repeats: str | None = None
     variant: str | None = None
     keep: bool = False
+    unfit: str = ""  # why its config makes no spec: one value too many for another
     resume_from: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()
 
@@ -114,13 +115,14 @@ class JobSource:
 
     def next(self) -> Job | None:
         """The next job, recorded as started; None when there is nothing left or all is stopped."""
-        job = self.draw() if self.stopped is None else None
-        if job is None:
-            return None
-        self.running[job.trial] = job
-        self.progress[job.condition].running += 1
-        self._begin(job, records.RESUMED if job.resume_from else records.STARTED)
-        return job
+        while self.stopped is None and (job := self.draw()) is not None:
+            self.running[job.trial] = job
+            self.progress[job.condition].running += 1
+            self._begin(job, records.RESUMED if job.resume_from else records.STARTED)
+            if not job.unfit:
+                return job
+            self.end(job, records.FAILED, None, job.unfit)
+        return None
 
     def report(self, job: Job, report: Record) -> bool:
         """Take one report of a running job. True when the trial is over and Ray shall stop it."""
@@ -221,7 +223,11 @@ class JobSource:
     ) -> Job:
         """The job that trains `config` in a condition, from its newest checkpoint if it has one."""
         settings = self.study.settings
-        spec = override(condition.spec, {**config, "seed": seed})
+        unfit = ""
+        try:
+            spec = override(condition.spec, {**config, "seed": seed})
+        except UserError as error:  # both ends of each domain fit, but not each pair of values
+            spec, unfit = condition.spec, "; ".join(str(problem) for problem in error.problems)
         return Job(
             trial=name,
             phase=self.phase,
@@ -230,7 +236,7 @@ class JobSource:
             config=config,
             seed=seed,
             spec=spec.model_dump(mode="json"),
-            digest=digest(spec),
+            digest="" if unfit else digest(spec),
             split=self.splits[condition.id, seed],
             metric=self.metric,
             mode=self.mode,
@@ -238,6 +244,7 @@ class JobSource:
             checkpoint_seconds=settings.checkpoint_seconds,
             repeats=repeats,
             variant=variant,
+            unfit=unfit,
             resume_from=self.checkpoints.before(name),
             plugins=self.study.plugins,
         )
@@ -286,13 +293,14 @@ class JobSource:
         line = {"event": event, "phase": job.phase, "trial": job.trial, "condition": job.condition}
         self._write(records.TRIALS, {**line, **fields}, durable=True)
 
-    def _write(self, file: str, record: Record, durable: bool = False) -> None:
+    def _write(self, file: str, *lines: Record, durable: bool = False) -> None:
         """A disk that is full or away is waited for; then Stopped, and the record is not lost but unmade."""
         path = self.run / file
 
         def write() -> None:
-            if durable:  # an ending is never on the disk without the reports before it
-                records.sync(self.run / records.HISTORY)
-            records.append(path, record, durable=durable)
+            if durable:  # an ending is never on the disk without what was written before it
+                for before in (records.HISTORY, records.GALLERIES):
+                    records.sync(self.run / before)
+            records.append_all(path, lines, durable=durable)
 
         patiently(write, OSError, f"{path} cannot be written", self.tell)

@@ -157,13 +157,17 @@ class Mirror:
                     self._beat()
 
     def _changed(self) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
-        """(name, bytes to copy or all, what is remembered of it) of files to copy, trials.jsonl last."""
+        """(name, bytes to copy or all, what is remembered of it) of files to copy, trials.jsonl last.
+
+        What a record speaks of was written before it: the mark is taken before one looks what is there.
+        """
+        marked = self.marked
         for path in sorted(p for folder in FOLDERS for p in (self.run / folder).rglob("*")):
             if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
                 yield from self._if_changed(path.relative_to(self.run).as_posix(), None)
         yield from self._if_changed(records.STUDY, None)
-        for name in sorted(self.marked, key=lambda name: (name == records.TRIALS, name)):
-            yield from self._if_changed(name, self.marked[name])
+        for name in sorted(marked, key=lambda name: (name == records.TRIALS, name)):
+            yield from self._if_changed(name, marked[name])
 
     def _if_changed(
         self, name: str, size: int | None

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.errors import Problem, UserError, nearest, shown
 from tune_ssl.methods import installed
+from tune_ssl.patience import patiently
 from tune_ssl.plugins import Plugin, restore_plugins
 from tune_ssl.secrets import redact_value, redacted
 from tune_ssl.study import Condition, Study, study_from
@@ -242,9 +243,14 @@ def in_use(run: Path) -> bool:
 
 
 def record_splits(
-    run: Path, study: Study, stores: dict[str, Store], seeds: list[int]
+    run: Path,
+    study: Study,
+    stores: dict[str, Store],
+    seeds: list[int],
+    tell: Callable[[str], None] = print,
 ) -> dict[tuple[str, int], str]:
-    """Save the split of each (condition, seed) once; returns their digests."""
+    """Save the split of each (condition, seed) once; returns their digests. Stopped where the disk stays full."""
+    path = run / records.SPLITS
     known = {(r["condition"], r["seed"]): r["digest"] for r in records.read(run / records.SPLITS)}
     for condition in study.conditions:
         for seed in seeds:
@@ -252,7 +258,8 @@ def record_splits(
                 continue
             split = _split(stores[condition.id], condition, seed)
             line = {"condition": condition.id, "seed": seed, **split.to_record()}
-            records.append(run / records.SPLITS, line | {"digest": split.digest})
+            write = partial(records.append, path, line | {"digest": split.digest})
+            patiently(write, OSError, f"{path} cannot be written", tell)
             known[condition.id, seed] = split.digest
     return known
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +150,13 @@ def lost(source: JobSource, trial: Trial, reason: str) -> None:
 
 
 class WhenStopped(NotPickled, tune.Stopper):
-    """Ends Ray's run when the source is stopped; what runs stays open in the records."""
+    """Ends Ray's run when the source is stopped, or `also()`; what runs stays open in the records."""
 
-    def __init__(self, source: JobSource) -> None:
-        self.source = source
+    def __init__(self, source: JobSource, also: Callable[[], bool]) -> None:
+        self.source, self.also = source, also
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.source.stopped is not None
+        return self.source.stopped is not None or self.also()

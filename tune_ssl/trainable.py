@@ -219,6 +219,20 @@ def _send(report: dict[str, Any], checkpoint: tune.Checkpoint | None = None) -> 
     tune.report({REPORT: json.dumps(records.plain(report))}, checkpoint=checkpoint)
 
 
+def _folders(checkpoint: tune.Checkpoint) -> list[str]:
+    """The checkpoint's folder and those of older ones beside it, newest first: one may be torn."""
+    from pyarrow.fs import FileSelector
+
+    newest = str(checkpoint.path)
+    parent = newest.rpartition("/")[0]
+    older: list[str] = []
+    with contextlib.suppress(OSError):
+        found = checkpoint.filesystem.get_file_info(FileSelector(parent))
+        folders = (f"{parent}/{info.base_name}" for info in found if not info.is_file)
+        older = sorted(f for f in folders if f"{parent}/checkpoint_" <= f < newest)
+    return [newest, *reversed(older)]
+
+
 def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
     """The newest checkpoint of that spec that can be read: Ray's after a retry, else the killed driver's."""
     candidates: list[Callable[[], bytes]] = [
@@ -226,8 +240,10 @@ def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
     ]
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
-        newest = f"{checkpoint.path}/{STATE}"
-        candidates.insert(0, partial(storage.read_patiently, checkpoint.filesystem, newest))
+        candidates[:0] = [
+            partial(storage.read_patiently, checkpoint.filesystem, f"{folder}/{STATE}")
+            for folder in _folders(checkpoint)
+        ]
     away: OSError | None = None
     for read in candidates:
         try:

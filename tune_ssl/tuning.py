@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tune_ssl.jobs import Job, JobSource
 from tune_ssl.keeping import driving, find_kept, place_new, rejoin
 from tune_ssl.live import LiveTable
 from tune_ssl.mirror import mirror_of
+from tune_ssl.patience import patiently
 from tune_ssl.probing import refuse_local_data, refuse_unfit_nodes
 from tune_ssl.resources import fit_resources, gpu_share
 from tune_ssl.resuming import found
@@ -46,7 +48,7 @@ from tune_ssl.runfolder import (
     refuse_without_search,
     reopen,
 )
-from tune_ssl.scheduler import Bookkeeper, Places, RoutingScheduler, WhenStopped
+from tune_ssl.scheduler import LONGEST, Bookkeeper, Places, RoutingScheduler, WhenStopped
 from tune_ssl.searcher import RoutingSearcher, StudySource
 from tune_ssl.secrets import redact_value
 from tune_ssl.spec import StudySpec
@@ -200,12 +202,15 @@ def _ablate(
 ) -> Path:
     settings = study.settings
     with resume_hint(run, "ablate", address, study.settings.storage):
-        splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
+        seeds = [*settings.tuning_seeds, *settings.seeds]
+        splits = record_splits(run, study, stores, seeds, teller(console))
         Planner(run, study, splits).plan(wanted, teller(console))
         retuning = Retuning(run, study, splits)
         run_jobs(retuning, search_trial, settings, f"retune {run.name}", console)
+        be_there(run, console)
         rows = Ablation(run, study, splits)
         run_jobs(rows, search_trial, settings, f"ablate {run.name}", console)
+        be_there(run, console)
         tidy(rows)
     return run
 
@@ -220,14 +225,18 @@ def _carry_on(
 ) -> Path:
     with resume_hint(run, "search --resume", address, study.settings.storage):
         settings = study.settings
-        splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
+        seeds = [*settings.tuning_seeds, *settings.seeds]
+        splits = record_splits(run, study, stores, seeds, teller(console))
         search = StudySource(run, study, splits)
         run_jobs(search, search_trial, settings, f"search {run.name}", console)
         if confirm:
+            be_there(run, console)
             finalists = FinalistSource(run, study, splits)
             run_jobs(finalists, search_trial, settings, f"finalists {run.name}", console)
+            be_there(run, console)
             winners = ConfirmSource(run, study, stores, splits)
             run_jobs(winners, confirm_trial, settings, f"confirm {run.name}", console)
+        be_there(run, console)
         tidy(search)
     return run
 
@@ -240,6 +249,13 @@ def tell(console: Console, lines: Iterable[str]) -> None:
     """Print lines as they are: a name in brackets is no markup, and no number is coloured."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def be_there(run: Path, console: Console) -> None:
+    """A run folder that is away between two phases is waited for, then Stopped: it would look empty."""
+    patiently(
+        (run / records.STUDY).stat, OSError, f"{run / records.STUDY} is away", teller(console)
+    )
 
 
 def tidy(source: JobSource) -> None:
@@ -268,16 +284,17 @@ def run_jobs(
     """
     if not source.remaining():
         return
-    try:
-        resources, concurrent, _ = fit_resources(settings)
-    except UserError as error:
-        raise Stopped(f"what is left of the cluster is too small: {error}") from error
     source.tell, mirror = teller(console), mirror_of(source.run)
+    too_small = "what is left of the cluster is too small"
+    resources, concurrent, _ = patiently(
+        lambda: fit_resources(settings), UserError, too_small, source.tell, LONGEST
+    )
     session = source.checkpoints.next_session()
     bookkeeper = Bookkeeper(source, session, mirror)
     try:
-        with LiveTable(source, title, console) as table, own_signals():
-            tune.Tuner(
+        with LiveTable(source, title, console) as table:
+            make = partial(
+                tune.Tuner,
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=RoutingSearcher(source),
@@ -292,11 +309,13 @@ def run_jobs(
                     name=session,
                     **source.checkpoints.for_ray,
                     verbose=0,
-                    stop=WhenStopped(source),
+                    stop=WhenStopped(source, interrupted.is_set),
                     callbacks=[table, bookkeeper, Places(source, resources)],
                     failure_config=tune.FailureConfig(max_failures=settings.max_retries),
                 ),
-            ).fit()
+            )
+            where = f"{source.checkpoints.place.url} cannot be written"
+            patiently(make, OSError, where, source.tell).fit()
     except Exception as error:
         if source.running or source.remaining():  # else only Ray's own last notes are lost
             source.stop(error)
@@ -304,7 +323,7 @@ def run_jobs(
         raise mirror.lost
     if source.stopped is not None:
         raise plainly(source.stopped)
-    if source.running or source.remaining():  # fit() returns normally after Ctrl-C
+    if interrupted.is_set() or source.running or source.remaining():
         raise Interrupted
 
 
@@ -318,25 +337,27 @@ def plainly(error: Exception) -> Exception:
     return error
 
 
+interrupted = threading.Event()  # what a handler raises may be lost in a callback of some library
+
+
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Ray replaces the handlers of Ctrl-C and SIGTERM and leaves its own behind: put ours back.
-
-    A SIGTERM (a batch system's, a container's) ends a run as Ctrl-C does.
-    """
+    """Ctrl-C, and a batch system's or a container's SIGTERM, raise Interrupted. Ray has put its own handlers."""
+    interrupted.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
-    theirs = signal.signal(signal.SIGTERM, _terminate)
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, _interrupt) for number in both]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, theirs)
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
 
 
-def _terminate(*_: object) -> None:
+def _interrupt(*_: object) -> None:
+    interrupted.set()
     raise Interrupted
 
 
@@ -357,7 +378,7 @@ def resume_hint(
         os._exit(EXIT_STOPPED)
 
     try:
-        with watched(on_lost):
+        with own_signals(), watched(on_lost):
             yield
     except Interrupted:
         raise Interrupted(f"interrupted; {hint}") from None
