@@ -43,9 +43,13 @@ def write_report(
     captions = all_captions(runs, found)
     drawn = all_plots(runs, found)
     text = page.render(runs, found, drawn, captions, of_tables)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
-    path.write_text(text, encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        text = f"{out} cannot be written: {error.strerror}"
+        raise UserError(text) from None
     for stem, table in found.items() if of_tables else ():
         paper.write_table(table, stem, out / "tables", of_tables, captions.get(stem, ""))
     if of_figures:

@@ -76,6 +76,7 @@ def _read_study(folder: Path) -> dict[str, Any]:
         raise UserError(
             Problem(f"is not a run folder: it has no {records.STUDY}", where=str(folder))
         )
+    records.refuse_links(folder)
     raw = read_yaml(path, "what a run writes").data
     check_schema(raw.get("schema"), path)
     missing = [key for key in REQUIRED if key not in raw]

@@ -202,7 +202,7 @@ def report(
         if len(paths) > 1:
             raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
         out = paths[0] / "report"
-    Console().print(f"report: {write_report(paths, out, wanted)}", soft_wrap=True, highlight=False)
+    _name(write_report(paths, out, wanted), Console())
 
 
 @app.command()
@@ -256,15 +256,17 @@ def train(
     spec, settings = loaded.fixed, loaded.settings
     console = Console(highlight=False)
     shown = f"{spec.method.name} on {spec.data.dataset}, seed {spec.seed}"
-    console.print(f"spec {digest(spec)}: {shown}")
+    console.print(f"spec {digest(spec)}: {shown}", markup=False)
     try:
         with loaded.placing():
             for item in run_training(spec, metric=settings.metric, mode=settings.mode):
                 kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
                 values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
-                console.print(f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}")
+                console.print(
+                    f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}", markup=False
+                )
     except (Diverged, Collapsed) as error:
-        console.print(f"{type(error).__name__.lower()}: {error}")
+        console.print(f"{type(error).__name__.lower()}: {error}", markup=False)
         raise typer.Exit(1) from None
 
 
@@ -300,6 +302,7 @@ def check(
         f"(digest {first.digest}); {len(loaded.conditions)} conditions x {settings.num_trials} "
         f"trials over {len(loaded.search)} searched keys, confirmed on {len(settings.seeds)} seeds",
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -363,7 +366,11 @@ def _write_report(run: Path, console: Console) -> None:
     page = write_report([run], run / "report")
     if mirror := mirror_of(run):
         mirror.push()
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    _name(page, console)
+
+
+def _name(page: Path, console: Console) -> None:
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _listed(option: str, names: str | None) -> tuple[str, ...]:

@@ -106,8 +106,8 @@ def _refuse_unhealthy(where: str) -> None:
     host, _, port = where.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), TCP_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(Problem(f"nothing answers there: {reason}", where=where)) from None
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", where]
     try:

@@ -21,8 +21,8 @@ from tune_ssl.errors import UserError
 Tell = Callable[[str], None]
 
 READING = ("GET", "HEAD", "OPTIONS")
-LOOPBACK = ("127.", "localhost", "::1")
-LOCAL = ("127.0.0.1", "localhost", "::1")  # names by which this machine is asked for itself
+LOOPBACK = ("127.", "localhost")
+LOCAL = ("127.0.0.1", "localhost")  # names by which this machine is asked for itself
 FOREIGN = "a dashboard on this machine answers to localhost alone"
 
 
@@ -36,6 +36,8 @@ def serve(run: Path, host: str, port: int, tell: Tell) -> None:
     if find_spec("optuna_dashboard") is None:
         text = "the package optuna-dashboard is not installed; pip install 'tune-ssl[dashboard]'"
         raise UserError(text)
+    if not host:
+        raise UserError("--host is '', but must be an address of this machine, such as 127.0.0.1")
     app = read_only(application(run), {*LOCAL, host} if host.startswith(LOOPBACK) else ())
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)

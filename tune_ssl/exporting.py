@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import os
+import shlex
 import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_ssl import records
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, UserError, printable
 from tune_ssl.exported import Card, read_card
 from tune_ssl.lazy import LazyModule
 from tune_ssl.neighbors import model_folder
@@ -95,8 +97,12 @@ def readme(run: Path, card: Card, out: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torn lines
         ended = records.endings(records.read(run / records.TRIALS))
-    method = card.spec["method"]["name"]
     plugins = about.get("plugins") or []
+    try:
+        method, encoder = card.spec["method"]["name"], card.spec["model"]["encoder"]
+        plugins = [{"path": str(p["path"]), "digest": str(p["digest"])} for p in plugins]
+    except (KeyError, TypeError):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(run))) from None
     width = card.image_width or card.image_size
     classes = ", ".join(card.classes[:LISTED])
     more = f" and {len(card.classes) - LISTED} more" if len(card.classes) > LISTED else ""
@@ -104,15 +110,15 @@ def readme(run: Path, card: Card, out: Path) -> str:
         "data": f"{dataset} (digest {card.data}, split {card.split}), "
         f"{labels} labeled images, all images of the train part {images}",
         "condition": f"`{card.condition}`",
-        "method": f"{method}, stage {card.stage}, encoder {card.spec['model']['encoder']}",
+        "method": f"{method}, stage {card.stage}, encoder {encoder}",
         "classes": f"{len(card.classes)}: {classes}{more}",
         "input": f"{card.channels} x {card.image_size} x {width} pixels (channels, height, width)",
         "origin": f"trial {card.trial} of run {origin}, seed {card.seed}, "
         f"spec {digest(card.spec)}, tune-ssl {card.tune_ssl}",
     }
-    need = "".join(f" --plugin {Path(plugin['path']).name}" for plugin in plugins)
+    need = "".join(f" --plugin {shlex.quote(Path(plugin['path']).name)}" for plugin in plugins)
     lines = [
-        f"# {method} on {dataset}, {labels} labels",
+        f"# {_cell(f'{method} on {dataset}, {labels} labels')}",
         "",
         "| what | |",
         "|---|---|",
@@ -124,7 +130,7 @@ def readme(run: Path, card: Card, out: Path) -> str:
         "",
         "## How to use it",
         "",
-        f"    tune-ssl predict {out.absolute().name}{need} IMAGES... -o predictions.csv",
+        f"    tune-ssl predict {shlex.quote(out.absolute().name)}{need} IMAGES... -o predictions.csv",
         "",
         *(
             f"The method is in the plugin {Path(plugin['path']).name}, digest {plugin['digest']}, which is "
@@ -143,7 +149,7 @@ def _measured(card: Card, ended: dict[str, Any], images: int | None) -> list[str
     """The network's own test values, and those of the other fresh seeds of its config."""
     key = "test/mean_class_accuracy"
     own = ended.get(card.trial, {}).get("metrics") or {}
-    if own.get(key) is None:
+    if own.get(key) is None or own.get("test/accuracy") is None:
         return ["Its test accuracy is not recorded."]
     prefix = card.trial.rpartition("-s")[0]
     others = [
@@ -171,4 +177,4 @@ def _measured(card: Card, ended: dict[str, Any], images: int | None) -> list[str
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return html.escape(printable(text.replace("\n", " ")), quote=False).replace("|", "\\|")

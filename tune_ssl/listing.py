@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_ssl import records
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, UserError, printable
 from tune_ssl.records import Record
 from tune_ssl.runfolder import LOCK, in_use
 from tune_ssl.standing import OPEN, About, Best, Book, status
@@ -155,7 +155,7 @@ def table(found: list[Summary]) -> Table:
             [*item.best],
             values,
         ]
-        shown.add_row(*(Text("\n".join(lines)) for lines in cells))
+        shown.add_row(*(Text("\n".join(map(printable, lines))) for lines in cells))
     return shown
 
 

@@ -150,6 +150,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_links(run: Path) -> None:
+    """UserError where something in a run folder lies elsewhere: whoever sent it would have us write there."""
+    home = run.resolve()
+    below = [path for name in (MODELS, "report") for path in (run / name).rglob("*")]
+    for path in (*run.iterdir(), *below):
+        if path.name == f"{JOURNAL}.lock":  # a link by Optuna, which a resume looks after
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            text = f"is a link to {os.readlink(path)}, outside of the run folder"
+            raise UserError(Problem(text, where=str(path)))
+
+
 def read(path: Path) -> list[Record]:
     """Every whole record of a file, in order; torn lines are dropped with one warning."""
     return list(scan(path))

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.errors import Problem, Stopped, UserError
 
 TCP_SECONDS = 3.0
 START_SECONDS = 60.0  # for the actor on the head
@@ -28,7 +28,10 @@ FORM = re.compile(r"ray://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?")
 
 
 class Relay:
-    """What `submitting` uses of Ray's JobSubmissionClient. Errors are those that its client raised there."""
+    """What `submitting` uses of Ray's JobSubmissionClient. Errors are those that its client raised there.
+
+    Stopped where the connection is lost: Ray Client does not connect again.
+    """
 
     def __init__(self, address: str, actor: Any) -> None:
         self._address, self.actor = address, actor
@@ -65,14 +68,17 @@ class Relay:
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayTaskError
 
         try:
             return ray.get(getattr(self.actor, name).remote(*arguments))
         except RayTaskError as error:
             raise error.cause from None
-        except RayError as error:
-            raise ConnectionError(str(error).strip().splitlines()[0]) from error
+        except (
+            Exception
+        ) as error:  # Ray Client raises plain ones, of a connection that is lost for good
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Stopped(f"the connection to {self._address} is lost: {first}") from error
 
 
 def connect(address: str) -> Relay:
@@ -84,8 +90,8 @@ def connect(address: str) -> Relay:
     host, port = match[1].strip("[]"), int(match[2])
     try:
         socket.create_connection((host, port), timeout=TCP_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(Problem(f"nothing answers there: {reason}", where=address)) from None
     import ray
 

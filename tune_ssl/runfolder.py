@@ -146,6 +146,7 @@ def find_run(runs: Path, name: str) -> Path:
         hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
         text = f"is not a run folder{nearest(name, known)}{hint}"
         raise UserError(Problem(text, str(run)))
+    records.refuse_links(run)
     return run
 
 
@@ -202,7 +203,7 @@ def run_plugins(run: Path) -> tuple[Plugin, ...]:
 
 def _is_plugin(value: Any) -> bool:
     strings = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-    return strings and set(value) == set(Plugin._fields)
+    return strings and set(value) == set(Plugin._fields) and os.path.isabs(value["path"])
 
 
 @contextlib.contextmanager

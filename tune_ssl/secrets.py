@@ -23,6 +23,10 @@ SHORTEST = (
 
 # A password may have any character that its user forgot to quote; digits before a slash are a port.
 _PASSWORD = re.compile(r"(?<=://)([^\s:/@?#]*):(?!\d{1,5}(?:[/?#\s]|$))([^\s]*)@")
+# That of a database or a bucket needs none: there the digits are the password's.
+_DATABASE = r"(?<![\w+.-])((?:postgres|mysql|mariadb|s3)[\w+.-]*://[^\s:/@?#]*):"
+_DATABASE_PASSWORD = re.compile(rf"{_DATABASE}([^\s]*)@")
+_WHOLE_DATABASE_PASSWORD = re.compile(rf"{_DATABASE}(.*)@", re.DOTALL)
 _WHOLE_PASSWORD = re.compile(r"(?<=://)([^:/@?#]*):(?!\d{1,5}(?:[/?#]|$))(.*)@", re.DOTALL)
 _SECRET = r"(?:password|passwd|passphrase|pwd|secret|token|credentials?|api_?key|access_?key|account_?key)"
 _VALUE = r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^&\s;,'\"]+)"
@@ -43,14 +47,17 @@ def redact(text: str) -> str:
     for secret in _known():
         text = text.replace(secret, STARS)
     if "://" in text:
-        text = _PASSWORD.sub(rf"\1:{STARS}@", text)
+        for pattern in (_PASSWORD, _DATABASE_PASSWORD):
+            text = pattern.sub(rf"\1:{STARS}@", text)
         text = _QUERY.sub(rf"\1{STARS}", text)
     return _DSN.sub(rf"\1{STARS}", text) if "=" in text else text
 
 
 def redact_value(value: str) -> str:
     """`redact` of one argument or setting, whose password may have spaces too."""
-    return redact(_WHOLE_PASSWORD.sub(rf"\1:{STARS}@", value))
+    for pattern in (_WHOLE_PASSWORD, _WHOLE_DATABASE_PASSWORD):
+        value = pattern.sub(rf"\1:{STARS}@", value)
+    return redact(value)
 
 
 def redacted(value: Any) -> Any:
@@ -66,7 +73,8 @@ def redacted(value: Any) -> Any:
 
 def remember(url: str) -> None:
     """Hide this URL's password from now on also where it stands alone, as in a server's message."""
-    for _, password in _WHOLE_PASSWORD.findall(url):
+    found = [*_WHOLE_PASSWORD.findall(url), *_WHOLE_DATABASE_PASSWORD.findall(url)]
+    for _, password in found:
         _remembered.update({password, unquote(password), quote(unquote(password), safe="")})
 
 

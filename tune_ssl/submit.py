@@ -137,6 +137,7 @@ def send(
     takes_file = "target" if name == "ablate" else "study"
     path = _study_file(name, asked.params)
     plugins = [Path(plugin) for plugin in asked.params["plugin"] or ()]
+    _refuse_pipes([*([path] if path else ()), *plugins])
     kept = _checked(path, plugins, asked.params, variables)
     _refuse_secrets(given)
     client = submitting.connect(address)
@@ -154,6 +155,17 @@ def send(
         _follow(client, job, address)
     else:
         print(_how(job, address))
+
+
+def _refuse_pipes(paths: Sequence[Path]) -> None:
+    """UserError for what can be read only once: it is checked here, and then uploaded."""
+    problems = [
+        Problem("is no regular file, which could be uploaded", where=str(path))
+        for path in paths
+        if path.exists() and not path.is_file() and not path.is_dir()
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def _study_file(command: str, asked: Mapping[str, Any]) -> Path | None:
@@ -209,7 +221,7 @@ def _refuse_secrets(given: Mapping[str, Any]) -> None:
             if text is not None and redact_value(str(text)) != str(text):
                 hidden = (
                     f"has a secret ({redact_value(str(text))}), which the job server would show: give it as "
-                    f"{STORAGE} or {OPTUNA_STORAGE}, by --env"
+                    f"{STORAGE} or {OPTUNA_STORAGE}, by --env of `tune-ssl submit`"
                 )
                 problems.append(Problem(hidden, key))
     if problems:

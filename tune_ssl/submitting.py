@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -31,6 +32,7 @@ SOURCES = (".py", ".typed", ".html", ".css", ".js", ".j2", ".txt", ".json")
 CODES = (0, 1, 2, EXIT_INTERRUPTED)
 PROBE_SECONDS = 3.0
 POLL_SECONDS = 0.5
+JOB = re.compile(r"[\w-][\w.-]*")
 
 Tell = Callable[[str], None]
 
@@ -105,6 +107,8 @@ def forwarded(names: Iterable[str], environment: Mapping[str, str]) -> dict[str,
             problems.append(Problem(text, "--env"))
         elif name not in environment:
             problems.append(Problem(f"names {name}, but it is not set here", "--env"))
+        elif "\\ud" in ascii(environment[name]):  # what is no UTF-8 there
+            problems.append(Problem(f"names {name}, whose value is no text in UTF-8", "--env"))
     if problems:
         raise UserError(problems)
     return {name: environment[name] for name in names}
@@ -140,8 +144,8 @@ def connect(address: str) -> Any:
         return relay.connect(address)
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         text = (
             f"nothing answers at {host}:{port} ({reason}); the job server is the head's dashboard, which"
             " needs ray[default] and, from outside, --dashboard-host"
@@ -228,13 +232,15 @@ def follow(client: Any, job: str, write: Callable[[str], object], tell: Tell) ->
 
 def job_info(client: Any, job: str) -> Any:
     """What the server knows of a job. UserError if it knows none of that name."""
+    unknown = Problem(f"is {shown(job)}, but the cluster has no job of that name", "JOB")
+    if not JOB.fullmatch(job):  # it goes into a URL
+        raise UserError(unknown)
     try:
         return client.get_job_info(job)
     except (OSError, RuntimeError) as error:
-        if "404" not in str(error):
+        if "status code 404" not in str(error):
             raise Stopped(f"{_silent(job)}: {str(error).splitlines()[0]}") from error
-        text = f"is {shown(job)}, but the cluster has no job of that name"
-        raise UserError(Problem(text, "JOB")) from None
+        raise UserError(unknown) from None
 
 
 def _patient_info(client: Any, job: str, tell: Tell) -> Any:

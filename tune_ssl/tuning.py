@@ -317,6 +317,8 @@ def run_jobs(
             where = f"{source.checkpoints.place.url} cannot be written"
             patiently(make, OSError, where, source.tell).fit()
     except Exception as error:
+        if interrupted.is_set():  # Ray makes a SystemError of what is raised while it waits
+            raise Interrupted from None
         if source.running or source.remaining():  # else only Ray's own last notes are lost
             source.stop(error)
     if mirror is not None and not mirror.flush() and mirror.lost is not None:
@@ -384,6 +386,10 @@ def resume_hint(
         raise Interrupted(f"interrupted; {hint}") from None
     except Stopped as error:
         raise Stopped(f"{error}; {hint}") from error
+    except Exception:
+        if interrupted.is_set():
+            raise Interrupted(f"interrupted; {hint}") from None
+        raise
 
 
 def _trial_name(trial: Any) -> str:

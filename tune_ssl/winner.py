@@ -14,7 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tune_ssl import records
-from tune_ssl.errors import Problem, UserError, unknown
+from tune_ssl.errors import Problem, UserError, printable, unknown
 from tune_ssl.repeats import RepeatSource
 from tune_ssl.spec import StudySpec, digest
 from tune_ssl.study import Condition, Study
@@ -121,7 +121,7 @@ def as_yaml(run: Path, study: Study, winner: Winner) -> str:
     yaml.default_flow_style = None
     yaml.width = 100
     yaml.dump(body, content)
-    lines = "".join(f"# {line}\n" for line in about(run, study, winner))
+    lines = "".join(f"# {printable(line)}\n" for line in about(run, study, winner))
     return lines + content.getvalue()
 
 
