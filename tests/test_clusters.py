@@ -6,6 +6,9 @@ import os
 import re
 import socket
 import subprocess
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,6 +95,31 @@ def test_a_closed_port_and_one_that_never_speaks_are_told_apart(monkeypatch, now
         where = f"127.0.0.2:{mute.getsockname()[1]}"
         with pytest.raises(UserError, match=f"^{where}: something answers there, but it is no Ray"):
             clusters._refuse_unhealthy(where)
+
+
+def test_a_raylet_that_is_gone_is_noticed_where_the_head_still_answers(monkeypatch):
+    monkeypatch.setattr(clusters, "GONE_SECONDS", 1.0)
+    monkeypatch.setattr(clusters, "LOOK_SECONDS", 0.2)
+    node = SimpleNamespace(all_processes={})  # of a cluster that was there: none is ours
+    monkeypatch.setattr(clusters.ray._private.worker, "_global_node", node)
+    told, over = [], threading.Event()
+    with (
+        socket.create_server(("127.0.0.2", 0)) as head,
+        socket.create_server(("127.0.0.3", 0)) as raylet,
+    ):
+        places = {
+            "its head": f"127.0.0.2:{head.getsockname()[1]}",
+            "the raylet of this machine": f"127.0.0.3:{raylet.getsockname()[1]}",
+        }
+        watch = threading.Thread(target=clusters._watch, args=(over, places, told.append))
+        watch.start()
+        time.sleep(2)
+        assert told == []
+        raylet.close()
+        watch.join(20)
+    over.set()
+    where = places["the raylet of this machine"]
+    assert told == [f"the raylet of this machine, {where}, does not answer: Connection refused"]
 
 
 # ---- a cluster that is there ---------------------------------------------------------------------

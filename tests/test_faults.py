@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,85 @@ def test_a_resume_says_what_it_found(tmp_path, monkeypatch):
     assert f"{4 - len(before)} trials were running: " in lines[1]
     assert "go on from a checkpoint" in lines[1] or "begin again" in lines[1]
     assert lines[2] == "f: 1 torn lines of its records are dropped"
+
+
+# ---- what comes between two phases ---------------------------------------------------------------
+
+BETWEEN = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from tune_ssl import cli, patience, tuning
+patience.LONGEST = 8.0
+before = tuning.ConfirmSource
+
+def term(run):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+
+def full(run):
+    try:
+        with open("runs/ballast", "wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4096)
+    except OSError:
+        pass
+
+def away(run):
+    run.rename("away")
+    threading.Timer(5, lambda: os.rename("away", run)).start()
+    tuning.be_there(run, tuning.Console())
+
+def between(*given):
+    {what}(given[0])
+    return before(*given)
+
+tuning.ConfirmSource = between
+sys.argv = ["tune-ssl", *sys.argv[1:]]
+cli.main()
+"""
+PLAIN = STUDY.replace("name: faulty, fault: none, at: 7", "name: supervised").replace(
+    "method.fault: {choice: [%s]}", "optim.lr: {choice: [0.01, 0.02]}"
+)
+
+
+def interfered(tmp_path, what):
+    """A search in which `what` happens before the confirmation; (exit code, stdout, stderr)."""
+    code = BETWEEN.replace("{what}", what)
+    asked = ["search", write_study(tmp_path, PLAIN), "--name", "f", "--no-report"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, asked)],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return finish(process)
+
+
+@pytest.mark.slow
+def test_a_sigterm_between_two_phases_ends_the_run_as_one_within_them(tmp_path):
+    code, out, err = interfered(tmp_path, "term")
+    assert code == 130, out + err
+    assert err == "interrupted; what is finished is kept. Go on with: tune-ssl search --resume f\n"
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_between_two_phases_ends_the_run_in_one_line(tmp_path, small_disk):
+    code, out, err = interfered(tmp_path, "full")
+    assert code == 1, out + err
+    assert "cannot be written: " in out and "; waiting" in out
+    assert "No space left on device; what is finished is kept. Go on with: tune-ssl" in err
+    assert len(err.splitlines()) == 1
+    (small_disk / "ballast").unlink()
+    code, out, err = finish(start(tmp_path, "search", "--resume", "f", "--no-report"))
+    assert code == 0, out + err
+    assert len(endings(small_disk / "f")) == 3
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_away_between_two_phases_is_no_empty_one(tmp_path):
+    code, out, err = interfered(tmp_path, "away")
+    assert code == 0, out + err
+    assert "study.yaml is away: No such file or directory; waiting" in out
+    assert len(endings(tmp_path / "runs" / "f")) == 3

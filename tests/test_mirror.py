@@ -70,6 +70,32 @@ def test_a_copy_never_has_a_record_that_is_not_whole(tmp_path, copy, server):
     assert driver(copy) is None and told == []
 
 
+def test_a_copy_never_has_an_ending_without_the_model_before_it(tmp_path, copy):
+    run, told = run_folder(tmp_path), []
+    mirror = Mirror(run, copy, told.append)
+    mirror.acquire()
+    mirror.mark()
+    looked = mirror._if_changed
+
+    def meanwhile(name, size):
+        """While the copy looks what is there, the driver writes a model, then the ending, and marks it."""
+        if name == records.STUDY and not (run / records.MODELS).exists():
+            (run / records.MODELS / "0").mkdir(parents=True)
+            (run / records.MODELS / "0" / "model.json").write_text("{}")
+            ending = {"phase": "confirm", "condition": "c", "trial": "b", "event": "finished"}
+            records.append(run / records.TRIALS, ending)
+            mirror.stamp = float("-inf")
+            mirror.mark()
+        yield from looked(name, size)
+
+    mirror._if_changed = meanwhile
+    assert mirror.push()
+    assert b'"confirm"' not in mirror.place.read(records.TRIALS)
+    assert mirror.push()
+    assert b'"confirm"' in mirror.place.read(records.TRIALS)
+    assert mirror.place.read(f"{records.MODELS}/0/model.json") == b"{}"
+
+
 def test_an_outage_is_told_once_and_what_happened_meanwhile_is_pushed(tmp_path, copy, server):
     run = run_folder(tmp_path)
     told = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -341,6 +342,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path, signals):
     )
     run = tmp_path / "runs" / "c"
     wait_for(process, lambda: len(records.read(run / records.HISTORY)) > 4)
+    time.sleep(random.uniform(0, 1))  # in the driver's own code, or while it waits in Ray's
     for number in signals:
         if number == signal.SIGTERM:
             process.send_signal(number)

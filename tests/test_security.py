@@ -192,6 +192,7 @@ def test_a_dashboard_on_loopback_answers_no_foreign_name(host, code):
     [
         "s3://me:hunter2secret@bucket/x",
         "postgresql://me:hunter2secret@127.0.0.1:1/db",
+        "postgresql://me:2024/hunter2secret@127.0.0.1:1/db",  # up to the slash it looks like a port
         "gs://b/x?token=hunter2secret",
     ],
 )
@@ -204,3 +205,51 @@ def test_no_secret_of_a_url_is_told(tmp_path, monkeypatch, key, url):
         outcome = damage.call(command, "s.yaml", f"{key}={url}", *extra)
         assert "hunter2" not in outcome.out + outcome.err
         assert outcome.code in (0, 2)
+
+
+# ---- what a run folder may not lead to ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["trials.jsonl", "models", "report", "report/index.html", "ray"])
+def test_a_link_out_of_a_run_folder_is_refused_and_nothing_is_written_there(
+    confirmed, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(confirmed, tmp_path / "runs" / "one"))
+    outside = tmp_path / "outside"
+    if name.endswith(("html", "jsonl")):
+        outside.write_text("mine")
+    else:
+        outside.mkdir()
+    link = run / name
+    link.parent.mkdir(exist_ok=True)
+    if link.is_dir():
+        shutil.rmtree(link)
+    else:
+        link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    for command in (("report", "one"), ("search", "--resume", "one"), ("best", "one")):
+        outcome = damage.call(*command)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
+        assert f"{name}: is a link to {outside}, outside of the run folder" in outcome.err
+    assert outside.is_dir() or outside.read_text() == "mine"
+    assert not outside.is_dir() or not list(outside.iterdir())
+
+
+def test_a_run_folder_that_is_itself_a_link_is_one(confirmed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(confirmed, tmp_path / "kept")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").symlink_to(tmp_path / "kept")
+    assert damage.call("best", "one", "--condition", "data.num_labels=20").code == 0
+
+
+def test_control_characters_of_names_do_not_reach_a_terminal(confirmed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(confirmed, tmp_path / "runs" / "a\x1b[31m\u202eb")
+    outcome = damage.call("list")
+    assert outcome.code == 0 and not set("\x1b\u202e") & set(outcome.out + outcome.err)
+    nasty = tmp_path / "runs" / "c\nfixed: {data: {root: evil}}"
+    shutil.copytree(confirmed, nasty)
+    outcome = damage.call("best", str(nasty), "--condition", "data.num_labels=20")
+    assert outcome.code == 0 and "\nfixed: {data: {root: evil}}" not in outcome.out

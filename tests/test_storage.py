@@ -262,3 +262,29 @@ def test_a_checkpoint_that_a_crash_left_torn_gives_way_to_an_older_one(
     blocked = SimpleNamespace(resume_from=(str(tmp_path),))  # a folder: it cannot be read now
     with pytest.raises(IsADirectoryError):
         trainable._newest_state(blocked, "d")
+
+
+def test_a_retry_whose_newest_checkpoint_is_torn_takes_the_one_before(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+    from pyarrow.fs import LocalFileSystem
+
+    from tune_ssl import trainable
+
+    for number in (2, 3, 4):
+        folder = tmp_path / f"checkpoint_{number:06d}"
+        folder.mkdir()
+        torch.save({"spec": "d", "step": number}, folder / "state.pt")
+    (folder / "state.pt").write_bytes(b"\0" * 100)
+    newest = SimpleNamespace(path=str(folder), filesystem=LocalFileSystem())
+    monkeypatch.setattr(trainable.tune, "get_checkpoint", lambda: newest)
+    assert trainable._newest_state(SimpleNamespace(resume_from=()), "d")["step"] == 3
+
+
+def test_a_run_that_begins_to_use_a_url_finds_its_older_checkpoints(tmp_path):
+    folder = tmp_path / "one" / "ray" / "session-001" / "c0-t0000" / "checkpoint_000000"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(b"x")
+    found = Checkpoints(tmp_path / "one", f"file://{tmp_path}/kept").before("c0-t0000")
+    assert found == (str(folder / "state.pt"),)

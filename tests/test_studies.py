@@ -762,3 +762,22 @@ def test_records_that_lack_what_a_study_needs_are_refused(tmp_path, change, expe
 def test_a_time_that_is_no_date_counts_as_none():
     assert moment({"time": 1e30}) is None and moment({}) is None
     assert moment({"time": 0.0}) is not None
+
+
+def test_a_config_of_values_that_do_not_fit_together_fails_alone(tmp_path):
+    body = STUDY.replace("optim.lr: {log_uniform: [1e-4, 1e-1]}", "optim.lr: {choice: [0.1]}")
+    body = body.replace("model.feature_dim: {int: [8, 64]}", "data.batch_size: {choice: [10, 8]}")
+    body = body.replace(
+        "method.labeled_view: {choice: [weak, strong, none]}",
+        "compute.accumulate: {choice: [1, 4]}",
+    )
+    body = body.replace("num_trials: 8", "num_trials: 9, searcher: grid, scheduler: none")
+    run = begun(tmp_path, body=body)
+    search(run, reports=20)
+    search(run)
+    agree(run)
+    for name in ("c0", "c1"):
+        ended = {t: e for t, e in records.endings(events(run)).items() if t.startswith(name)}
+        assert sorted(e["event"] for e in ended.values()) == ["failed", *["finished"] * 3]
+        [failed] = [e for e in ended.values() if e["event"] == records.FAILED]
+        assert failed["reason"] == "compute.accumulate is 4, but must divide data.batch_size, 10"

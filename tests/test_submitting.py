@@ -189,6 +189,8 @@ def test_what_can_be_known_here_to_fail_is_one_line_and_nothing_is_sent(submit, 
         ("ray://u:secret@h:1", "--address must be ray://HOST:PORT of a head, such as ray://10."),
         ("ray://h", "--address must be ray://HOST:PORT of a head"),
         ("ray://h:0", "--address must be ray://HOST:PORT of a head"),
+        ("ray://a..b:10001", "ray://a..b:10001: nothing answers there: "),
+        ("http://a..b:8265", "nothing answers at a..b:8265"),
         ("ray://127.0.0.1:1", "ray://127.0.0.1:1: nothing answers there: Connection refused"),
     ],
 )
@@ -205,6 +207,21 @@ def test_a_malformed_address_is_refused(address):
     with pytest.raises(UserError, match="--address must be http://HOST:PORT") as refused:
         submitting.connect(address)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("job", ["", ".", "..", "../version", "a/b", "a?b"])
+def test_what_is_no_name_of_a_job_is_asked_of_no_server(job):
+    with pytest.raises(UserError, match="^JOB is '.*', but the cluster has no job of that name"):
+        submitting.job_info(None, job)
+
+
+def test_a_pipe_is_refused_before_anything_is_sent(submit, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    code, out, err = submit("search", "pipe.yaml", *SERVER, *KEPT)
+    assert (code, out) == (
+        2,
+        "",
+    ) and err == "pipe.yaml: is no regular file, which could be uploaded\n"
 
 
 def test_without_rays_job_api_the_extra_is_named(submit, monkeypatch):

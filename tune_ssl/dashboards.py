@@ -22,7 +22,7 @@ Tell = Callable[[str], None]
 
 READING = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("127.", "localhost")
-LOCAL = ("127.0.0.1", "localhost")  # names by which this machine is asked for itself
+LOCAL = ("127.0.0.1", "localhost", "::1")  # names by which this machine is asked for itself
 FOREIGN = "a dashboard on this machine answers to localhost alone"
 
 
