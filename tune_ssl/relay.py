@@ -38,12 +38,10 @@ class Relay:
         self.python: str = self._ask("python")  # of the head
 
     def submit_job(self, *, entrypoint: str, runtime_env: Mapping[str, Any]) -> str:
-        packed = io.BytesIO()
         with tempfile.TemporaryDirectory(prefix="tune-ssl-relay-") as folder:
             archive = shutil.make_archive(f"{folder}/job", "zip", runtime_env["working_dir"])
-            packed.write(Path(archive).read_bytes())
-        variables = runtime_env["env_vars"]
-        return str(self._ask("submit_job", entrypoint, variables, packed.getvalue()))
+            packed = Path(archive).read_bytes()
+        return str(self._ask("submit_job", entrypoint, runtime_env["env_vars"], packed))
 
     def get_job_info(self, job: str) -> Any:
         return self._ask("get_job_info", job)
