@@ -310,7 +310,7 @@ def head(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
     tmp_path, head, monkeypatch
 ):
@@ -323,7 +323,7 @@ def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
     kept = (*where, "--runs", runs)
 
     def submitted(*arguments):
-        return finish(start(tmp_path, "submit", *arguments))
+        return finish(start(tmp_path, "submit", *arguments), timeout=600)
 
     # A search with a plugin and a report, followed to its end; its variable reaches it, its value no log.
     monkeypatch.setenv("MY_SECRET", "geheim")
@@ -395,7 +395,7 @@ def test_jobs_are_run_followed_stopped_and_resumed_on_a_real_job_server(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_address_of_ray_client_runs_the_search_as_a_job_and_follows_it(
     tmp_path, head, monkeypatch
 ):
@@ -406,7 +406,7 @@ def test_an_address_of_ray_client_runs_the_search_as_a_job_and_follows_it(
     where = ("--address", f"ray://{HOST}:{port}")
 
     def asked(*arguments):
-        return finish(start(tmp_path, *arguments))
+        return finish(start(tmp_path, *arguments), timeout=600)
 
     # As on this machine, but for the first lines: a plugin, an override, a report.
     kept = (*where, "--runs", runs)
