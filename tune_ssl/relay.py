@@ -72,9 +72,7 @@ class Relay:
             return ray.get(getattr(self.actor, name).remote(*arguments))
         except RayTaskError as error:
             raise error.cause from None
-        except (
-            Exception
-        ) as error:  # Ray Client raises plain ones, of a connection that is lost for good
+        except Exception as error:  # a plain one where the connection is lost, for good
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Stopped(f"the connection to {self._address} is lost: {first}") from error
 
