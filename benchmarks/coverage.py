@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as scipy_stats
 
-from analysis import stats
+from analysis.numbers import stats
 
 Floats = stats.Floats
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]

@@ -48,7 +48,7 @@ def simulated_trial(config: dict[str, Any]) -> None:
     """Five reports, each trial a little better than the one before it, and no training."""
     from ray import tune
 
-    from tune_ssl.jobs import Job
+    from tune_ssl.tuning.job import Job
 
     job = Job.from_config(config)
     for evaluation in range(1, REPORTS + 1):
@@ -118,10 +118,10 @@ def watch(clock: Clock) -> None:
     """Timers around what Ray calls of ours, and around what we call of Optuna and of the disk."""
     import optuna
 
-    from tune_ssl import records
-    from tune_ssl.live import LiveTable
-    from tune_ssl.scheduler import Bookkeeper, RoutingScheduler, WhenStopped
-    from tune_ssl.searcher import RoutingSearcher
+    from tune_ssl.records import log
+    from tune_ssl.search.condition import RoutingSearcher
+    from tune_ssl.tuning.live_table import LiveTable
+    from tune_ssl.tuning.ray_adapters import Bookkeeper, RoutingScheduler, WhenStopped
 
     clock.wrap(RoutingSearcher, "suggest", "ours", "suggestion")
     clock.wrap(RoutingSearcher, "on_trial_complete", "ours")
@@ -137,19 +137,21 @@ def watch(clock: Clock) -> None:
     for name in ("suggest_float", "suggest_int", "suggest_categorical", "report", "set_user_attr"):
         clock.wrap(optuna.Trial, name, "optuna")
     clock.wrap(optuna.Trial, "should_prune", "optuna", "should_prune")
-    clock.wrap(records, "append", "disk", "append")
-    clock.wrap(records, "sync", "disk", "sync")
+    clock.wrap(log, "append", "disk", "append")
+    clock.wrap(log, "sync", "disk", "sync")
 
 
 def measure(folder: Path, trials: int, sampler: str, scheduler: str) -> dict[str, Any]:
     """One search of `trials` simulated trials; its figures."""
     from rich.console import Console
 
-    from tune_ssl import records, tuning
-    from tune_ssl.clusters import cluster
-    from tune_ssl.runfolder import check_data, create, record_splits
-    from tune_ssl.searcher import StudySource
-    from tune_ssl.study import load_study
+    from tune_ssl.cluster.connect import cluster
+    from tune_ssl.records import ledger, log
+    from tune_ssl.runs.folder import create
+    from tune_ssl.runs.splits import check_data, record_splits
+    from tune_ssl.search.condition import StudySource
+    from tune_ssl.study.study import load_study
+    from tune_ssl.tuning import run
 
     path = folder / "study.yaml"
     path.write_text(STUDY.format(trials=trials, sampler=sampler, scheduler=scheduler))
@@ -165,10 +167,10 @@ def measure(folder: Path, trials: int, sampler: str, scheduler: str) -> dict[str
         source = StudySource(run, study, record_splits(run, study, stores, seeds))
         wall, cpu = time.perf_counter(), time.process_time()
         console = Console(file=nowhere)
-        tuning.run_jobs(source, simulated_trial, study.settings, "simulated", console)
+        run.run_jobs(source, simulated_trial, study.settings, "simulated", console)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    ended = records.endings(records.read(run / records.TRIALS))
-    reports = len(records.read(run / records.HISTORY))
+    ended = ledger.endings(log.read(run / log.TRIALS))
+    reports = len(log.read(run / log.HISTORY))
     assert len(ended) == trials, f"only {len(ended)} of {trials} trials ended"
     times = sorted(event["time"] for event in ended.values())
     tenth = max(1, trials // 10)

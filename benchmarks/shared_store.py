@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.runs import trial_workers
+from tests.support.runs import trial_workers
 
 STUDY = """
 fixed:
@@ -43,7 +43,7 @@ def peak(folder: Path, concurrent: int, overrides: list[str]) -> tuple[int, int]
     """Largest (PSS, PSS of files) over all trial workers of one search."""
     (folder / "study.yaml").write_text(STUDY)
     limit = f"study.max_concurrent={concurrent}"
-    command = [sys.executable, "-m", "tune_ssl.cli", "search", "study.yaml", limit, *overrides]
+    command = [sys.executable, "-m", "tune_ssl.cli.main", "search", "study.yaml", limit, *overrides]
     search = subprocess.Popen(
         [*command, "--no-confirm", "--no-report", "--name", f"with-{concurrent}"],
         cwd=folder,

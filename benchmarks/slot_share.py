@@ -78,10 +78,14 @@ def measure(root: Path, arguments: list[str], slots: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="tune-ssl-slots-") as name:
         folder = Path(name)
         paths = [str((root / a).resolve()) if a.endswith(".yaml") else a for a in arguments]
-        environment = {**os.environ, "TUNE_SSL_CACHE": str(folder / "cache"), "PYTHONPATH": str(root)}
+        environment = {
+            **os.environ,
+            "TUNE_SSL_CACHE": str(folder / "cache"),
+            "PYTHONPATH": str(root),
+        }
         environment["TUNE_SSL_WAIT_LOG"] = str(folder / "waits")
         began = time.time()
-        command = [sys.executable, "-m", "tune_ssl.cli", *paths, "--name", "measured"]
+        command = [sys.executable, "-m", "tune_ssl.cli.main", *paths, "--name", "measured"]
         process = subprocess.Popen(command, cwd=folder, env=environment)
         meter = Meter(process.pid)
         code = process.wait()

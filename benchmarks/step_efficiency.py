@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from tune_ssl.data.loading import load_data
-from tune_ssl.stepping import Stepper, build_optimizers, pick_device, to_channels_last
-from tune_ssl.trial import TrialSpec, build_trial
+from tune_ssl.study.trial import TrialSpec, build_trial
+from tune_ssl.training.device import pick_device
+from tune_ssl.training.optimizers import build_optimizers
+from tune_ssl.training.stepper import Stepper, to_channels_last
 
 DIGITS = {"data": {"dataset": "digits", "num_labels": 50}}
 

@@ -19,7 +19,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from tune_ssl import records
+from tune_ssl.records import log
 
 STUDY = """
 fixed:
@@ -35,7 +35,7 @@ study: {num_trials: 20, scheduler: none, max_concurrent: 1, seeds: [0]}
 def one_search(folder: Path, number: int) -> tuple[float, float]:
     """(seconds per trial beyond training over all, and steady: the median gap between trials)"""
     (folder / "tiny.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "tune_ssl.cli", "search", "tiny.yaml", "--no-confirm"]
+    command = [sys.executable, "-m", "tune_ssl.cli.main", "search", "tiny.yaml", "--no-confirm"]
     began = time.time()
     subprocess.run(
         [*command, "--no-report", "--name", f"tiny-{number}"],
@@ -45,8 +45,8 @@ def one_search(folder: Path, number: int) -> tuple[float, float]:
         env={**os.environ},
     )
     wall = time.time() - began
-    events = records.read(folder / "runs" / f"tiny-{number}" / records.TRIALS)
-    ends = [e for e in events if e["event"] == records.FINISHED]
+    events = log.read(folder / "runs" / f"tiny-{number}" / log.TRIALS)
+    ends = [e for e in events if e["event"] == log.FINISHED]
     assert len(ends) == 20, [e["event"] for e in events]
     over_all = (wall - sum(e["seconds"] for e in ends)) / len(ends)
     gaps = [b["time"] - a["time"] - b["seconds"] for a, b in pairwise(ends)]

@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import LocalCluster, local_cluster
-from tests.runs import COMMAND, events, trial_workers, wait_for
-from tune_ssl import records
+from tests.support.cluster import LocalCluster, local_cluster
+from tests.support.runs import COMMAND, events, trial_workers, wait_for
+from tune_ssl.records import ledger, log
 
 STUDY = """
 fixed:
@@ -64,21 +64,21 @@ def search(folder: Path, cluster: LocalCluster, name: str, kill: bool) -> dict[s
         cluster.kill_node(1)
     code = process.wait(timeout=900)
     assert code == 0, log.read_text()
-    ended = records.endings(events(run))
+    ended = ledger.endings(events(run))
     return {
         "seconds": time.monotonic() - began,
         "values": {trial: e["value"] for trial, e in ended.items()},
         "endings": Counter(e["event"] for e in ended.values()),
-        "ending lines": sum(e["event"] in records.ENDINGS for e in events(run)),
-        "resumed": sum(e["event"] == records.RESUMED for e in events(run)),
-        "reports": len(records.latest_reports(history(run))),
+        "ending lines": sum(e["event"] in log.ENDINGS for e in events(run)),
+        "resumed": sum(e["event"] == log.RESUMED for e in events(run)),
+        "reports": len(ledger.latest_reports(history(run))),
         "history lines": len(history(run)),
         "log": log.read_text(),
     }
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    return records.read(run / records.HISTORY)
+    return log.read(run / log.HISTORY)
 
 
 def both(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -31,7 +31,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/one: a small supervised study on digits, searched and confirmed. Nobody writes into it."""
-    from tests.runs import CONFIRMED, run_here
+    from tests.support.runs import CONFIRMED, run_here
 
     return run_here(tmp_path_factory.mktemp("confirmed"), CONFIRMED)
 
@@ -44,7 +44,7 @@ def command(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     """`command("best", "one")` -> exit code, stdout, stderr; in a folder where runs/one is a copy of `confirmed`."""
-    from tests.runs import called
+    from tests.support.runs import called
 
     shutil.copytree(confirmed, tmp_path / "runs" / "one")
     monkeypatch.chdir(tmp_path)

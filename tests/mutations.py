@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.runs import CONFIRMED, run_here
-from tune_ssl import cli
-from tune_ssl.errors import Stopped, UserError
+from tests.support.runs import CONFIRMED, run_here
+from tune_ssl.base.errors import Stopped, UserError
+from tune_ssl.cli import main as cli
 
 STUDIES = sorted((Path(__file__).parent.parent / "search_spaces").rglob("*.yaml"))
 # What a person, a program or a bad disk may put where something else belongs.
@@ -315,9 +315,10 @@ def fuzz_run(
 
 def take_up(run: Path, tally: Counter[str]) -> None:
     """What a resume does before Ray is started."""
-    from tune_ssl.resuming import found
-    from tune_ssl.runfolder import check_data, record_splits, refuse_other_data, reopen
-    from tune_ssl.searcher import StudySource
+    from tune_ssl.runs.folder import refuse_other_data, reopen
+    from tune_ssl.runs.resuming import found
+    from tune_ssl.runs.splits import check_data, record_splits
+    from tune_ssl.search.condition import StudySource
 
     tally["run folders, taken up: tried"] += 1
     try:
@@ -345,7 +346,7 @@ def inside(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    from tune_ssl.study import load_study
+    from tune_ssl.study.study import load_study
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     for name in ("files", "overrides", "runs", "reports"):

@@ -24,11 +24,11 @@ from typing import Any
 
 import optuna
 
-from tests.runs import COMMAND, descendants, events, kill_all, optuna_states, trial_workers
-from tune_ssl import records
-from tune_ssl.runfolder import reopen
+from tests.support.runs import COMMAND, descendants, events, kill_all, optuna_states, trial_workers
+from tune_ssl.records import ledger, log
+from tune_ssl.runs.folder import reopen
 
-WITNESS = Path(__file__).with_name("witness.py")
+WITNESS = Path(__file__).parent / "support" / "witness.py"
 TARGETS = ("worker", "workers", "driver", "power")
 STATES = {"finished": "COMPLETE", "stopped_early": "PRUNED"}
 
@@ -96,7 +96,7 @@ class Round:
 
     def start(self) -> subprocess.Popen[bytes]:
         self.sessions += 1
-        begun = (self.run / records.STUDY).exists()
+        begun = (self.run / log.STUDY).exists()
         plugin = ["--plugin", str(WITNESS)]
         asked = ["--resume", "soak"] if begun else [str(self.study), "--name", "soak", *plugin]
         if not begun and self.run.exists():  # killed between its folder and its study.yaml
@@ -147,9 +147,9 @@ class Round:
 
 
 def endings_by_line(run: Path) -> list[dict[str, Any]]:
-    if not (run / records.TRIALS).exists():
+    if not (run / log.TRIALS).exists():
         return []
-    return [e for e in events(run) if e["event"] in records.ENDINGS]
+    return [e for e in events(run) if e["event"] in log.ENDINGS]
 
 
 def account(run: Path, witness: Path) -> dict[str, int]:
@@ -167,52 +167,50 @@ def account(run: Path, witness: Path) -> dict[str, int]:
     begun: set[str] = set()
     for event in all_events:
         trial = event["trial"]
-        if event["event"] in records.BEGINNINGS:
+        if event["event"] in log.BEGINNINGS:
             check(trial not in ended, f"{trial} was run again after its ending")
             begun.add(trial)
-        elif event["event"] in records.ENDINGS:
+        elif event["event"] in log.ENDINGS:
             check(trial not in ended, f"{trial} ended twice")
             ended[trial] = event
     check(begun == set(ended), f"without an ending: {sorted(begun - set(ended))}")
     wanted = {
         f"c{i}-t{n:04d}" for i in range(len(study.conditions)) for n in range(settings.num_trials)
     }
-    search = {t for t, e in ended.items() if e["phase"] == records.SEARCH}
+    search = {t for t, e in ended.items() if e["phase"] == log.SEARCH}
     check(search == wanted, f"search trials {sorted(search ^ wanted)}")
-    confirmed = {t for t, e in ended.items() if e["phase"] == records.CONFIRM}
-    locks = [e for e in all_events if e["event"] == records.LOCKED]
+    confirmed = {t for t, e in ended.items() if e["phase"] == log.CONFIRM}
+    locks = [e for e in all_events if e["event"] == log.LOCKED]
     check(len(locks) == len({e["condition"] for e in locks}), "a condition was locked twice")
     check(len(confirmed) == len(locks) * len(settings.seeds), f"confirmed: {sorted(confirmed)}")
     for lock in locks:
         mine = [e for t, e in ended.items() if t in search and e["condition"] == lock["condition"]]
-        check(any(e["event"] == records.FINISHED for e in mine), "locked without a finished trial")
+        check(any(e["event"] == log.FINISHED for e in mine), "locked without a finished trial")
         first_test = next(
-            e
-            for e in all_events
-            if e["phase"] == records.CONFIRM and e["event"] in records.BEGINNINGS
+            e for e in all_events if e["phase"] == log.CONFIRM and e["event"] in log.BEGINNINGS
         )
         check(all_events.index(locks[0]) < all_events.index(first_test), "test data before a lock")
 
     # What is recorded is what the worker said, to the last digit, every time it said it.
     history: dict[str, dict[tuple[str, int], Any]] = defaultdict(dict)
-    lines = records.read(run / records.HISTORY)
-    for line in records.latest_reports(lines):
+    lines = log.read(run / log.HISTORY)
+    for line in ledger.latest_reports(lines):
         history[line["trial"]][line["stage"], line["step"]] = line["metrics"]
     repeated = 0
     for trial, reports in told.items():
         seen: dict[tuple[str, int], Any] = {}
         for report in (r for r in reports if r["metrics"]):
             key = report["stage"], report["step"]
-            values = records.plain(report["metrics"])
+            values = log.plain(report["metrics"])
             repeated += key in seen
             check(seen.setdefault(key, values) == values, f"{trial} {key} differs after a resume")
-        if ended[trial]["event"] == records.FINISHED:
+        if ended[trial]["event"] == log.FINISHED:
             check(history[trial] == seen, f"{trial}: its history is not what it reported")
-            last = [r["result"] for r in reports if r["status"] == records.FINISHED]
+            last = [r["result"] for r in reports if r["status"] == log.FINISHED]
             check(bool(last), f"{trial} is recorded as finished and never was")
             value = ended[trial]["value"]
             check(
-                all(records.plain(r[settings.metric]) == value for r in last),
+                all(log.plain(r[settings.metric]) == value for r in last),
                 f"{trial}: another value",
             )
     check(set(ended) <= set(told), "an ending of a trial that never reported")
@@ -224,9 +222,9 @@ def account(run: Path, witness: Path) -> dict[str, int]:
         check(states == [STATES.get(event, "FAIL") for event in own], f"{condition.id}: {states}")
     return {
         "trials": len(ended),
-        "finished": sum(e["event"] == records.FINISHED for e in ended.values()),
-        "failed": sum(e["event"] == records.FAILED for e in ended.values()),
-        "resumed": sum(e["event"] == records.RESUMED for e in all_events),
+        "finished": sum(e["event"] == log.FINISHED for e in ended.values()),
+        "failed": sum(e["event"] == log.FAILED for e in ended.values()),
+        "resumed": sum(e["event"] == log.RESUMED for e in all_events),
         "reports": sum(map(len, history.values())),
         "reports repeated by workers": repeated,
         "history lines twice": len(lines) - sum(map(len, history.values())),

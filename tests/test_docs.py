@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import small_spec
+from tests.support.helpers import small_spec
 from tune_ssl.methods import method_names
-from tune_ssl.training import train
+from tune_ssl.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "search_spaces").glob("**/*.yaml"))

@@ -5,8 +5,6 @@ To add one: a function that yields `Plot`s, named in SOURCES.
 
 from __future__ import annotations
 
-from analysis import style
-from analysis.load import Runs
 from analysis.plots import (
     ablation,
     calibration,
@@ -22,8 +20,10 @@ from analysis.plots import (
     search,
     slices,
     stability,
+    style,
 )
 from analysis.plots.base import Plot, Tables
+from analysis.read.load import Runs
 
 __all__ = ["SOURCES", "Plot", "all_plots"]
 

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import is_share, missing
-from analysis.load import Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, error_bars, file_name, look
-from tune_ssl import records
+from analysis.read.load import Runs
+from analysis.read.values import missing
+from analysis.words.display import is_share
+from tune_ssl.records import log
 
 LEVEL = 0.05  # of the Holm-corrected p-values
 WIDTH = 28  # characters of a row's name before it wraps
@@ -65,7 +66,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
 
 def variant_rows(ablation: pd.DataFrame) -> pd.DataFrame:
     """`ablation_table` -> a row per variant but the reference; `mean` is its difference to it."""
-    table = ablation[ablation["variant"] != records.REFERENCE]
+    table = ablation[ablation["variant"] != log.REFERENCE]
     rows = [
         {
             "condition": row["condition"],

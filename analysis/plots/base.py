@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.select import DEFAULT_RULE
+from analysis.plots import style
+from analysis.read.selection import DEFAULT_RULE
 
 Tables = Mapping[str, pd.DataFrame]  # the report's tables by stem: report.all_tables
 

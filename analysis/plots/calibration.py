@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import interval
-from analysis.load import Runs
+from analysis.numbers.stats import mean_interval
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, confirmed_by, file_name, look
 from analysis.plots.errors import Floats, matrices
-from analysis.stats import mean_interval
+from analysis.read.load import Runs
+from analysis.words.display import interval
 
 RELIABILITY = "test/reliability"
 COLUMNS = str.split("condition method low high images confidence accuracy ece ece_low ece_high n")

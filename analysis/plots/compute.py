@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import count, interval, missing
-from analysis.load import RUNNING, Runs
+from analysis.numbers.stats import mean_interval
+from analysis.numbers.tables import confirm_trials
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, spans_wide, wide_ticks
-from analysis.stats import mean_interval
-from analysis.tables import confirm_trials
-from tune_ssl import records
+from analysis.read.load import RUNNING, Runs
+from analysis.read.values import missing
+from analysis.words.display import count, interval
+from tune_ssl.records import log
 
-TUNING = (records.SEARCH, records.FINALIST)
+TUNING = (log.SEARCH, log.FINALIST)
 COST_COLUMNS = str.split(
     "condition method labels accuracy_mean accuracy_low accuracy_high n "
     "seconds_mean seconds_low seconds_high steps images_seen tuning_seconds tuning_steps"
@@ -80,7 +81,7 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     confirmed = confirm_trials(runs)
-    confirmed = confirmed[confirmed["status"] == records.FINISHED]
+    confirmed = confirmed[confirmed["status"] == log.FINISHED]
     tuned = runs.trials[runs.trials["phase"].isin(TUNING) & (runs.trials["status"] != RUNNING)]
     names = {study.label: study.run for study in runs.studies}
     for row in results.to_dict("records"):

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.importance import FANOVA
-from analysis.load import Runs
+from analysis.numbers.importance import FANOVA
+from analysis.plots import style
 from analysis.plots.base import Plot, file_name
 from analysis.plots.search import value_scale
 from analysis.plots.slices import key_axis
-from analysis.search_space import Key, finished, search_cells, searched_keys
+from analysis.read.load import Runs
+from analysis.read.search_space import Key, finished, search_cells, searched_keys
 
 COLUMNS = str.split("condition method kind trial x_key x y_key y value metric")
 SMOOTHED = 10  # finished trials from which a surface is drawn

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import is_share
-from analysis.history import counted_on
-from analysis.load import Runs
+from analysis.numbers.tables import confirm_trials
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, by_condition, confirmed_by, file_name, look
-from analysis.select import DEFAULT_RULE
-from analysis.tables import confirm_trials
-from tune_ssl import records
+from analysis.read.history import counted_on
+from analysis.read.load import Runs
+from analysis.read.selection import DEFAULT_RULE
+from analysis.words.display import is_share
+from tune_ssl.records import log
 
 CURVE_COLUMNS = str.split("condition method panel curve stage step mean low high n source")
 VALUE, WEIGHTED, WEIGHT = "value", "weighted", "weight"  # the `curve` column
@@ -63,11 +63,11 @@ def training_curves(runs: Runs) -> pd.DataFrame:
         study, condition = runs.study(str(row["run"])), row["condition"]
         trials = _of(confirmed, study.run, condition)
         history = _of(runs.history, study.run, condition)
-        source = records.CONFIRM
+        source = log.CONFIRM
         if not history["trial"].isin(trials["trial"]).any():
             best = DEFAULT_RULE.choose(_of(runs.trials, study.run, condition), study.mode)
             trials = pd.DataFrame([] if best is None else [best], columns=runs.trials.columns)
-            source = records.SEARCH
+            source = log.SEARCH
         history = history[history["trial"].isin(trials["trial"])]
         if history.empty:
             continue
@@ -151,12 +151,12 @@ def panel_title(panel: str) -> str:
 def _caption(shown: pd.DataFrame, panel: str) -> str:
     found = shown[shown["curve"] == VALUE]
     parts = [f"{panel}."] if panel_title(panel) != panel else []
-    measured = found[found["source"] == records.CONFIRM]
+    measured = found[found["source"] == log.CONFIRM]
     if len(measured):
         parts.append(confirmed_by(measured["n"]))
     if (found["n"] > 1).any():
         parts.append("The band is from the lowest to the highest seed.")
-    searched = dict.fromkeys(found.loc[found["source"] == records.SEARCH, "method"])
+    searched = dict.fromkeys(found.loc[found["source"] == log.SEARCH, "method"])
     if searched:
         rule = f"the search trial that the rule '{DEFAULT_RULE.name}' picks"
         parts.append(f"Of {', '.join(searched)}: {rule}, which is not confirmed yet.")

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import interval
-from analysis.load import Runs
+from analysis.numbers.stats import Interval, mean_bounds, mean_interval
+from analysis.numbers.tables import confirm_trials
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, file_name, look
-from analysis.stats import Interval, mean_bounds, mean_interval
-from analysis.study import Study
-from analysis.tables import confirm_trials
-from tune_ssl import records
+from analysis.read.load import Runs
+from analysis.read.study import Study
+from analysis.words.display import interval
+from tune_ssl.records import log
 
 CONFUSION = "test/confusion"
 CONFUSION_COLUMNS = str.split("condition method true predicted share count images n")
@@ -78,7 +78,7 @@ def matrices(
     trials = confirm_trials(runs)
     if column not in trials:
         return
-    trials = trials[trials["status"] == records.FINISHED]
+    trials = trials[trials["status"] == log.FINISHED]
     for row in runs.conditions.to_dict("records"):
         study = runs.study(str(row["run"]))
         own = (trials["run"] == study.run) & (trials["condition"] == row["condition"])

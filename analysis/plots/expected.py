@@ -14,12 +14,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from analysis import style
-from analysis.load import RUNNING, Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, file_name, look
 from analysis.plots.search import value_scale
-from analysis.search_space import finished, search_cells
-from analysis.study import Study
+from analysis.read.load import RUNNING, Runs
+from analysis.read.search_space import finished, search_cells
+from analysis.read.study import Study
 
 COLUMNS = str.split("condition method metric trials mean low high n unfinished")
 POINTS = 60  # of a curve; more trials than that are spaced evenly in the logarithm

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.importance import FANOVA, LEVEL, MOST, PED_ANOVA, importance_table
-from analysis.load import Runs
-from analysis.plots import contour
+from analysis.numbers.importance import FANOVA, LEVEL, MOST, PED_ANOVA, importance_table
+from analysis.plots import contour, style
 from analysis.plots.base import Plot, Tables, by_condition, file_name
+from analysis.read.load import Runs
 
 LOOKS = {FANOVA: ("circle", "#0072B2", 0.17), PED_ANOVA: ("diamond-open", "#D55E00", -0.17)}
 ROW = 34  # pixels of a key

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.load import Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, file_name
 from analysis.plots.search import value_scale
-from analysis.search_space import Key, finished, search_cells, searched_keys, spread
+from analysis.read.load import Runs
+from analysis.read.search_space import Key, finished, search_cells, searched_keys, spread
 
 COLUMNS = str.split("condition method trial axis setting place value group metric")
 MOST_LINES = 200

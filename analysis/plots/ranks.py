@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.load import Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, look
+from analysis.read.load import Runs
 
 ROW = 34  # pixels
 BAR = 0.06  # of the span of ranks: between the bars of groups

@@ -7,18 +7,10 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import interval
-from analysis.load import Runs
-from analysis.plots.base import (
-    Plot,
-    Tables,
-    band,
-    confirmed_by,
-    error_bars,
-    look,
-    spans_wide,
-)
+from analysis.plots import style
+from analysis.plots.base import Plot, Tables, band, confirmed_by, error_bars, look, spans_wide
+from analysis.read.load import Runs
+from analysis.words.display import interval
 
 DODGE = 0.025  # of the axis: how far methods stand apart at one label count
 

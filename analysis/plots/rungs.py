@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.history import counted_on
-from analysis.load import STATUSES, Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
-from analysis.search_space import search_cells
-from tune_ssl import records
+from analysis.read.history import counted_on
+from analysis.read.load import STATUSES, Runs
+from analysis.read.search_space import search_cells
+from tune_ssl.records import log
 
 COLUMNS = ["condition", "method", "step", "reached", *STATUSES]
 MOST_LEVELS = 100  # of a method; of more evaluations evenly spaced ones are kept
@@ -27,7 +27,7 @@ CAPTION = (
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
     """One figure per condition under which a trial was lost."""
     for condition, rows in by_condition(rung_survival(runs)):
-        if rows[[records.STOPPED, *records.BAD_ENDINGS]].to_numpy().any():
+        if rows[[log.STOPPED, *log.BAD_ENDINGS]].to_numpy().any():
             figure = rung_figure(rows, colours)
             name = file_name("search-rungs", condition)
             yield Plot("search", name, "Rung survival", figure, rows, CAPTION, condition)

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.display import is_share
-from analysis.load import RUNNING, Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
-from analysis.search_space import search_cells
-from tune_ssl import records
+from analysis.read.load import RUNNING, Runs
+from analysis.read.search_space import search_cells
+from analysis.words.display import is_share
+from tune_ssl.records import log
 
 PROGRESS_COLUMNS = str.split("condition method order trial status value best metric")
 COST_COLUMNS = str.split("condition method metric order trial steps seconds best")
@@ -191,6 +191,6 @@ def unplaced(progress: pd.DataFrame) -> int:
 
 
 def _best_so_far(trials: pd.DataFrame, mode: str) -> pd.Series:
-    values = trials["value"].where(trials["status"] == records.FINISHED)
+    values = trials["value"].where(trials["status"] == log.FINISHED)
     values = values.where(np.isfinite(values))
     return (values.cummax() if mode == "max" else values.cummin()).ffill()

@@ -10,17 +10,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.load import Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name
-from analysis.plots.search import (
-    MOST_POINTS,
-    all_search_trials,
-    subset_note,
-    thinned,
-    value_scale,
-)
-from analysis.search_space import Key, search_cells, searched_keys, spread
+from analysis.plots.search import MOST_POINTS, all_search_trials, subset_note, thinned, value_scale
+from analysis.read.load import Runs
+from analysis.read.search_space import Key, search_cells, searched_keys, spread
 
 COLUMNS = str.split("condition method panel trial status setting x value metric")
 PANEL_COLUMNS = 2

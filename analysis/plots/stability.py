@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import style
-from analysis.load import RUNNING, STATUSES, Runs
+from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
-from analysis.search_space import Key, search_cells, searched_keys
-from tune_ssl import records
+from analysis.read.load import RUNNING, STATUSES, Runs
+from analysis.read.search_space import Key, search_cells, searched_keys
+from tune_ssl.records import log
 
 SHARE_COLUMNS = str.split("condition method status trials of share")
 REGION_COLUMNS = str.split("condition method panel key region place bad of share low high")
@@ -76,12 +76,12 @@ def bad_regions(runs: Runs) -> pd.DataFrame:
     worst = {
         condition
         for (_, condition), (_, trials) in ended.items()
-        if trials["status"].isin(records.BAD_ENDINGS).any()
+        if trials["status"].isin(log.BAD_ENDINGS).any()
     }
     for (label, condition), (study, trials) in ended.items():
         if condition not in worst:
             continue
-        bad = trials["status"].isin(records.BAD_ENDINGS)
+        bad = trials["status"].isin(log.BAD_ENDINGS)
         for key in searched_keys(study):
             values = key.values(trials)
             place = values if key.choices else (key.unit(values) * 3).clip(upper=2.999) // 1

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tune_ssl import records
+from tune_ssl.records import log
 
 METRIC = "val/mean_class_accuracy"
 CONFIRMED = {0: 0.80, 1: 0.84, 2: 0.82, 3: 0.86, 4: 0.83}
 # (ending, value at the end, reason); None is a trial that still runs.
 SEARCH: tuple[tuple[str | None, float | None, str | None], ...] = (
-    (records.FINISHED, 0.70, None),
-    (records.FINISHED, 0.81, None),
-    (records.STOPPED, 0.95, "asha"),
-    (records.DIVERGED, None, "loss/total is nan at step 40"),
-    (records.FAILED, None, "out of memory"),
-    (records.FINISHED, 0.79, None),
+    (log.FINISHED, 0.70, None),
+    (log.FINISHED, 0.81, None),
+    (log.STOPPED, 0.95, "asha"),
+    (log.DIVERGED, None, "loss/total is nan at step 40"),
+    (log.FAILED, None, "out of memory"),
+    (log.FINISHED, 0.79, None),
 )
 
 
@@ -74,13 +74,13 @@ def write_run(
             "study": {"num_trials": len(search), "seeds": 5, "tuning_seed": 100},
         },
     }
-    with open(path / records.STUDY, "w") as file:
+    with open(path / log.STUDY, "w") as file:
         YAML(typ="safe", pure=True).dump(study, file)
     for index, (condition, count) in enumerate(zip(ids, labels, strict=True)):
         _write_search(path, condition, index, search, metric, steps)
         if confirm:
             _write_confirm(path, condition, index, count, confirm, shift + 0.03 * index, split)
-    (path / records.TRIALS).touch()
+    (path / log.TRIALS).touch()
     if diag:
         _write_history(path)
     return path
@@ -88,8 +88,8 @@ def write_run(
 
 def event(path: Path, kind: str, trial: str, condition: str, **more: Any) -> None:
     """Append one event to trials.jsonl."""
-    own = {"event": kind, "phase": records.SEARCH, "trial": trial, "condition": condition}
-    records.append(path / records.TRIALS, {**own, **more})
+    own = {"event": kind, "phase": log.SEARCH, "trial": trial, "condition": condition}
+    log.append(path / log.TRIALS, {**own, **more})
 
 
 def _write_search(
@@ -99,7 +99,7 @@ def _write_search(
         trial = f"c{index}-t{number:04d}"
         config = {"optim.lr": 0.01 * (number + 1), "method.temperature": 0.5}
         start = {"number": number, "config": config, "seed": 100, "digest": f"g{number}"}
-        event(path, records.STARTED, trial, condition, **start)
+        event(path, log.STARTED, trial, condition, **start)
         if status:
             ending = {"step": steps, "value": value, "metrics": {metric: value}, "reason": reason}
             event(path, status, trial, condition, **ending, seconds=10.0, images_seen=640)
@@ -117,11 +117,11 @@ def _write_confirm(
     config = {"optim.lr": 0.02, "method.temperature": 0.5, "data.labels": count}
     lock = {"digest": "g1", "config": config, "value": 0.81, "rule": "best finished", "ties": 1}
     more = {**lock, "half_width": 0.096, "time": 1_760_000_000.0 + index}
-    event(path, records.LOCKED, f"c{index}-t0001", condition, **{**more, "phase": "confirm"})
+    event(path, log.LOCKED, f"c{index}-t0001", condition, **{**more, "phase": "confirm"})
     for seed, value in confirm.items():
         trial = f"c{index}-confirm-s{seed}"
         start = {"number": seed, "config": config, "seed": seed, "digest": "g1"}
-        event(path, records.STARTED, trial, condition, **start, phase=records.CONFIRM)
+        event(path, log.STARTED, trial, condition, **start, phase=log.CONFIRM)
         test = None if value is None else value + shift
         metrics = {
             "test/mean_class_accuracy": test,
@@ -133,17 +133,17 @@ def _write_confirm(
             METRIC: 0.78,
         }
         ending = {"step": 100, "value": 0.78, "metrics": metrics, "reason": None}
-        kind = records.FINISHED
-        own = {"seconds": 12.0, "images_seen": 640, "phase": records.CONFIRM}
+        kind = log.FINISHED
+        own = {"seconds": 12.0, "images_seen": 640, "phase": log.CONFIRM}
         event(path, kind, trial, condition, **ending, **own)
         digest = {"condition": condition, "seed": seed, "digest": f"{split}-{seed}"}
-        records.append(path / records.SPLITS, digest)
+        log.append(path / log.SPLITS, digest)
 
 
 def _write_history(path: Path) -> None:
-    for line in (path / records.TRIALS).read_text().splitlines():
+    for line in (path / log.TRIALS).read_text().splitlines():
         start = json.loads(line)
-        if start["event"] != records.STARTED:
+        if start["event"] != log.STARTED:
             continue
         for stage, steps in (("pretrain", (0, 10)), ("train", (0, 20, 40))):
             for step in steps:
@@ -156,7 +156,7 @@ def _write_history(path: Path) -> None:
                     METRIC: 0.5 + step / 100,
                 }
                 own = {"trial": start["trial"], "stage": stage, "step": step, "seconds": step}
-                records.append(path / records.HISTORY, {**own, "metrics": metrics})
+                log.append(path / log.HISTORY, {**own, "metrics": metrics})
 
 
 def searched_run(
@@ -174,21 +174,21 @@ def searched_run(
     """
     write_run(path, method=method, labels=(50,), search=(), confirm={}, diag=False, metric=metric)
     yaml = YAML(typ="safe", pure=True)
-    study = yaml.load(path / records.STUDY)
+    study = yaml.load(path / log.STUDY)
     study["mode"] = mode
     study["study"]["search"] = search
     study["study"]["study"]["searcher"] = searcher
-    with open(path / records.STUDY, "w") as file:
+    with open(path / log.STUDY, "w") as file:
         yaml.dump(study, file)
     for number, (value, given) in enumerate(trials):
         config, trial = dict(given), f"c0-t{number:04d}"
-        status, step = config.pop("status", records.FINISHED), config.pop("step", 100)
+        status, step = config.pop("status", log.FINISHED), config.pop("step", 100)
         history = config.pop("history", {})
         start = {"number": number, "config": config, "seed": 100, "digest": f"g{number}"}
-        event(path, records.STARTED, trial, "data.labels=50", **start)
+        event(path, log.STARTED, trial, "data.labels=50", **start)
         for at, reached in history.items():
             own = {"trial": trial, "stage": "train", "step": at, "seconds": at}
-            records.append(path / records.HISTORY, {**own, "metrics": {metric: reached}})
+            log.append(path / log.HISTORY, {**own, "metrics": {metric: reached}})
         if status:
             ending = {"step": step, "value": value, "metrics": {metric: value}, "reason": None}
             event(path, status, trial, "data.labels=50", **ending, seconds=step / 10)

@@ -3,11 +3,11 @@
 import pytest
 from ruamel.yaml import YAML
 
-from analysis import ablations, tables
-from analysis.load import load_runs
-from analysis.sections import CAPTIONS
-from analysis.summary import caveats, summary
-from tune_ssl import records
+from analysis.numbers import ablations, tables
+from analysis.read.load import load_runs
+from analysis.words.sections import CAPTIONS
+from analysis.words.summary import caveats, summary
+from tune_ssl.records import log
 
 CONDITION = "data.labels=50"
 
@@ -17,19 +17,19 @@ def ablated(tmp_path, write_run, event):
     """Three seeds of a reference and of `no_x`."""
     path = write_run(tmp_path / "a", labels=(50,), search=(), confirm={}, diag=False)
     yaml = YAML(typ="safe", pure=True)
-    study = yaml.load(path / records.STUDY)
+    study = yaml.load(path / log.STUDY)
     study["study"] |= {"search": {}, "ablate": {"no_x": {"losses.x.weight": 0.0}}}
-    yaml.dump(study, path / records.STUDY)
+    yaml.dump(study, path / log.STUDY)
     for variant, weight in (("reference", 1.0), ("no_x", 0.0)):
-        own = {"phase": records.ABLATE, "variant": variant}
+        own = {"phase": log.ABLATE, "variant": variant}
         config = {"losses.x.weight": weight, "optim.lr": 0.1}
         plan = {"changes": {}, "retune": [], "switches": None, "config": config}
-        event(path, records.PLANNED, variant, CONDITION, **own, **plan)
+        event(path, log.PLANNED, variant, CONDITION, **own, **plan)
         for seed in range(3):
             trial = f"{variant}-s{seed}"
-            event(path, records.STARTED, trial, CONDITION, seed=seed, config=config, **own)
+            event(path, log.STARTED, trial, CONDITION, seed=seed, config=config, **own)
             ending = {"value": 0.8 + seed / 9, "images_seen": 640}
-            event(path, records.FINISHED, trial, CONDITION, **ending, **own)
+            event(path, log.FINISHED, trial, CONDITION, **ending, **own)
     return load_runs([path])
 
 

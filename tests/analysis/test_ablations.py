@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from analysis.ablations import ablation_table, ablation_trials, effect_table
-from analysis.load import load_runs
+from analysis.numbers.ablations import ablation_table, ablation_trials, effect_table
+from analysis.read.load import load_runs
 from tests.analysis.conftest import event
-from tune_ssl import records
+from tune_ssl.records import log
 
 CONDITION = "data.labels=50"
 
@@ -23,13 +23,13 @@ def ablate(tmp_path, write_run):
         for variant, values in rows.items():
             plan = {"changes": {"x": 1} if variant != "reference" else {}, "retune": []}
             plan |= {"switches": None, "config": config or {}, **(more or {}).get(variant, {})}
-            event(path, records.PLANNED, None, CONDITION, phase="ablate", variant=variant, **plan)
+            event(path, log.PLANNED, None, CONDITION, phase="ablate", variant=variant, **plan)
             for seed, value in values.items():
                 about = {"phase": "ablate", "seed": seed, "variant": variant}
                 name = f"c0-ablate-{variant}-s{seed}"
-                event(path, records.STARTED, name, CONDITION, config={}, digest="d", **about)
+                event(path, log.STARTED, name, CONDITION, config={}, digest="d", **about)
                 ending = {"value": value, "step": 9, "metrics": {}, "phase": "ablate"}
-                event(path, records.FINISHED, name, CONDITION, **ending)
+                event(path, log.FINISHED, name, CONDITION, **ending)
         return load_runs([path])
 
     return write

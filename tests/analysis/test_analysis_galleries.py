@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from analysis.galleries import agreement
-from analysis.load import load_runs
-from analysis.report import write_report
-from tune_ssl import records
+from analysis.read.galleries import agreement
+from analysis.read.load import load_runs
+from analysis.report.report import write_report
+from tune_ssl.records import log
 
 EVIL = "<script>alert('x')</script>"
 
@@ -36,7 +36,7 @@ def gallery(path, condition="data.labels=50", trial="c0-confirm-s0", **more):
         "values": {"class_agreement": 0.8716, "k": 5, "images": 1234},
         "error": None,
     }
-    records.append(path / records.GALLERIES, {**line, **more})
+    log.append(path / log.GALLERIES, {**line, **more})
 
 
 class Page(HTMLParser):
@@ -69,7 +69,7 @@ def test_a_report_without_galleries_has_no_such_section(tmp_path, write_run):
     run = write_run(tmp_path / "a")
     text = write_report([run], tmp_path / "report").read_text()
     assert "s-sees" not in text and "What the model sees" not in text
-    (run / records.GALLERIES).write_text("")
+    (run / log.GALLERIES).write_text("")
     assert "s-sees" not in write_report([run], tmp_path / "report").read_text()
 
 
@@ -156,7 +156,7 @@ def test_a_strange_line_is_left_out_and_noted(tmp_path, write_run, change):
 def test_torn_lines_and_values_of_the_wrong_kind_are_tolerated(tmp_path, write_run):
     run = write_run(tmp_path / "a")
     gallery(run, values={"class_agreement": "high", "k": None})
-    with open(run / records.GALLERIES, "a") as file:
+    with open(run / log.GALLERIES, "a") as file:
         file.write('{"trial": "c0-con')
     runs = load_runs([run])
     assert [g.sentence for g in runs.galleries] == [""]

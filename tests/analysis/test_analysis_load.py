@@ -1,8 +1,8 @@
 import pytest
 
-from analysis.load import load_runs
-from tune_ssl import records
-from tune_ssl.errors import UserError
+from analysis.read.load import load_runs
+from tune_ssl.base.errors import UserError
+from tune_ssl.records import log
 
 
 def message(*paths):
@@ -41,7 +41,7 @@ def test_not_a_run(tmp_path):
 
 def test_bad_study(tmp_path, write_run):
     path = write_run(tmp_path / "a")
-    study = path / records.STUDY
+    study = path / log.STUDY
     text = study.read_text()
     study.write_text(text.replace("schema: 1", "schema: 9"))
     assert message(path).endswith("schema is 9, but this version of tune-ssl reads only 1")
@@ -59,19 +59,19 @@ def test_bad_study(tmp_path, write_run):
 
 def test_bad_records(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
-    event(path, records.STARTED, "x", "data.labels=50", schema=2)
+    event(path, log.STARTED, "x", "data.labels=50", schema=2)
     assert message(path).endswith("schema is 2, but this version of tune-ssl reads only 1")
     path = write_run(tmp_path / "b")
-    records.append(path / records.TRIALS, {"event": "started", "trial": "x"})
+    log.append(path / log.TRIALS, {"event": "started", "trial": "x"})
     assert message(path).endswith("trials.jsonl:47: has a record without 'phase'")
     path = write_run(tmp_path / "c")
-    event(path, records.FINISHED, "x", "data.labels=50", value="high")
+    event(path, log.FINISHED, "x", "data.labels=50", value="high")
     assert message(path).endswith("`value` is 'high', but must be a finite number or null")
 
 
 def test_torn_line_becomes_a_note(tmp_path, write_run, recwarn):
     path = write_run(tmp_path / "a")
-    with open(path / records.TRIALS, "a") as file:
+    with open(path / log.TRIALS, "a") as file:
         file.write('{"schema": 1, "event": "fin')
     assert load_runs([path]).notes == ["a: trials.jsonl: 1 torn line(s) dropped."]
     assert not recwarn.list
@@ -79,9 +79,9 @@ def test_torn_line_becomes_a_note(tmp_path, write_run, recwarn):
 
 def test_running_resumed_and_repeated(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), search=((None, None, None),), confirm={})
-    event(path, records.RESUMED, "c0-t0000", "data.labels=50")
+    event(path, log.RESUMED, "c0-t0000", "data.labels=50")
     repeated = {"trial": "c0-t0000", "stage": "train", "step": 40, "metrics": {"loss/total": 9.0}}
-    records.append(path / records.HISTORY, repeated)
+    log.append(path / log.HISTORY, repeated)
     runs = load_runs([path])
     assert runs.trials[["status", "resumed"]].to_numpy().tolist() == [["running", 1]]
     assert len(runs.history) == 5
@@ -111,14 +111,14 @@ def test_other_data_is_refused(tmp_path, write_run):
 
 def test_unknown_condition_is_said(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
-    event(path, records.STARTED, "x", "data.labels=7", config={})
+    event(path, log.STARTED, "x", "data.labels=7", config={})
     assert load_runs([path]).notes == ["a: data.labels=7 is not a condition of study.yaml."]
 
 
 def test_a_crash_takes_step_and_seconds_of_its_last_report(tmp_path, write_run, event):
     search = ((None, None, None), (None, None, None))
     path = write_run(tmp_path / "a", labels=(50,), search=search, confirm={})
-    event(path, records.FAILED, "c0-t0000", "data.labels=50", step=None, reason="broke")
+    event(path, log.FAILED, "c0-t0000", "data.labels=50", step=None, reason="broke")
     trials = load_runs([path]).trials.set_index("trial")
     found = trials.loc["c0-t0000", ["status", "step", "seconds", "last"]]
     assert found.to_list() == ["failed", 40, 40, pytest.approx(0.9)]
@@ -130,8 +130,8 @@ def test_a_trial_with_its_batches_in_parts_says_so(tmp_path, write_run):
     run = write_run(tmp_path / "a", labels=(50,))
     about = {"phase": "search", "trial": "extra", "condition": "data.labels=50"}
     started = {"event": "started", "seed": 1, "number": 9, "config": {}, "digest": "x", "time": 1.0}
-    records.append(run / records.TRIALS, {**about, **started})
+    log.append(run / log.TRIALS, {**about, **started})
     ended = {"event": "finished", "value": 0.5, "metrics": {}, "step": 1, "time": 2.0}
-    records.append(run / records.TRIALS, {**about, **ended, "accumulate": 2})
+    log.append(run / log.TRIALS, {**about, **ended, "accumulate": 2})
     trials = load_runs([run]).trials.set_index("trial")
     assert trials.loc["extra", "reason"] == "each batch in 2 parts (compute.accumulate=2)"

@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import comparisons, style, tables
-from analysis.load import load_runs
+from analysis.numbers import comparisons, tables
 from analysis.plots import (
     ablation,
     base,
@@ -17,7 +16,9 @@ from analysis.plots import (
     ranks,
     results,
     search,
+    style,
 )
+from analysis.read.load import load_runs
 
 SOURCES = (ranks, results, errors, calibration, ablation, curves, compute)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import ranks
+from analysis.numbers import ranks
 
 # Demsar 2006, table 6: AUC of C4.5, C4.5 + m, C4.5 + cf and C4.5 + m + cf on 14 data sets.
 DEMSAR = np.array(

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from analysis.report import write_report
-from analysis.study import Study
-from analysis.trace import reproduce
-from tune_ssl import records
-from tune_ssl.errors import UserError
+from analysis.read.study import Study
+from analysis.report.report import write_report
+from analysis.report.trace import reproduce
+from tune_ssl.base.errors import UserError
+from tune_ssl.records import log
 
 EVIL = "<script>alert('x')</script>"
 
@@ -156,14 +156,12 @@ def test_running_and_null_metrics(tmp_path, write_run):
 
 def test_caveats(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), confirm={100: 0.8, 1: None})
-    event(path, records.LOCKED, "c0-t0000", "data.labels=50", digest="g0", phase="confirm")
+    event(path, log.LOCKED, "c0-t0000", "data.labels=50", digest="g0", phase="confirm")
     event(path, "finished", "late", "data.labels=50", value=0.9)
     other = write_run(tmp_path / "b", method="uda", labels=(50, 99), metric="val/accuracy")
-    lines = (
-        (other / records.TRIALS).read_text().replace('"test/accuracy": 0.8', '"test/accuracy": 0.7')
-    )
+    lines = (other / log.TRIALS).read_text().replace('"test/accuracy": 0.8', '"test/accuracy": 0.7')
     lines = [line for line in lines.splitlines() if '"locked"' not in line or "99" in line]
-    (other / records.TRIALS).write_text("\n".join(lines) + "\n")
+    (other / log.TRIALS).write_text("\n".join(lines) + "\n")
     text = page_of(tmp_path, path, other)
     for sentence in (
         "seed 100 served both the search and the confirmation.",
@@ -241,7 +239,7 @@ def test_every_trial_has_an_anchor_and_its_command(tmp_path, write_run):
 
 def test_command_repeats_the_overrides_of_the_run(tmp_path, write_run):
     path = write_run(tmp_path / "a", labels=(50,))
-    study = path / records.STUDY
+    study = path / log.STUDY
     command = (
         "tune-ssl search kmeans.yaml --name x data.mu=4 study.seeds=[1,2] seed=3 optim.lr=0.5 "
         "--data-root /big --plugin my.py"
@@ -272,14 +270,14 @@ def test_command_states_values_as_yaml_reads_them(value, shown):
     assert shlex.split(reproduce(study, {"a": value}, None))[3:] == [f"a={shown}"]
 
 
-def spoil(path, old, new, name=records.TRIALS):
+def spoil(path, old, new, name=log.TRIALS):
     text = (path / name).read_text()
     assert old in text
     (path / name).write_text(text.replace(old, new))
 
 
 def torn(path):
-    for name in (records.TRIALS, records.HISTORY, records.SPLITS):
+    for name in (log.TRIALS, log.HISTORY, log.SPLITS):
         with open(path / name, "a") as file:
             file.write('{"schema": 1, "eve')
 
@@ -287,7 +285,7 @@ def torn(path):
 BAD = {
     "torn last lines": (torn, "trials.jsonl: 1 torn line(s) dropped."),
     "a column of nan": (
-        lambda path: spoil(path, '"loss/cluster": 2.0', '"loss/cluster": NaN', records.HISTORY),
+        lambda path: spoil(path, '"loss/cluster": 2.0', '"loss/cluster": NaN', log.HISTORY),
         "soft_kmeans reaches 83.0 %",
     ),
     "test values of nan": (
@@ -300,8 +298,8 @@ BAD = {
         lambda path: spoil(path, "test/mean_class_accuracy", "test/other"),
         "No configuration has been confirmed on test data yet.",
     ),
-    "no history": (lambda path: (path / records.HISTORY).unlink(), "soft_kmeans reaches 83.0 %"),
-    "no splits": (lambda path: (path / records.SPLITS).unlink(), "soft_kmeans reaches 83.0 %"),
+    "no history": (lambda path: (path / log.HISTORY).unlink(), "soft_kmeans reaches 83.0 %"),
+    "no splits": (lambda path: (path / log.SPLITS).unlink(), "soft_kmeans reaches 83.0 %"),
     "no configs": (lambda path: spoil(path, '"config": {', '"was": {'), "reaches 83.0 %"),
 }
 

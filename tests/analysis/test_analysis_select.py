@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.select import DEFAULT_RULE, half_width
+from analysis.read.selection import DEFAULT_RULE, half_width
 
 
 def trials(*rows):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from analysis import stats
+from analysis.numbers import stats
 
 
 def brute_force(values, tail):

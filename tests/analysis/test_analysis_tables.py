@@ -2,12 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import tables
-from analysis.display import NONE, shown
-from analysis.load import load_runs
-from analysis.paper import latex, markdown, write_table
-from analysis.stats import mean_interval
-from tune_ssl import records
+from analysis.numbers import tables
+from analysis.numbers.stats import mean_interval
+from analysis.read.load import load_runs
+from analysis.read.values import NONE
+from analysis.report.paper import latex, markdown, write_table
+from analysis.words.display import shown
+from tune_ssl.records import log
 
 
 @pytest.fixture
@@ -50,11 +51,11 @@ def test_everything_inside_the_best_interval_is_best(tmp_path, write_run):
 
 def test_null_and_unfinished_confirm_trials_are_missing(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), confirm={0: 0.8, 1: None, 2: 0.9})
-    own = {"phase": records.CONFIRM}
+    own = {"phase": log.CONFIRM}
     for trial, seed in (("c0-confirm-s3", 3), ("c0-confirm-s4", 4)):
-        event(path, records.STARTED, trial, "data.labels=50", seed=seed, digest="g1", **own)
+        event(path, log.STARTED, trial, "data.labels=50", seed=seed, digest="g1", **own)
     metrics = {"test/mean_class_accuracy": 0.1}
-    event(path, records.DIVERGED, "c0-confirm-s4", "data.labels=50", metrics=metrics, **own)
+    event(path, log.DIVERGED, "c0-confirm-s4", "data.labels=50", metrics=metrics, **own)
     row = tables.results_table(load_runs([path])).iloc[0]
     assert (row["n"], row["missing"]) == (2, 3)
     assert row["mean"] == pytest.approx(0.85)
@@ -71,11 +72,11 @@ def test_one_seed_has_no_interval_and_no_best(tmp_path, write_run):
 
 def test_a_second_lock_does_not_count(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,))
-    more = {"phase": records.CONFIRM}
-    event(path, records.LOCKED, "c0-t0005", "data.labels=50", digest="g5", **more)
-    event(path, records.STARTED, "late", "data.labels=50", seed=9, config={"optim.lr": 0.5}, **more)
+    more = {"phase": log.CONFIRM}
+    event(path, log.LOCKED, "c0-t0005", "data.labels=50", digest="g5", **more)
+    event(path, log.STARTED, "late", "data.labels=50", seed=9, config={"optim.lr": 0.5}, **more)
     metrics = {"test/mean_class_accuracy": 1.0}
-    event(path, records.FINISHED, "late", "data.labels=50", metrics=metrics, **more)
+    event(path, log.FINISHED, "late", "data.labels=50", metrics=metrics, **more)
     runs = load_runs([path])
     assert tables.results_table(runs)["mean"].to_list() == pytest.approx([0.83])
     assert tables.chosen_table(runs)["trial"].to_list() == ["c0-t0001"]

@@ -3,9 +3,9 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.display import metric_value
 from analysis.plots.search import value_scale
-from analysis.verdicts import ablation_sentences, comparison_sentences, verdict
+from analysis.words.display import metric_value
+from analysis.words.verdicts import ablation_sentences, comparison_sentences, verdict
 
 NAN = math.nan
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from analysis.report import write_report
+from analysis.report.report import write_report
 from tests.analysis.conftest import event, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import export, style
-from analysis.plots import Plot
-from analysis.report import write_report
-from tune_ssl.errors import UserError
+from analysis.plots import Plot, style
+from analysis.report import export
+from analysis.report.report import write_report
+from tune_ssl.base.errors import UserError
 
 KALEIDO = importlib.util.find_spec("kaleido")
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}

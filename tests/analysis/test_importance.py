@@ -5,8 +5,8 @@ import optuna
 import pandas as pd
 import pytest
 
-from analysis import importance
-from analysis.importance import (
+from analysis.numbers import importance
+from analysis.numbers.importance import (
     FANOVA,
     PED_ANOVA,
     fanova,
@@ -14,9 +14,9 @@ from analysis.importance import (
     importance_table,
     ped_anova,
 )
-from analysis.load import load_runs
 from analysis.plots import importance as figures
-from analysis.search_space import Key
+from analysis.read.load import load_runs
+from analysis.read.search_space import Key
 
 KEYS = [
     Key("lr", 1e-4, 1e-1, log=True),

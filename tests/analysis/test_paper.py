@@ -7,10 +7,10 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.display import is_bold
-from analysis.load import load_runs
-from analysis.paper import latex, markdown, protocol, wide_table
-from analysis.tables import budget_table, results_table
+from analysis.numbers.tables import budget_table, results_table
+from analysis.read.load import load_runs
+from analysis.report.paper import latex, markdown, protocol, wide_table
+from analysis.words.display import is_bold
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@ import math
 import pandas as pd
 import pytest
 
-from analysis import style
-from analysis.ablations import ABLATION_COLUMNS, EFFECT_COLUMNS
-from analysis.comparisons import RANKS
-from analysis.load import load_runs
-from analysis.plots import ablation, ranks
+from analysis.numbers.ablations import ABLATION_COLUMNS, EFFECT_COLUMNS
+from analysis.numbers.comparisons import RANKS
+from analysis.plots import ablation, ranks, style
+from analysis.read.load import load_runs
 
 NAN = math.nan
 METRIC = "val/mean_class_accuracy"

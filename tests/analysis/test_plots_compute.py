@@ -2,11 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import style, tables
-from analysis.load import load_runs
-from analysis.plots import base, compute
-from analysis.stats import mean_interval
-from tune_ssl import records
+from analysis.numbers import tables
+from analysis.numbers.stats import mean_interval
+from analysis.plots import base, compute, style
+from analysis.read.load import load_runs
+from tune_ssl.records import log
 
 
 @pytest.fixture(name="runs")
@@ -30,11 +30,11 @@ def test_costs_are_those_of_the_trials(runs):
             for trial in runs.trials.to_dict("records")
             if (trial["label"], trial["condition"]) == (row["method"], row["condition"])
         ]
-        seconds = [t["seconds"] for t in own if t["phase"] == records.CONFIRM]
+        seconds = [t["seconds"] for t in own if t["phase"] == log.CONFIRM]
         expected = mean_interval(seconds)
         mine = (row["seconds_mean"], row["seconds_low"], row["seconds_high"])
         assert mine == pytest.approx((expected.mean, expected.low, expected.high))
-        tuning = [t["seconds"] for t in own if t["phase"] == records.SEARCH]
+        tuning = [t["seconds"] for t in own if t["phase"] == log.SEARCH]
         assert row["tuning_seconds"] == pytest.approx(np.nansum(tuning))
         assert row["images_seen"] == (5120 if row["method"] == "fixmatch" else 640)
         assert row["accuracy_mean"] == measured["mean"] and row["n"] == 5
@@ -43,7 +43,7 @@ def test_costs_are_those_of_the_trials(runs):
 def test_ablations_and_running_trials_are_no_tuning_cost(runs):
     results = tables.results_table(runs)
     before = compute.cost_table(runs, results)
-    more = runs.trials[runs.trials["phase"] == records.SEARCH]
+    more = runs.trials[runs.trials["phase"] == log.SEARCH]
     more = pd.concat([more.assign(phase="ablate"), more.assign(status="running")])
     runs.trials = pd.concat([runs.trials, more], ignore_index=True)
     pd.testing.assert_frame_equal(compute.cost_table(runs, results), before)

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from analysis import style
-from analysis.load import load_runs
-from analysis.plots import calibration, errors
-from analysis.stats import mean_interval
-from tune_ssl import metrics, records
+from analysis.numbers.stats import mean_interval
+from analysis.plots import calibration, errors, style
+from analysis.read.load import load_runs
+from tune_ssl.records import log
+from tune_ssl.training import metrics
 
 NAMES = ("ant", "bee", "cat")
 
 
 def rewrite(path, change):
     """Apply `change(seed, metrics)` to the ending of each confirm trial of a run folder."""
-    lines = [json.loads(line) for line in (path / records.TRIALS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (path / log.TRIALS).read_text().splitlines()]
     for event in lines:
-        if event["phase"] == records.CONFIRM and event["event"] == records.FINISHED:
+        if event["phase"] == log.CONFIRM and event["event"] == log.FINISHED:
             change(int(event["trial"].rsplit("s", 1)[-1]), event["metrics"])
-    (path / records.TRIALS).write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (path / log.TRIALS).write_text("\n".join(map(json.dumps, lines)) + "\n")
     return path
 
 

@@ -7,11 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import style
-from analysis.importance import COLUMNS
-from analysis.load import load_runs
-from analysis.plots import contour, expected, importance, parallel, rungs, search, slices, stability
-from analysis.search_space import Key, finished, search_cells, searched_keys
+from analysis.numbers.importance import COLUMNS
+from analysis.plots import (
+    contour,
+    expected,
+    importance,
+    parallel,
+    rungs,
+    search,
+    slices,
+    stability,
+    style,
+)
+from analysis.read.load import load_runs
+from analysis.read.search_space import Key, finished, search_cells, searched_keys
 
 SOURCES = (search, expected, rungs, slices, parallel, importance, stability)
 SPACE = {

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.sets import build_sets
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import open_test, prepare
-from tune_ssl.errors import UserError
-from tune_ssl.spec import DataSpec
 
 
 def picture(path, value=(200, 100, 50), *, size=(12, 12), mode="RGB"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import small_spec
+from tests.support.helpers import small_spec
 from tune_ssl.data import loading
 from tune_ssl.data.loading import Loader, Order, in_chunks, load_data, stream
 

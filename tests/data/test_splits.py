@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.splits import Split, half_width, hold_out, make_split
-from tune_ssl.errors import UserError
-from tune_ssl.spec import DataSpec
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = np.repeat([0, 1, 2], [100, 60, 40])  # 200 images

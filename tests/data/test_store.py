@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.sets import Images, LabeledSet, Piece, build_sets
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import find_store, open_store, open_test, prepare
-from tune_ssl.errors import UserError
-from tune_ssl.spec import DataSpec
 
 DIGITS = DataSpec(dataset="digits")
 

@@ -13,16 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import small_spec
-from tune_ssl import metrics
+from tests.support.helpers import small_spec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.data.loading import Data, Loader, load_data
-from tune_ssl.methods import find_method, method_names
+from tune_ssl.methods import find_method, measures, method_names
 from tune_ssl.methods.base import Ratio, Stage
 from tune_ssl.methods.simsiam import SimSiamPretrain
-from tune_ssl.stepping import build_optimizers
-from tune_ssl.training import Collapsed, train
-from tune_ssl.trial import TrialSpec
+from tune_ssl.study.trial import TrialSpec
+from tune_ssl.training.loop import Collapsed, train
+from tune_ssl.training.optimizers import build_optimizers
 
 CPU = torch.device("cpu")
 
@@ -127,7 +126,7 @@ def test_optimizer_parts_are_the_stages_and_parts_that_exist(name):
 def test_what_a_stage_measures_is_declared_and_stands_in_for_nothing_else(name, chosen):
     stages = spec_of(name, chosen).stages()
     for stage in stages:
-        keys = {key for evaluator in stage.evaluators for key in metrics.MEASURED[evaluator]}
+        keys = {key for evaluator in stage.evaluators for key in measures.MEASURED[evaluator]}
         assert stage.stand_in is None or stage.stand_in in keys
     assert "classifier" in stages[-1].evaluators
     options = set(find_method(name).Spec.model_fields)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import small_spec
 from tests.methods.test_methods import CHOICES, copied, same, spec_of
-from tune_ssl import training
+from tests.support.helpers import small_spec
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
 from tune_ssl.data.loading import Data, load_data
-from tune_ssl.errors import UserError
 from tune_ssl.models import TransferClassifier
-from tune_ssl.spec import ModelSpec
-from tune_ssl.stepping import Stepper
-from tune_ssl.training import train
+from tune_ssl.training import loop
+from tune_ssl.training.loop import train
+from tune_ssl.training.stepper import Stepper
 
 CPU = torch.device("cpu")
 METHODS = ["simclr", "simsiam"]
@@ -224,7 +224,7 @@ def test_labels_beyond_the_budget_reach_no_loss_and_no_number_but_their_own(
         return Data(replace(data.store, train=train_part), split, data.device)
 
     expected, ours = numbers()
-    monkeypatch.setattr(training, "load_data", scrambled)
+    monkeypatch.setattr(loop, "load_data", scrambled)
     found, theirs = numbers()
     assert repr(found) == repr(expected)  # as text: NaN equals itself
     assert same(ours, theirs)

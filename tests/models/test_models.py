@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
-from tune_ssl.errors import UserError
 from tune_ssl.models import (
     ENCODERS,
     Classifier,
@@ -22,7 +23,6 @@ from tune_ssl.models import (
     stem,
 )
 from tune_ssl.models.encoders import blocks, build_encoder
-from tune_ssl.spec import ModelSpec
 
 DIGITS = Task(10, 1, 8)
 

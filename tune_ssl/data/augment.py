@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.data.ops import (
     Apply,
     ColorAffine,
@@ -34,7 +35,6 @@ from tune_ssl.data.ops import (
     ResizedCrop,
     TranslateZoom,
 )
-from tune_ssl.errors import Problem, UserError, unknown
 
 
 @dataclass(frozen=True, repr=False)

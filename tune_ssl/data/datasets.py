@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ssl.base.errors import Problem, UserError, unknown
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.folder import ImageFile, ImageReader, Listing, fit, list_images, to_array
 from tune_ssl.data.splits import hold_out
-from tune_ssl.errors import Problem, UserError, unknown
-from tune_ssl.spec import DataSpec
 
 Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]

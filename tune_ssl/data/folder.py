@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from PIL import Image

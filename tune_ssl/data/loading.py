@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.augment import View, view
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets
 from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, prepare
-from tune_ssl.spec import DataSpec
 
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
 PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on

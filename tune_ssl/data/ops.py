@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.data import pixels
-from tune_ssl.errors import Problem, UserError, unknown
 
 
 class Op(Protocol):

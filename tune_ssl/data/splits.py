@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.errors import Problem, UserError
-from tune_ssl.spec import DataSpec
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.spec import DataSpec
 
 Ints = NDArray[np.int64]
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.datasets import Dataset, Source, find_dataset
 from tune_ssl.data.folder import named
-from tune_ssl.errors import Problem, UserError
-from tune_ssl.spec import DataSpec
 
 FORMAT = 1  # part of every key: raise it when the files below change
 DEFAULT_CACHE = "~/.cache/tune-ssl"

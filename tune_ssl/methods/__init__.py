@@ -2,7 +2,7 @@
 
 `find_method("soft_kmeans")` reads soft_kmeans.py. A package brings its methods by the entry point
 group `tune_ssl.methods` (name = method name, value = the class or its module); a single file is
-loaded by `tune_ssl.plugins`.
+loaded by `plugins.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
-from tune_ssl.errors import Problem, UserError, unknown
+from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.methods.base import Method
 from tune_ssl.methods.contract import breaches, file_of, raised
 
 GROUP = "tune_ssl.methods"
-NOT_METHODS = ("base", "contract", "transfer")
+NOT_METHODS = ("base", "contract", "measures", "plugins", "transfer")
 
 _plugins: dict[str, type[Method[Any]]] = {}  # by name; what register() was told
 

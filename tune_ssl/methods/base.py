@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec, OptimPart
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec, OptimPart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from tune_ssl.base.errors import Problem, nearest, shown, unknown
+from tune_ssl.base.spec import LossesSpec, LossSpec, MethodSpec, OptimPart, OptimSpec, Spec
 from tune_ssl.data.batch import VIEWS
-from tune_ssl.errors import Problem, nearest, shown, unknown
 from tune_ssl.methods.base import Method, Ratio, Stage, StepOutput
-from tune_ssl.metrics import MEASURED
-from tune_ssl.spec import LossesSpec, LossSpec, MethodSpec, OptimPart, OptimSpec, Spec
+from tune_ssl.methods.measures import MEASURED
 
 LONGEST = 200  # characters of another program's error message
 TAKEN = {"losses": (LossesSpec, {"total"}), "optim_parts": (OptimSpec, set(OptimSpec.model_fields))}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import Fraction, LossSpec
 from tune_ssl.data.batch import Batch
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Ratio, StepOutput
 from tune_ssl.methods.supervised import (
     LabeledView,
@@ -19,7 +20,6 @@ from tune_ssl.methods.supervised import (
     SupervisedStage,
     supervised_loss,
 )
-from tune_ssl.spec import Fraction, LossSpec
 
 if TYPE_CHECKING:
     import torch

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec, OptimPart, Size
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Stage, StepOutput
 from tune_ssl.methods.fixmatch import FixMatch, FixMatchSpec, FixMatchStage
-from tune_ssl.spec import Fraction, LossSpec, ModelSpec, OptimPart, Size
 
 if TYPE_CHECKING:
     import torch

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, StepOutput
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
-from tune_ssl.spec import Fraction, LossSpec, ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import LossSpec, ModelSpec, Size
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.transfer import (
     OPTIM_PARTS,
@@ -21,7 +22,6 @@ from tune_ssl.methods.transfer import (
     PretrainedMethod,
     TransferSpec,
 )
-from tune_ssl.spec import LossSpec, ModelSpec, Size
 
 if TYPE_CHECKING:
     import torch

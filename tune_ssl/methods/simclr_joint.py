@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.simclr import contrastive_accuracy, cosines, embedding_std
 from tune_ssl.methods.supervised import LabeledView, supervised_loss
 from tune_ssl.methods.transfer import FinetuneStage, TransferSpec
-from tune_ssl.spec import LossSpec, ModelSpec, OptimPart, Size
 
 if TYPE_CHECKING:
     import torch

@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
-from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
-    FinetuneStage,
-    LinearProbeStage,
-    PretrainedMethod,
-)
-from tune_ssl.spec import LossSpec, ModelSpec, OptimPart, Size
+from tune_ssl.methods.transfer import OPTIM_PARTS, FinetuneStage, LinearProbeStage, PretrainedMethod
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tune_ssl.lazy import LazyModule
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import LossSpec
 from tune_ssl.methods.base import Method
 from tune_ssl.methods.kmeans import KMeans, KMeansSpec, KMeansStage, Temperature
-from tune_ssl.spec import LossSpec
 
 if TYPE_CHECKING:
     import torch.nn.functional as F

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
-from tune_ssl.spec import LossSpec, MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
     import torch.nn.functional as F

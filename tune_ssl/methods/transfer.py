@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import MethodSpec, ModelSpec, OptimPart
 from tune_ssl.data.batch import Batch, Task
-from tune_ssl.lazy import LazyModule
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.supervised import LabeledView, supervised_loss
-from tune_ssl.spec import MethodSpec, ModelSpec, OptimPart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tune_ssl.errors import Problem, UserError, unknown
+from tune_ssl.base.errors import Problem, UserError, unknown
 
 if TYPE_CHECKING:
     from tune_ssl.models.cvae import ConditionalVAE

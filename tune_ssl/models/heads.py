@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
-from tune_ssl.errors import Problem, UserError
 from tune_ssl.models import stem
 from tune_ssl.models.encoders import blocks, build_encoder
-from tune_ssl.spec import ModelSpec
 
 
 class Classifier(nn.Module):

@@ -1,0 +1,216 @@
+"""Methods against each other: paired differences, aggregates over conditions, average ranks.
+
+All of it is on test data, over confirm trials whose seed and labeled images are the same for the
+methods compared. Shares are fractions, a cell without a number is nan; `display` formats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.numbers import ranks
+from analysis.numbers.stats import (
+    holm,
+    iqm_interval,
+    paired,
+    paired_difference,
+    paired_p_value,
+    probability_of_improvement,
+    seeds_for_decision,
+)
+from analysis.numbers.tables import (
+    CELL,
+    Condition,
+    cells,
+    condition_of,
+    confirm_trials,
+    finished_values,
+    identity,
+)
+from analysis.read.load import TEST_METRIC, Runs
+from analysis.read.study import Study
+
+BASELINE = "supervised"
+DIFFERENCES = str.split(
+    "method reference condition labels mean low high n unpaired p p_holm "
+    "p_better p_better_low p_better_high seeds_needed"
+)
+AGGREGATE = str.split("method iqm low high mean rank conditions seeds left_out")
+RANKS = str.split("method rank critical_difference groups friedman_p conditions left_out")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What can be pooled: `scores` has a row per (condition, seed), the same seeds under each
+    condition, and a column per method. `left_out` says what had to go, empty where nothing had."""
+
+    scores: pd.DataFrame
+    left_out: str
+
+    @property
+    def conditions(self) -> list[str]:
+        return list(self.scores.index.unique("condition"))
+
+    def means(self) -> pd.DataFrame:
+        """The mean over seeds: conditions x methods."""
+        return self.scores.groupby("condition", sort=False).mean()
+
+
+def reference_study(studies: Sequence[Study]) -> Study:
+    """The study that the others under a condition are compared with: the first supervised baseline,
+    else the first."""
+    return next((study for study in studies if study.method == BASELINE), studies[0])
+
+
+def difference_table(runs: Runs) -> pd.DataFrame:
+    """Test accuracy of every method minus the reference's, paired by seed, per condition.
+
+    Each condition (and label count, where runs differ in it) has its `reference_study` among the
+    runs that confirmed it.
+    Only pairs with the same labeled images count; the others are counted in `unpaired`. `p` is of
+    the sign-flip test, `p_holm` the same after Holm's correction over the whole table, `p_better`
+    P(method > reference), `seeds_needed` the further pairs that would show a difference of this size
+    (`stats.seeds_for_decision`).
+    """
+    confirmed = [cell for cell in cells(runs, confirm_trials(runs)) if not cell[2].empty]
+    rivals: dict[Condition, dict[str, pd.DataFrame]] = {}
+    for study, condition, trials in confirmed:
+        rivals.setdefault(condition_of(condition), {})[study.run] = trials
+    rows = []
+    for study, condition, trials in confirmed:
+        others = rivals[condition_of(condition)]
+        reference = reference_study([runs.study(run) for run in others])
+        if study.run == reference.run:
+            continue
+        a, b = _by_seed(trials), _by_seed(others[reference.run])
+        pairs = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
+        other = pairs["split_a"] != pairs["split_b"]
+        other &= pairs["split_a"].notna() & pairs["split_b"].notna()
+        same = pairs[~other]
+        ours, theirs = _mapping(same["value_a"]), _mapping(same["value_b"])
+        found = paired_difference(ours, theirs)
+        better = probability_of_improvement(ours, theirs)
+        rows.append(
+            {
+                **identity(study, condition),
+                "reference": reference.label,
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "n": found.n,
+                "unpaired": int(other.sum()),
+                "p": paired_p_value(ours, theirs),
+                "p_better": better.mean,
+                "p_better_low": better.low,
+                "p_better_high": better.high,
+                "seeds_needed": seeds_for_decision(paired(ours, theirs)),
+            }
+        )
+    table = pd.DataFrame(rows, columns=DIFFERENCES)
+    table["p_holm"] = np.array(holm(table["p"].tolist()), dtype=float)
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def aggregate_table(runs: Runs) -> pd.DataFrame:
+    """Per method, over what all methods share: the IQM over conditions and seeds with its interval,
+    the mean over conditions, and the average rank (1 is best; nan for one method).
+
+    Whole seeds are resampled, since a seed's scores under several conditions are not independent.
+    """
+    shared = shared_scores(runs)
+    scores = shared.scores
+    rank = pd.Series(math.nan, index=scores.columns)
+    if len(scores) and len(scores.columns) > 1:
+        rank[:] = ranks.average_ranks(shared.means().to_numpy())
+    rows = []
+    for method in scores.columns:
+        matrix = scores[method].unstack("seed").to_numpy(dtype=float)
+        found = iqm_interval(matrix, together=True)
+        rows.append(
+            {
+                "method": method,
+                "iqm": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "mean": float(shared.means()[method].mean()),
+                "rank": rank[method],
+                "conditions": len(shared.conditions),
+                "seeds": matrix.shape[1],
+                "left_out": shared.left_out,
+            }
+        )
+    return pd.DataFrame(rows, columns=AGGREGATE)
+
+
+def rank_table(runs: Runs) -> pd.DataFrame:
+    """Average ranks over conditions with Nemenyi's critical difference, best first.
+
+    Methods that share a letter in `groups` do not differ; where Friedman's test finds no difference
+    at all, they all share one. Empty with fewer than 3 methods or 5 conditions.
+    """
+    shared = shared_scores(runs)
+    blocks, methods = len(shared.conditions), list(shared.scores.columns)
+    if len(methods) < ranks.LEAST_METHODS or blocks < ranks.LEAST_BLOCKS:
+        return pd.DataFrame(columns=RANKS)
+    scores = shared.means().to_numpy()
+    found, p = ranks.average_ranks(scores), ranks.friedman_p_value(scores)
+    difference = ranks.critical_difference(len(methods), blocks)
+    table = pd.DataFrame({"method": methods, "rank": found})
+    table["critical_difference"] = difference
+    table["groups"] = ranks.rank_groups(found, difference if p < 0.05 else math.inf)
+    table = table.assign(friedman_p=p, conditions=blocks, left_out=shared.left_out)
+    return table.sort_values("rank", kind="stable", ignore_index=True)[RANKS]
+
+
+def shared_scores(runs: Runs) -> Shared:
+    """The test values that all methods have under the same conditions, seeds and labeled images.
+
+    A method without any test value is left out first, then a condition that some method lacks, then
+    a seed that some method or condition lacks.
+    """
+    keys = ["condition", "seed"]
+    parts = [
+        _by_seed(trials).assign(method=study.label, **{key: condition[key] for key in CELL})
+        for study, condition, trials in cells(runs, confirm_trials(runs))
+    ]
+    if not parts:
+        return Shared(pd.DataFrame(index=pd.MultiIndex.from_product([[], []], names=keys)), "")
+    found = pd.concat(parts).dropna(subset=["value"]).reset_index()
+    methods = [label for label in runs.labels if label in set(found["method"])]
+    left = [f"{label}: no test value" for label in runs.labels if label not in methods]
+    values = found.pivot(index=keys, columns="method", values="value")[methods].astype(float)
+    splits = found.pivot(index=keys, columns="method", values="split")
+    counts = found.groupby("condition")["labels"].nunique()
+    alike = splits.index.get_level_values("condition").isin(counts.index[counts <= 1])
+    same = (splits.nunique(axis=1) <= 1) & alike
+    usable = values[same].dropna()
+    seeds = {name: set(rows.index.get_level_values("seed")) for name, rows in _blocks(usable)}
+    present = set(found["condition"])
+    order = [name for name in dict.fromkeys(runs.conditions["condition"]) if name in present]
+    left += [f"{name}: no seed and split in common" for name in order if name not in seeds]
+    conditions = [name for name in order if name in seeds]
+    common = sorted(set.intersection(*seeds.values())) if seeds else []
+    lost = len(set(found.loc[found["condition"].isin(conditions), "seed"]) - set(common))
+    left += [f"{lost} seed(s) that some method or condition lacks"] if lost else []
+    kept = pd.MultiIndex.from_product([conditions, common], names=keys)
+    return Shared(values.reindex(kept), "; ".join(left))
+
+
+def _blocks(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for condition, rows in scores.groupby("condition", sort=False):
+        yield str(condition), rows
+
+
+def _by_seed(trials: pd.DataFrame) -> pd.DataFrame:
+    """value and split of trials, by seed."""
+    found = trials.assign(value=finished_values(trials, TEST_METRIC))
+    return found.dropna(subset=["seed"]).set_index("seed")[["value", "split"]]
+
+
+def _mapping(values: pd.Series) -> dict[int, float]:
+    return dict(zip(values.index.astype(int), values.astype(float), strict=True))

@@ -1,0 +1,266 @@
+"""The report's tables, as plain numbers. Nothing here formats; `display` does that.
+
+Shares are fractions (0.873), not percentages. A cell without a number is nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.numbers.stats import mean_interval
+from analysis.read.load import RUNNING, STATUSES, TEST_METRIC, Runs
+from analysis.read.selection import DEFAULT_RULE, half_width
+from analysis.read.study import Study
+from analysis.read.values import last_line, missing
+from tune_ssl.records import log
+
+ACCURACY = "test/accuracy"
+CELL = ["condition", "labels"]  # rows that differ in either are not compared
+Condition = tuple[str, float | None]
+UNEQUAL = 0.10  # steps of two methods may differ by this share of the larger before it is said
+
+
+def confirm_trials(runs: Runs) -> pd.DataFrame:
+    """The confirm trials that count, one per (run, condition, seed), whatever their status.
+
+    Where a condition was locked more than once, only the first lock's trials count: the later
+    choice was made with test results in sight.
+    """
+    trials = runs.trials[runs.trials["phase"] == log.CONFIRM]
+    keep = pd.Series(True, index=trials.index)
+    for (run, condition), locks in runs.locks.groupby(["run", "condition"]):
+        if locks["digest"].nunique() > 1:
+            own = (trials["run"] == run) & (trials["condition"] == condition)
+            first = locks["config"].iloc[0]
+            same = [config == first for config in trials["full_config"]]
+            keep &= ~own | pd.Series(same, index=trials.index, dtype=bool)
+    trials = trials[keep]
+    repeated = trials.duplicated(["run", "condition", "seed"]) & trials["seed"].notna()
+    return trials[~repeated]
+
+
+def results_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: test accuracy over the confirm seeds, with 95 % intervals.
+
+    `n` seeds are in the mean, `missing` ended without a test value or still run. `best` marks each
+    method whose mean lies inside the interval of the highest mean under the same condition and label
+    count.
+    """
+    rows = []
+    confirmed = confirm_trials(runs)
+    for study, condition, trials in cells(runs, confirmed):
+        if trials.empty:
+            continue
+        main = mean_interval(finished_values(trials, TEST_METRIC))
+        plain = mean_interval(finished_values(trials, ACCURACY))
+        rows.append(
+            {
+                **identity(study, condition),
+                "mean": main.mean,
+                "low": main.low,
+                "high": main.high,
+                "std": main.std,
+                "accuracy": plain.mean,
+                "accuracy_low": plain.low,
+                "accuracy_high": plain.high,
+                "n": main.n,
+                "missing": len(trials) - main.n,
+            }
+        )
+    columns = "method condition labels mean low high std accuracy accuracy_low accuracy_high"
+    table = pd.DataFrame(rows, columns=[*columns.split(), "n", "missing"])
+    table["best"] = False
+    for _, group in table.groupby(CELL, sort=False, dropna=False):
+        if group["mean"].notna().any():
+            top = group.sort_values("mean", ascending=False).iloc[0]
+            table.loc[group.index, "best"] = group["mean"].between(top["low"], top["high"])
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def budget_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: trials by status, and what they cost. `flag` names what is unequal.
+
+    Trials by status are those of the search; steps, images and seconds are of the search and the
+    finalists, as far as they ended: the cost of running trials is not known.
+    """
+    rows = []
+    for study, condition, trials in cells(runs, runs.trials):
+        search = trials[trials["phase"] == log.SEARCH]
+        tuning = trials[trials["phase"].isin((log.SEARCH, log.FINALIST))]
+        confirm = trials[trials["phase"] == log.CONFIRM]
+        rows.append(
+            {
+                **identity(study, condition),
+                "trials": len(search),
+                **_counts(search),
+                "finalist_trials": len(tuning) - len(search),
+                "steps": _total(tuning, "step"),
+                "images_seen": _total(tuning, "images_seen"),
+                "seconds": _total(tuning, "seconds"),
+                "confirm_trials": len(confirm),
+                "confirm_seconds": _total(confirm, "seconds"),
+            }
+        )
+    columns = ["trials", *STATUSES, "finalist_trials", "steps", "images_seen", "seconds"]
+    columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["flag"] = ""
+    for _, group in table.groupby("condition", sort=False):
+        for index in group.index:
+            table.loc[index, "flag"] = _unequal(group, index)
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def trial_table(runs: Runs) -> pd.DataFrame:
+    """Every trial, in start order. `config` shows the searched keys, or, where a run searched none,
+    those that vary; config.* columns hold all."""
+    table = runs.trials.copy()
+    keys = _shown_keys(runs)
+    table["config"] = [config_text(_config(row), keys[row["run"]]) for _, row in table.iterrows()]
+    table["metric"] = table["run"].map({study.run: study.metric for study in runs.studies})
+    table["method"] = table["label"]
+    first = str.split(
+        "method condition labels phase trial number status value last metric step seconds"
+    )
+    first += ["seed", "config", "reason", "digest"]
+    configs = [column for column in table.columns if column.startswith("config.")]
+    return table[[*first, *configs]].reset_index(drop=True)
+
+
+def chosen_table(runs: Runs) -> pd.DataFrame:
+    """Per condition and method: the chosen configuration, its tuning value and its confirmed value.
+
+    `tuned` is the value that won the search (optimistic, being the best of many), `confirmed` the
+    same metric's mean over the confirm seeds. `locked` says whether test data was opened for it;
+    where not, the row is what the rule would choose now.
+    """
+    rows: list[dict[str, Any]] = []
+    confirmed = confirm_trials(runs)
+    for study, condition, trials in cells(runs, runs.trials):
+        locks = runs.locks[(runs.locks["run"] == study.run)]
+        locks = locks[locks["condition"] == condition["condition"]]
+        best = DEFAULT_RULE.choose(trials, study.mode)
+        common = {**identity(study, condition), "metric": study.metric, "run": study.run}
+        if not locks.empty:
+            lock = locks.iloc[0]
+            mine = (confirmed["run"] == study.run) & (
+                confirmed["condition"] == condition["condition"]
+            )
+            fresh = confirmed[mine & (confirmed["status"] == log.FINISHED)]
+            value = mean_interval(fresh["value"])
+            config = lock["config"] if isinstance(lock["config"], dict) else {}
+            taken = {key: lock[key] for key in ("trial", "digest", "ties", "half_width", "rule")}
+            extra = {"tuned": lock["value"], "confirmed": value.mean, "confirmed_n": value.n}
+            extra |= {"locked": True, "opened": lock["time"], "full_config": config}
+            extra["rule_agrees"] = _is_best(DEFAULT_RULE.candidates(trials), lock["trial"], best)
+            rows.append({**common, **taken, **extra})
+        elif best is not None:
+            validation = condition["validation"]
+            taken = {"trial": best["trial"], "digest": best["digest"], "tuned": best["value"]}
+            taken["ties"] = DEFAULT_RULE.ties(trials, study.mode, validation)
+            taken |= {"half_width": half_width(validation), "rule": DEFAULT_RULE.sentence}
+            extra = {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
+            extra |= {"full_config": _config(best), "rule_agrees": True}
+            rows.append({**common, **taken, **extra})
+    keys = _shown_keys(runs)
+    for row in rows:
+        row["config"] = config_text(row["full_config"], keys[row["run"]])
+    columns = "method condition labels trial config metric tuned confirmed confirmed_n ties"
+    columns += " half_width locked opened digest rule rule_agrees full_config run"
+    table = pd.DataFrame(rows, columns=columns.split())
+    return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def stability_table(runs: Runs) -> pd.DataFrame:
+    """Per method, trials by status, and why trials diverged, collapsed or failed; without its ablations."""
+    rows = []
+    for study in runs.studies:
+        trials = runs.trials[runs.trials["run"] == study.run]
+        trials = trials[~trials["phase"].isin((log.ABLATE, log.RETUNE))]
+        bad = trials[trials["status"].isin(log.BAD_ENDINGS)]
+        reasons = Counter(last_line(reason) or "no reason" for reason in bad["reason"])
+        text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        counts = {"trials": len(trials), **_counts(trials)}
+        rows.append({"method": study.label, **counts, "reasons": text})
+    return pd.DataFrame(rows, columns=["method", "trials", *STATUSES, "reasons"])
+
+
+def config_text(config: dict[str, Any], keys: list[str]) -> str:
+    """`key=value` of `keys`, numbers with four significant digits."""
+    return " ".join(f"{key}={_short(config[key])}" for key in keys if key in config)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cells(runs: Runs, trials: pd.DataFrame) -> Iterator[tuple[Study, dict[str, Any], pd.DataFrame]]:
+    """Each (run, condition) with its trials; conditions in the order of study.yaml."""
+    for row in runs.conditions.to_dict("records"):
+        own = (trials["run"] == row["run"]) & (trials["condition"] == row["condition"])
+        condition = {str(key): value for key, value in row.items()}
+        yield runs.study(condition["run"]), condition, trials[own]
+
+
+def identity(study: Study, condition: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say whose row it is."""
+    shared = {"condition": condition["condition"], "labels": condition["labels"]}
+    return {"method": study.label, **shared}
+
+
+def condition_of(row: Mapping[Any, Any] | pd.Series) -> Condition:
+    """A row's condition and label count, which two runs may put under one id; None if unknown."""
+    labels = row["labels"]
+    return str(row["condition"]), None if missing(labels) else float(labels)
+
+
+def finished_values(trials: pd.DataFrame, column: str) -> pd.Series:
+    """A metric of trials, nan wherever the trial did not finish."""
+    if column not in trials:
+        return pd.Series(math.nan, index=trials.index)
+    return trials[column].where(trials["status"] == log.FINISHED)
+
+
+def _counts(trials: pd.DataFrame) -> dict[str, int]:
+    return {status: int((trials["status"] == status).sum()) for status in STATUSES}
+
+
+def _total(trials: pd.DataFrame, column: str) -> float:
+    return float(trials.loc[trials["status"] != RUNNING, column].sum())
+
+
+def _unequal(group: pd.DataFrame, index: Any) -> str:
+    """What this method had less of than another one under the same condition."""
+    flags = []
+    for column, slack, word in (("trials", 0.0, "trials"), ("steps", UNEQUAL, "steps")):
+        mine, most = group.loc[index, column], group[column].max()
+        if mine < most * (1 - slack):
+            flags.append(f"{word} {mine:,.0f} against {most:,.0f}")
+    return "; ".join(flags)
+
+
+def _config(row: pd.Series) -> dict[str, Any]:
+    found = row["full_config"]
+    return found if isinstance(found, dict) else {}
+
+
+def _is_best(candidates: pd.DataFrame, trial: object, best: pd.Series | None) -> bool:
+    """Whether `trial` is a candidate as good as the chosen one."""
+    values = candidates.loc[candidates["trial"] == trial, "value"]
+    return best is not None and bool((values == best["value"]).any())
+
+
+def _shown_keys(runs: Runs) -> dict[str, list[str]]:
+    """Per run the config keys that tell its trials apart."""
+    return {study.run: study.searched or _varying(runs, study.run) for study in runs.studies}
+
+
+def _varying(runs: Runs, run: str) -> list[str]:
+    trials = runs.trials[runs.trials["run"] == run]
+    columns = [column for column in trials.columns if column.startswith("config.")]
+    return [c[7:] for c in columns if trials[c].dropna().astype(str).nunique() > 1]

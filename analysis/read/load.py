@@ -1,0 +1,227 @@
+"""Run folders -> tidy tables.
+
+Runs.trials       one row per trial:
+    run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
+    value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
+    repeats (of a finalist), variant (of an ablation),
+    full_config (a dict; a value of null is in it alone),
+    config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
+    status is `running` where no ending was written. `value` is the study's metric at the trial's
+    end, `last` the last one it reported, also when it did not finish. An ending without step or
+    seconds (a crash) takes those of the last report. `label` names the run in tables: its method,
+    or the run's name where several runs have the same method.
+Runs.history      one row per report: run, label, condition, phase, trial, seed, stage, step,
+                  seconds, and each metric
+Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
+Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
+                  ties, half_width, config (a dict)
+Runs.variants     one row per planned row of an ablation: run, label, condition, variant, changes,
+                  retune, switches, config; the variant `reference` changes nothing
+Runs.galleries    what the model sees (analysis.galleries)
+Runs.notes        sentences on what is incomplete or odd, for the reader of the report
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.read.galleries import Gallery, read_galleries
+from analysis.read.history import HISTORY_COLUMNS, History
+from analysis.read.study import Study, check_schema, read_studies
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.records import ledger, log
+
+RUNNING = "running"
+STATUSES = (*log.ENDINGS, RUNNING)
+TEST_METRIC = "test/mean_class_accuracy"
+MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
+
+TRIAL_COLUMNS = str.split(
+    "run label method dataset condition labels phase trial number status seed digest value last "
+    "step seconds images_seen reason started ended resumed split repeats variant full_config"
+)
+CONDITION_COLUMNS = str.split("run label method condition labels validation")
+LOCK_COLUMNS = str.split("run label condition trial time digest value rule ties half_width config")
+VARIANT_COLUMNS = str.split("run label condition variant changes retune switches config")
+NUMBERS = str.split("labels number seed value last step seconds images_seen started ended resumed")
+
+
+@dataclass
+class Runs:
+    """Everything that was read. See the module's docstring for the columns."""
+
+    studies: list[Study]
+    trials: pd.DataFrame
+    history: pd.DataFrame
+    conditions: pd.DataFrame
+    locks: pd.DataFrame
+    variants: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+
+    def study(self, run: str) -> Study:
+        return next(study for study in self.studies if study.run == run)
+
+    @property
+    def labels(self) -> list[str]:
+        return [study.label for study in self.studies]
+
+
+def load_runs(paths: Iterable[str | Path]) -> Runs:
+    """Read run folders into one set of tables.
+
+    Raises:
+        UserError: no folder, not a run folder, an unknown schema, or runs on different datasets.
+    """
+    folders = [Path(path) for path in paths]
+    if not folders:
+        raise UserError("no run folder was given")
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    studies = read_studies(folders)
+    notes: list[str] = []
+    trials: list[dict[str, Any]] = []
+    history: list[pd.DataFrame] = []
+    conditions: list[dict[str, Any]] = []
+    locks: list[dict[str, Any]] = []
+    variants: list[dict[str, Any]] = []
+    galleries: list[Gallery] = []
+    for study in studies:
+        events = list(_read(study, log.TRIALS, ("event", "trial", "condition", "phase"), notes))
+        splits = list(_read(study, log.SPLITS, ("condition", "seed", "digest"), notes))
+        rows = _trial_rows(study, events, splits, notes)
+        reports = History(study.metric)
+        for report in _read(study, log.HISTORY, ("trial", "stage", "step", "metrics"), notes):
+            reports.add(report)
+        _add_last_reports(rows, reports)
+        trials += rows
+        history.append(reports.frame(rows))
+        conditions += _condition_rows(study)
+        locks += _event_rows(study, events, log.LOCKED, LOCK_COLUMNS)
+        variants += _event_rows(study, events, log.PLANNED, VARIANT_COLUMNS)
+        galleries += read_galleries(study, notes)
+    table = _frame(trials, TRIAL_COLUMNS)
+    for column in NUMBERS:
+        try:
+            table[column] = pd.to_numeric(table[column])
+        except (TypeError, ValueError):
+            raise UserError(f"{log.TRIALS}: `{column}` of a trial is not a number") from None
+    return Runs(
+        studies,
+        table,
+        _joined(history),
+        _frame(conditions, CONDITION_COLUMNS),
+        _frame(locks, LOCK_COLUMNS),
+        _frame(variants, VARIANT_COLUMNS).drop_duplicates(["run", "condition", "variant"]),
+        notes,
+        galleries,
+    )
+
+
+def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> Iterator[log.Record]:
+    """The records of a file, one at a time; torn lines go into the notes at its end."""
+    path = study.path / name
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for record in log.scan(path):
+            if record.get("schema") != log.SCHEMA:
+                check_schema(record.get("schema"), path)
+            for key in keys:
+                if key not in record:
+                    raise UserError(Problem(f"has a record without {key!r}", where=str(path)))
+            yield record
+    notes += [f"{study.run}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught]
+
+
+def _trial_rows(
+    study: Study,
+    events: Sequence[log.Record],
+    splits: Sequence[log.Record],
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    ended = ledger.endings(events)
+    split = {(record["condition"], record["seed"]): record["digest"] for record in splits}
+    labels = {c["id"]: c.get("labels") for c in study.raw["conditions"]}
+    resumed = Counter(event["trial"] for event in events if event["event"] == log.RESUMED)
+    rows: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] in (log.LOCKED, log.PLANNED):
+            continue
+        row = rows.setdefault(event["trial"], {"number": len(rows)})
+        if event["event"] in (log.STARTED, log.RESUMED):
+            row["full_config"] = event.get("config") or {}
+            row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
+            own = ("number", "seed", "digest", "repeats", "variant")
+            row.update({key: event[key] for key in own if key in event})
+            row.setdefault("started", event.get("time"))
+        row.update({key: event[key] for key in ("phase", "trial", "condition")})
+    for trial, row in rows.items():
+        end = ended.get(trial, {})
+        row.update(end.get("metrics") or {})
+        row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
+        if (parts := end.get("accumulate", 1)) != 1:  # asked for, or tried where memory had run out
+            halved = f"each batch in {parts} parts (compute.accumulate={parts})"
+            row["reason"] = "; ".join(filter(None, [halved, row["reason"]]))
+        row.update(status=end.get("event", RUNNING), ended=end.get("time"))
+        row.update(run=study.run, label=study.label, method=study.method)
+        row.update(dataset=study.dataset.get("name"), resumed=resumed[trial])
+        row.update(labels=labels.get(row["condition"]))
+        row.update(split=split.get((row["condition"], row.get("seed"))))
+    strange = sorted({row["condition"] for row in rows.values()} - set(labels))
+    if strange:
+        notes.append(f"{study.run}: {', '.join(strange)} is not a condition of {log.STUDY}.")
+    return list(rows.values())
+
+
+def _add_last_reports(trials: Sequence[dict[str, Any]], reports: History) -> None:
+    """Fill what an ending left open from the last report before it."""
+    for row in trials:
+        if row["trial"] not in reports.last:
+            continue
+        row["last"], step, seconds = reports.last[row["trial"]]
+        if row["status"] != RUNNING:
+            row["step"] = step if row["step"] is None else row["step"]
+            row["seconds"] = seconds if row["seconds"] is None else row["seconds"]
+
+
+def _condition_rows(study: Study) -> list[dict[str, Any]]:
+    own = {"run": study.run, "label": study.label, "method": study.method}
+    return [
+        {**own, "condition": c["id"], "labels": c.get("labels"), "validation": c.get("validation")}
+        for c in study.raw["conditions"]
+    ]
+
+
+def _event_rows(
+    study: Study, events: Sequence[log.Record], kind: str, columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    own = {"run": study.run, "label": study.label}
+    return [
+        {**{key: event.get(key) for key in columns}, **own}
+        for event in events
+        if event["event"] == kind
+    ]
+
+
+def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several runs' histories, the metrics' columns in alphabetic order."""
+    table = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    extra = sorted(set(table.columns) - set(HISTORY_COLUMNS))
+    return table[[*HISTORY_COLUMNS, *extra]].reset_index(drop=True)
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table with `columns` first, present even without rows, and null metrics as nan."""
+    table = pd.DataFrame(list(rows))
+    extra = sorted(set(table.columns) - set(columns))
+    table = table.reindex(columns=[*columns, *extra])
+    for column in extra:
+        if not column.startswith("config.") and column not in MATRICES:
+            table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table

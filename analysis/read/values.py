@@ -1,0 +1,18 @@
+"""What a run does not say, and the last line of what it does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+NONE = "\u2013"  # an en dash
+
+
+def missing(value: Any) -> bool:
+    """None, nan or an empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def last_line(value: Any) -> str:
+    """The last line of a reason, which for a crash is the error and not its traceback."""
+    return value.strip().splitlines()[-1] if isinstance(value, str) and value.strip() else ""

@@ -1,0 +1,247 @@
+"""The report's page: tables and figures put into their sections, as the template shows them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis.numbers.importance import importance_notes
+from analysis.numbers.stats import expanded_tail
+from analysis.numbers.tables import CELL
+from analysis.plots import Plot, style
+from analysis.read.galleries import by_condition
+from analysis.read.load import TEST_METRIC, Runs
+from analysis.read.selection import DEFAULT_RULE
+from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
+from analysis.report.paper import as_text
+from analysis.report.provenance import moment, provenance, used_rules
+from analysis.report.trace import Behind, anchors, commands, seeds
+from analysis.words.display import bold_cells, columns_of, metric_value, shown, text
+from analysis.words.sections import MEASURED, SECTIONS, TITLES, Section, place_of, section_of
+from analysis.words.summary import caveats, interval_note, not_a_result, summary
+from tune_ssl.records import log
+
+FILTERED = 6  # a table with at least this many rows has a filter
+TRIALS = "trials"  # the table whose rows the page's script writes, a page of them at a time
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that the page carries, packed."""
+
+    id: str
+    title: str
+    name: str
+    packed: Markup
+
+
+def render(
+    runs: Runs,
+    found: Mapping[str, pd.DataFrame],
+    drawn: Sequence[Plot],
+    captions: Mapping[str, str],
+    formats: Sequence[str] = (),
+) -> str:
+    """The page as text. `formats` are those of the files written beside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results, chosen = found["results"], found["chosen"]
+    return environment.get_template("report.html.j2").render(
+        title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
+        made=moment(datetime.now(UTC).timestamp()),
+        summary=summary(runs, results, chosen, found["differences"], found["ablation"]),
+        caveats=caveats(runs, results, found["budget"], chosen, found["ablation"]),
+        interval_note=interval_note(results),
+        tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
+        sections=_sections(runs, found, drawn, captions, formats),
+        measured=bool(results["mean"].notna().any()),
+        not_a_result=not_a_result(runs),
+        sees=by_condition(runs.galleries),
+        several=len(runs.studies) > 1,
+        rule=DEFAULT_RULE,
+        used_rules=used_rules(chosen),
+        provenance=[provenance(runs, study, chosen) for study in runs.studies],
+        plotly=Markup(get_plotlyjs()),  # the library's own text, no input of ours
+        settings=as_json({"config": style.CONFIG, "layout": common_layout()}),
+        page=style.PAGE,
+        font=Markup(style.FONT),  # a constant
+    )
+
+
+def _sections(
+    runs: Runs,
+    found: Mapping[str, pd.DataFrame],
+    drawn: Sequence[Plot],
+    captions: Mapping[str, str],
+    formats: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The sections that have something to show."""
+    wanted = _worth_showing(found)
+    behind = Behind(runs)
+    always = {"results", "provenance", "intervals", *(["sees"] if runs.galleries else [])}
+    sections = []
+    for section in SECTIONS:
+        stems = [s for s in dict.fromkeys((*section.tables, *wanted)) if s in wanted]
+        views = [
+            _trials(runs, found[stem], captions, formats)
+            if stem == TRIALS
+            else _table(found[stem], stem, captions.get(stem, ""), behind)
+            for stem in stems
+            if section_of(stem) == section.id
+        ]
+        for before, view in pairwise(views):
+            view["repeated"] = view["caption"] == before["caption"]
+        plots = [plot for plot in drawn if place_of(plot.section) == section.id]
+        searched = section.id == "importance" and (runs.trials["phase"] == log.SEARCH).any()
+        notes = importance_notes(runs) if searched else []
+        if views or plots or notes or section.id in always:
+            head = {**_head(section), "notes": notes}
+            sections.append({**head, "tables": views, **_figures(plots)})
+    return sections
+
+
+def _worth_showing(found: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The tables with rows; those of test values only once there are some, none twice."""
+    measured = bool(found["results"]["mean"].notna().any())
+    single = len(found["results"].drop_duplicates(CELL)) < 2
+    left_out = {*(() if measured else MEASURED), *(("results_wide",) if single else ())}
+    return [stem for stem, table in found.items() if len(table) and stem not in left_out]
+
+
+def _head(section: Section) -> dict[str, str]:
+    return {"id": section.id, "title": section.title, "intro": section.intro}
+
+
+def _table(table: pd.DataFrame, stem: str, caption: str, behind: Behind) -> dict[str, Any]:
+    cells, bold = shown(table, stem).to_numpy().tolist(), bold_cells(table, stem)
+    rows = table.to_dict("records")
+    links = [behind.links(stem, {str(k): v for k, v in row.items()}) for row in rows]
+    return {
+        "stem": stem,
+        "title": TITLES.get(stem, ""),
+        "caption": caption,
+        "columns": columns_of(table, stem),
+        "rows": [
+            {"cells": list(zip(row, marks, strict=True)), "links": own}
+            for row, marks, own in zip(cells, bold, links, strict=True)
+        ],
+        "linked": any(links),
+        "filtered": len(table) >= FILTERED,
+        "repeated": False,
+        "downloads": _downloads(
+            table, stem, caption, (("csv", "csv"), ("md", "md"), ("latex", "tex"))
+        ),
+    }
+
+
+def _trials(
+    runs: Runs, table: pd.DataFrame, captions: Mapping[str, str], formats: Sequence[str]
+) -> dict[str, Any]:
+    """The table of all trials, packed; its script shows a page of it at a time."""
+    columns = columns_of(table, TRIALS)
+    rows = {
+        "cells": shown(table, TRIALS).to_numpy().tolist(),
+        "ids": anchors(runs),
+        "commands": commands(runs),
+        **_trial_facts(runs),
+    }
+    downloads = _downloads(table, TRIALS, "", (("csv", "csv"),))
+    fits = len(downloads[0].packed) <= LARGEST
+    return {
+        "stem": TRIALS,
+        "title": "",
+        "caption": captions.get(TRIALS, ""),
+        "columns": columns,
+        "rows": [],
+        "linked": False,
+        "repeated": False,
+        "count": len(table),
+        "packed": pack(json.dumps(rows)),
+        "chosen_by": [
+            c.title for c in columns if c.title in ("Method", "Condition", "Phase", "Status")
+        ],
+        "downloads": downloads if fits else [],
+        "beside": "csv" in formats,
+        "too_large": not fits,
+    }
+
+
+def _trial_facts(runs: Runs) -> dict[str, Any]:
+    """What an opened trial says besides its row: the names of its facts, and each trial's."""
+    trials = runs.trials
+    test = trials.get(TEST_METRIC, pd.Series(math.nan, index=trials.index))
+    found: dict[str, Iterable[str]] = {
+        "Seed": (_fact(seed) for seed in seeds(runs)),
+        "Variant": map(_fact, trials["variant"]),
+        "Test, mean per-class accuracy, %": (
+            "" if pd.isna(value) else metric_value(value, TEST_METRIC) for value in test
+        ),
+        "Digest": map(_fact, trials["digest"]),
+        "Digest of the labeled images": map(_fact, trials["split"]),
+        "Started": map(moment, trials["started"]),
+        "Reason": map(_fact, trials["reason"]),
+    }
+    return {"facts": list(found), "more": list(zip(*found.values(), strict=True))}
+
+
+def _figures(plots: Sequence[Plot]) -> dict[str, Any]:
+    """`grid`: figures that stand side by side; `groups`: those of each condition, where several."""
+    groups: dict[str, list[Plot]] = {}
+    for plot in plots:
+        groups.setdefault(plot.group, []).append(plot)
+    grouped = {name: own for name, own in groups.items() if name}
+    if all(len(own) == 1 for own in grouped.values()):
+        return {"grid": [_figure(plot, plot.full_title) for plot in plots], "groups": []}
+    return {
+        "grid": [_figure(plot, plot.title) for plot in groups.get("", [])],
+        "groups": [
+            (name, [_figure(plot, plot.title) for plot in own]) for name, own in grouped.items()
+        ],
+    }
+
+
+def _figure(plot: Plot, title: str) -> dict[str, Any]:
+    parts = (plot.full_title or plot.name, plot.caption)
+    return {
+        "title": title,
+        "label": ". ".join(part.rstrip(".") for part in parts if part),
+        "caption": plot.caption,
+        "across": plot.figure.layout.meta == "wide",
+        "height": int(plot.figure.layout.height or 320),
+        "spec": figure_json(plot.figure),
+        "downloads": _downloads(plot.table, f"figure-{plot.name}", "", (("csv", "csv"),)),
+    }
+
+
+def _downloads(
+    table: pd.DataFrame, stem: str, caption: str, kinds: Iterable[tuple[str, str]]
+) -> list[Download]:
+    return [
+        Download(
+            f"file-{stem}.{suffix}",
+            kind.upper() if kind == "csv" else {"md": "Markdown", "latex": "LaTeX"}[kind],
+            f"{stem.removeprefix('figure-')}.{suffix}",
+            pack(as_text(table, stem, kind, caption)),
+        )
+        for kind, suffix in kinds
+    ]
+
+
+def _fact(value: Any) -> str:
+    return "" if value is None or value != value else str(value)

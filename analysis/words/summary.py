@@ -1,0 +1,330 @@
+"""What the tables say, in sentences: the summary at the top of the report and its caveats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.numbers.stats import coverage_limit, seeds_needed
+from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
+from analysis.read.load import RUNNING, STATUSES, Runs
+from analysis.read.values import last_line
+from analysis.words.display import metric_value, text
+from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
+from tune_ssl.records import log
+
+FEW = 5  # below this many seeds the intervals are said to be too short at the top of the page
+MEASURE = "mean per-class accuracy on test"
+NOT_A_RESULT = (
+    "No configuration has been confirmed on test data yet. The numbers below are validation "
+    "values of tuning trials, the best of many tries, and not a result."
+)
+ONLY_ABLATED = (
+    "Nothing was searched or confirmed on test data here. The numbers below are of ablations, scored "
+    "on validation images, and say nothing about test accuracy."
+)
+RAN = {log.SEARCH: "search", log.RETUNE: "retuning", log.ABLATE: "ablation"}
+
+
+def summary(
+    runs: Runs,
+    results: pd.DataFrame,
+    chosen: pd.DataFrame,
+    differences: pd.DataFrame | None = None,
+    ablation: pd.DataFrame | None = None,
+) -> list[str]:
+    """The findings, or why there are none.
+
+    Each method against the baseline by its paired differences, where there are any; a condition
+    without any by the methods' own means; then what the ablations show, and what ran.
+    """
+    ran = [_what_ran(runs, study.run) for study in runs.studies]
+    parts = [] if ablation is None else [*ablation_sentences(ablation, _modes(runs))]
+    lines = []
+    if results.empty or results["mean"].isna().all():
+        if not runs.trials.empty:
+            lines.append(not_a_result(runs))
+        for row in chosen.to_dict("records"):
+            value = metric_value(row["tuned"], row["metric"])
+            lines.append(
+                f"{_where(chosen, row)} the best finished trial of {row['method']} is "
+                f"{row['trial']} with {row['metric']} = {value} on validation."
+            )
+        return lines + parts + ran
+    compared: set[Condition] = set()
+    if differences is not None and not differences.empty:
+        paired = differences[differences["n"] > 0]
+        seen = differences[(differences["n"] > 0) | (differences["unpaired"] > 0)]
+        compared = set(_conditions(seen))
+        pooled = results[_conditions(results).isin(_conditions(paired))]
+        lines += [_highest(pooled), *comparison_sentences(differences)]
+    for _, group in results.groupby(CELL, sort=False, dropna=False):
+        if condition_of(group.iloc[0]) not in compared:
+            lines.append(_finding(results, group.dropna(subset=["mean"])))
+    return [line for line in lines if line] + parts + ran
+
+
+def not_a_result(runs: Runs) -> str:
+    """What the numbers are worth while nothing has been confirmed."""
+    ablated = runs.trials["phase"].isin((log.ABLATE, log.RETUNE))
+    return NOT_A_RESULT if not ablated.all() or runs.trials.empty else ONLY_ABLATED
+
+
+def caveats(
+    runs: Runs,
+    results: pd.DataFrame,
+    budget: pd.DataFrame,
+    chosen: pd.DataFrame,
+    ablation: pd.DataFrame | None = None,
+) -> list[str]:
+    """Everything a reader must know before believing a number."""
+    few = results.loc[results["n"] > 0, "n"].min() < FEW
+    return [
+        *([interval_note(results)] if few else []),
+        *([] if ablation is None else _few_ablated(ablation)),
+        *runs.notes,
+        *_progress(runs),
+        *_seeds(runs, results),
+        *_locks(runs, chosen),
+        *_fair(runs, budget),
+    ]
+
+
+def interval_note(results: pd.DataFrame) -> str:
+    """What the seeds at hand can and cannot support."""
+    counts = sorted({int(n) for n in results["n"] if n > 0})
+    if not counts:
+        return ""
+    fewest, enough = counts[0], seeds_needed()
+    if fewest == 1:
+        return (
+            f"One seed gives no interval. {enough - 1} more seeds per condition are needed before "
+            "a 95 % interval can do what it says."
+        )
+    if fewest >= enough:
+        return ""
+    return (
+        f"With {fewest} seeds no resampling interval covers the mean more often than about "
+        f"{100 * coverage_limit(fewest):.0f} % of the time, whatever its nominal level, since it "
+        f"cannot reach beyond the values seen. {enough - fewest} more seed(s) per condition "
+        "remove that limit."
+    )
+
+
+def _what_ran(runs: Runs, run: str) -> str:
+    study = runs.study(run)
+    trials = runs.trials[runs.trials["run"] == run]
+    name = study.label if study.label == study.method else f"{study.label} ({study.method})"
+    if trials.empty:
+        return f"{name}: no trial has started yet."
+    ran = {phase: trials[trials["phase"] == phase] for phase in RAN}
+    ran = {phase: own for phase, own in ran.items() if len(own)}
+    if not ran:
+        ran = {log.SEARCH: trials.iloc[:0]}
+    where = f" on {text(study.dataset.get('name'))}"
+    parts = []
+    for phase, own in ran.items():
+        variants = own.loc[own["variant"] != log.REFERENCE, "variant"].nunique()
+        plural = "" if variants == 1 else "s"
+        of = f" of {variants} variant{plural}" if phase == log.ABLATE else ""
+        counts = [
+            f"{int((own['status'] == status).sum())} {status.replace('_', ' ')}"
+            for status in STATUSES
+            if (own["status"] == status).any()
+        ]
+        parts.append(f"{len(own)} {RAN[phase]} trials{of}{where} ({', '.join(counts) or 'none'})")
+        where = ""
+    return f"{name}: {', '.join(parts)}."
+
+
+def _few_ablated(ablation: pd.DataFrame) -> Iterator[str]:
+    for method, rows in ablation[ablation["n"] > 0].groupby("method", sort=False):
+        if rows["n"].min() < FEW:
+            yield f"Ablation of {method}: {interval_note(rows)}"
+
+
+def _conditions(table: pd.DataFrame) -> pd.Series:
+    """`condition_of` each row."""
+    found = [condition_of(row) for row in table.to_dict("records")]
+    return pd.Series(found, index=table.index, dtype=object)
+
+
+def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
+    if group.empty:
+        return ""
+    ranked = group.sort_values("mean", ascending=False, kind="stable")
+    top, rest = ranked.iloc[0], ranked.iloc[1:]
+    where = _where(results, top)
+    if rest.empty:
+        return f"{where} {_reaches(top)}."
+    if math.isnan(top["low"]):
+        others = ", ".join(_brief(row) for _, row in rest.iterrows())
+        return (
+            f"{where} {_reaches(top)}, the highest mean (others: {others}); "
+            "without an interval the order cannot be judged."
+        )
+    tied = ranked[ranked["best"]]
+    behind = rest[~rest["best"]]
+    others = ", ".join(_brief(row) for _, row in behind.iterrows())
+    if len(tied) > 1:
+        names = " and ".join(_brief(row) for _, row in tied.iterrows())
+        behind_them = f"; behind them {others}" if others else ""
+        return f"{where} {names} are not told apart by their separate intervals in {MEASURE}{behind_them}."
+    overlapping = behind[behind["high"] >= top["low"]]
+    if not overlapping.empty:
+        names = ", ".join(overlapping["method"])
+        return (
+            f"{where} {_reaches(top)}, the highest mean, but its interval overlaps that of "
+            f"{names} ({others}): the order may be chance."
+        )
+    unknown = ", ".join(behind.loc[behind["low"].isna(), "method"])
+    doubt = f" {unknown} has one seed and no interval." if unknown else ""
+    return f"{where} {_reaches(top)}, ahead of {others}.{doubt}"
+
+
+def _highest(results: pd.DataFrame) -> str:
+    """The highest mean of each condition. No claim: the paired differences make those."""
+    found: list[tuple[str, str]] = []
+    for _, group in results.dropna(subset=["mean"]).groupby(CELL, sort=False, dropna=False):
+        top = group.sort_values("mean", ascending=False, kind="stable").iloc[0]
+        found.append((str(top["method"]), f"{place(results, top)} ({_share(top)})"))
+    each = [
+        f"{method} {', '.join(text for _, text in same)}"
+        for method, same in groupby(found, key=lambda pair: pair[0])
+    ]
+    return f"Highest {MEASURE}: {'; '.join(each)}." if each else ""
+
+
+def _modes(runs: Runs) -> dict[str, str]:
+    return {study.label: study.mode for study in runs.studies}
+
+
+def _where(table: pd.DataFrame, row: Any) -> str:
+    """'At 50 labels', or 'Under' the condition's id, as a sentence starts."""
+    where = place(table, row)
+    return where[0].upper() + where[1:] + ("," if where.startswith("under") else "")
+
+
+def _reaches(row: pd.Series) -> str:
+    share = f"{100 * row['mean']:.1f} % {MEASURE}"
+    if math.isnan(row["low"]):
+        return f"{row['method']} reaches {share} (one fresh seed, so no interval)"
+    ends = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{row['method']} reaches {share} {ends}, {row['n']} fresh seeds"
+
+
+def _brief(row: pd.Series) -> str:
+    return f"{row['method']} at {_share(row)}"
+
+
+def _share(row: pd.Series) -> str:
+    if math.isnan(row["low"]):
+        return f"{100 * row['mean']:.1f} %"
+    return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _progress(runs: Runs) -> Iterator[str]:
+    for study in runs.studies:
+        trials = runs.trials[runs.trials["run"] == study.run]
+        search = trials[trials["phase"] == log.SEARCH]
+        running = trials[trials["status"] == RUNNING]
+        if len(running):
+            yield (
+                f"{study.label}: {len(running)} trial(s) have no ending: the run is still going or "
+                "was interrupted. They are counted as running and enter no number."
+            )
+        lost = search["status"].isin(log.BAD_ENDINGS)
+        if len(search) and lost.all():
+            reasons = [last_line(r) for r in search["reason"] if isinstance(r, str)]
+            first = f" First reason: {reasons[0]}" if reasons else ""
+            yield f"{study.label}: all {len(search)} search trials failed, diverged or collapsed.{first}"
+        blank = (trials["status"] != RUNNING) & trials["images_seen"].isna()
+        if blank.any():
+            yield (
+                f"{study.label}: {blank.sum()} trial(s) that ended did not say how many images "
+                "they saw; the total of images seen is at least what the table shows."
+            )
+        nulls = (search["status"] == log.FINISHED) & search["value"].isna()
+        if nulls.any():
+            yield f"{study.label}: {nulls.sum()} finished trial(s) have no {study.metric} value."
+
+
+def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
+    for row in results.to_dict("records"):
+        study = next(study for study in runs.studies if study.label == row["method"])
+        where = f"{row['method']}, {row['condition']}"
+        if row["missing"]:
+            yield (
+                f"{where}: {row['missing']} of {row['n'] + row['missing']} confirm trials have no "
+                "test value. The mean is over the others and may be flattered by that."
+            )
+        planned, found = study.planned_seeds, row["n"] + row["missing"]
+        if planned is not None and found < planned:
+            yield f"{where}: {found} of {planned} planned confirm seeds have been run."
+    for study in runs.studies:
+        trials = runs.trials[runs.trials["run"] == study.run]
+        seeds = {
+            phase: set(trials.loc[trials["phase"] == phase, "seed"].dropna())
+            for phase in (log.SEARCH, log.FINALIST, log.CONFIRM)
+        }
+        tuning = seeds[log.SEARCH] | seeds[log.FINALIST]
+        reused = sorted(int(s) for s in tuning & seeds[log.CONFIRM])
+        if reused:
+            listed = ", ".join(map(str, reused))
+            yield f"{study.label}: seed {listed} served both the search and the confirmation."
+    if {"test/confusion", ACCURACY} <= set(runs.trials.columns):
+        for _, trial in confirm_trials(runs).iterrows():
+            if isinstance(trial["test/confusion"], list) and not math.isnan(trial[ACCURACY]):
+                try:
+                    counts = np.asarray(trial["test/confusion"], dtype=float)
+                except (ValueError, TypeError):  # no matrix: the figure is left out, and says so
+                    continue
+                share = np.trace(counts) / counts.sum() if counts.sum() else math.nan
+                if not abs(share - trial[ACCURACY]) < 1e-3:
+                    yield (
+                        f"{trial['label']}, {trial['trial']}: test/accuracy is "
+                        f"{trial[ACCURACY]:.4f}, but its confusion matrix says {share:.4f}."
+                    )
+
+
+def _locks(runs: Runs, chosen: pd.DataFrame) -> Iterator[str]:
+    for row in chosen.to_dict("records"):
+        if not row["rule_agrees"]:
+            yield (
+                f"{row['method']}, {row['condition']}: the locked trial {row['trial']} is not the "
+                "one that the rule picks among the trials on record."
+            )
+    for (run, condition), locks in runs.locks.groupby(["run", "condition"], sort=False):
+        if locks["digest"].nunique() > 1:
+            yield (
+                f"{runs.study(str(run)).label}, {condition}: {locks['digest'].nunique()} "
+                "configurations were locked, so test data was opened more than once. "
+                "Only the first one counts here."
+            )
+    locked = set(zip(runs.locks["run"], runs.locks["condition"], strict=True))
+    confirm = runs.trials[runs.trials["phase"] == log.CONFIRM]
+    cells = confirm[["run", "condition"]].drop_duplicates().itertuples(index=False, name=None)
+    for run, condition in cells:
+        if (run, condition) not in locked:
+            yield f"{runs.study(run).label}, {condition}: confirm trials without a locked event."
+
+
+def _fair(runs: Runs, budget: pd.DataFrame) -> Iterator[str]:
+    unequal = budget[budget["flag"] != ""]
+    for (method, flag), rows in unequal.groupby(["method", "flag"], sort=False):
+        yield f"Unequal budget, {method} under {', '.join(rows['condition'])}: {flag}."
+    if len({(study.metric, study.mode) for study in runs.studies}) > 1:
+        listed = ", ".join(f"{s.label}: {s.metric}" for s in runs.studies)
+        yield f"The runs were tuned on different metrics ({listed})."
+    for condition, rows in runs.conditions.groupby("condition", sort=False):
+        absent = [label for label in runs.labels if label not in set(rows["label"])]
+        if absent:
+            yield f"{condition} is not part of {', '.join(absent)}: no comparison there."
+        for column in ("labels", "validation"):
+            if rows[column].nunique(dropna=False) > 1:
+                yield f"{condition}: the runs differ in their number of {column} images."

@@ -1,0 +1,257 @@
+"""--address: one line for whatever is wrong with a cluster, nodes that differ, nodes and heads that die."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.cluster import free_port, local_cluster
+from tests.support.runs import (
+    COMMAND,
+    called,
+    descendants,
+    endings,
+    events,
+    finish,
+    kill_all,
+    trial_workers,
+    wait_for,
+    write_study,
+)
+from tune_ssl.base.errors import UserError
+from tune_ssl.cluster import connect
+from tune_ssl.records import log
+
+STUDY = """
+fixed:
+  data: {dataset: digits, num_labels: 40, batch_size: 16}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  budget: {steps: 20, eval_every: 10}
+search:
+  optim.lr: {log_uniform: [1e-3, 1e-2]}
+study: {num_trials: 2, searcher: random, scheduler: none, finalists: 1, seeds: [0]}
+"""
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """No cluster is named by the environment."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "address, expected",
+    [
+        ("here", "--address is 'here', but must be auto or HOST:PORT, such as 10.0.0.1:6379"),
+        ("host:0", "--address is 'host:0', but must be auto or HOST:PORT"),
+        ("host:99999", "--address is 'host:99999', but must be auto or HOST:PORT"),
+        ("http://host:8265", "--address is 'http://host:8265', but must be auto or HOST:PORT"),
+        (
+            "ray://head:10001",
+            "--runs is 'runs', but must be an absolute folder that every node of the cluster has, or a URL: "
+            "Ray deletes the folder in which a job runs",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(
+    tmp_path, monkeypatch, capsys, nowhere, address, expected
+):
+    study = write_study(tmp_path, STUDY)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = called(monkeypatch, capsys, "search", study, "--address", address)
+    assert code == 2 and err.startswith(expected) and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_auto_without_a_cluster_is_refused_and_the_environment_names_one(monkeypatch, nowhere):
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
+    with pytest.raises(UserError, match="is 'auto', but no cluster runs on this machine"):
+        connect.resolved("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    assert connect.resolved("auto") == "10.1.2.3:6379"
+
+
+def test_a_driver_of_this_process_needs_another_address_than_ray_clients():
+    with pytest.raises(
+        UserError, match="^--address is 'ray://head:10001', through which the commands"
+    ):
+        connect.resolved("ray://head:10001")
+
+
+def test_a_closed_port_and_one_that_never_speaks_are_told_apart(monkeypatch, nowhere):
+    closed = f"127.0.0.2:{free_port()}"
+    with pytest.raises(UserError, match=f"^{closed}: nothing answers there: Connection refused$"):
+        connect._refuse_unhealthy(closed)
+    with socket.create_server(("127.0.0.2", 0)) as mute:
+        monkeypatch.setattr(connect, "HEALTH_SECONDS", 3.0)
+        where = f"127.0.0.2:{mute.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"^{where}: something answers there, but it is no Ray"):
+            connect._refuse_unhealthy(where)
+
+
+def test_a_raylet_that_is_gone_is_noticed_where_the_head_still_answers(monkeypatch):
+    monkeypatch.setattr(connect, "GONE_SECONDS", 1.0)
+    monkeypatch.setattr(connect, "LOOK_SECONDS", 0.2)
+    node = SimpleNamespace(all_processes={})  # of a cluster that was there: none is ours
+    monkeypatch.setattr(connect.ray._private.worker, "_global_node", node)
+    told, over = [], threading.Event()
+    with (
+        socket.create_server(("127.0.0.2", 0)) as head,
+        socket.create_server(("127.0.0.3", 0)) as raylet,
+    ):
+        places = {
+            "its head": f"127.0.0.2:{head.getsockname()[1]}",
+            "the raylet of this machine": f"127.0.0.3:{raylet.getsockname()[1]}",
+        }
+        watch = threading.Thread(target=connect._watch, args=(over, places, told.append))
+        watch.start()
+        time.sleep(2)
+        assert told == []
+        raylet.close()
+        watch.join(20)
+    over.set()
+    where = places["the raylet of this machine"]
+    assert told == [f"the raylet of this machine, {where}, does not answer: Connection refused"]
+
+
+# ---- a cluster that is there ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with local_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+def begin(folder, cluster, *arguments, **environment):
+    """Start `tune-ssl ARGUMENTS --address CLUSTER` in `folder`."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments), "--address", cluster.address],
+        cwd=folder,
+        env={**cluster.environment, "COLUMNS": "120", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_cluster_with_a_token_refuses_who_has_none_or_another(tmp_path, cluster):
+    study = write_study(tmp_path, STUDY)
+    code, _, err = finish(begin(tmp_path, cluster, "search", study, RAY_AUTH_MODE="disabled"))
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert f"{cluster.address}: the cluster asks for a token: set RAY_AUTH_MODE=token and" in err
+    (tmp_path / "other").write_text("f" * 32)
+    other = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    code, _, err = finish(begin(tmp_path, cluster, "search", study, **other))
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert "the cluster refuses the token in the file RAY_AUTH_TOKEN_PATH=" in err
+    assert not (tmp_path / "runs").exists()
+    code, out, err = finish(begin(tmp_path, cluster, "search", study, "--no-report"))
+    assert code == 0, err
+    assert re.search(
+        r"^resources: 1 CPU per trial, 1 at once \(1 CPU in 1 node, no GPU\)$", out, re.M
+    )
+
+
+def can_unshare():
+    return (
+        os.geteuid() == 0
+        and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_unshare(), reason="needs mount namespaces, so root")
+def test_a_node_that_sees_another_runs_folder_is_refused_before_anything_starts(tmp_path):
+    study = write_study(tmp_path, STUDY)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with local_cluster(tmp_path / "cluster") as cluster:
+        hide = f'mount -t tmpfs none "{runs}" && exec "$@"'
+        cluster.add_node("unshare", "-m", "bash", "-c", hide, "bash")
+        code, _, err = finish(begin(tmp_path, cluster, "search", study))
+        assert code == 2, err
+        [line] = err.strip().splitlines()
+        assert "(127.0.0.3): cannot use " in line or "of its own" in line
+        assert (
+            "give --runs a folder that all nodes share, or --storage a URL (s3://, gs://)" in line
+        )
+        assert list(runs.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_node_costs_no_finished_trial_and_a_killed_head_ends_in_one_line(tmp_path):
+    longer = STUDY.replace("steps: 20,", "steps: 2000,").replace("num_trials: 2", "num_trials: 6")
+    study = write_study(tmp_path, longer.replace("eval_every: 10", "eval_every: 100"))
+    run = tmp_path / "runs" / "one"
+
+    def reports():
+        return len(log.read(run / log.HISTORY))
+
+    with local_cluster(tmp_path / "cluster", nodes=2) as cluster:
+        process = begin(tmp_path, cluster, "search", study, "--name", "one", "--no-report")
+        node = cluster.nodes[1].pid
+        wait_for(process, lambda: reports() >= 10 and bool(trial_workers(node)), 240)
+        cluster.kill_node(1)
+        before = reports()
+        wait_for(process, lambda: reports() > before + 10, 240)
+        done = {trial: how for trial, how in endings(run).items() if how == log.FINISHED}
+
+        kill_all([cluster.nodes[0].pid, *descendants(cluster.nodes[0].pid)])
+        cluster.nodes[0].wait()
+        code, _, err = finish(process, 120)
+        assert code == 1 and "Traceback" not in err
+        assert "the cluster is gone: " in err and "tune-ssl search --resume one" in err
+
+        cluster.start_head()
+        again = begin(tmp_path, cluster, "search", "--resume", "one", "--no-report")
+        code, _, err = finish(again, 400)
+        assert code == 0, err
+    ended = [e["trial"] for e in events(run) if e["event"] in log.ENDINGS]
+    assert len(ended) == len(set(ended)) == 6 + 1 and set(done) <= set(ended)
+    assert set(endings(run).values()) == {log.FINISHED}
+
+
+@pytest.mark.slow
+def test_a_run_whose_last_node_died_says_so_and_goes_on_when_another_joins(tmp_path):
+    longer = STUDY.replace("steps: 20,", "steps: 2000,").replace(
+        "eval_every: 10", "eval_every: 100"
+    )
+    study = write_study(tmp_path, longer)
+    run = tmp_path / "runs" / "one"
+    with local_cluster(tmp_path / "cluster", cpus=0) as cluster:
+        code, _, err = finish(begin(tmp_path, cluster, "search", study, "--name", "one"))
+        assert (
+            code == 2 and "study.cpus_per_trial is 1, but the largest of 1 nodes has 0 CPU" in err
+        )
+        cluster.add_node(cpus=1)
+        with (tmp_path / "said").open("w+") as out:
+            asked = [*COMMAND, "search", study, "--name", "one", "--no-report"]
+            process = subprocess.Popen(
+                [*asked, "--address", cluster.address],
+                cwd=tmp_path,
+                env={**cluster.environment, "COLUMNS": "120"},
+                stdout=out,
+                stderr=out,
+                text=True,
+            )
+
+            def says(text):
+                return lambda: text in (tmp_path / "said").read_text()
+
+            wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 3, 120)
+            cluster.kill_node(1)
+            wait_for(process, says("no node that is left has 1 CPU; waiting for one"), 180)
+            cluster.add_node(cpus=1)
+            assert process.wait(300) == 0, (tmp_path / "said").read_text()
+    assert set(endings(run).values()) == {log.FINISHED} and len(endings(run)) == 3

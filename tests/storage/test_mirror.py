@@ -1,0 +1,263 @@
+"""A run that is kept under a URL: killed with its machine, it goes on from the copy alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from tests.support.runs import (
+    descendants,
+    endings,
+    events,
+    finish,
+    kill_all,
+    start,
+    wait_for,
+    write_study,
+)
+from tests.support.s3 import S3
+from tune_ssl.base import retry
+from tune_ssl.base.errors import Stopped, UserError
+from tune_ssl.records import log
+from tune_ssl.storage.fetch import bring
+from tune_ssl.storage.mirror import DRIVER, MANIFEST, Mirror, driver, mirrored
+from tune_ssl.storage.places import place_of
+
+STUDY = """
+fixed:
+  data: {dataset: digits, num_labels: 40, batch_size: 16}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: soft_kmeans}
+  budget: {steps: 400, eval_every: 40}
+search:
+  optim.lr: {log_uniform: [1e-3, 1e-2]}
+study: {num_trials: 3, searcher: random, scheduler: none, finalists: 1, seeds: [0, 1], checkpoint_seconds: 0}
+"""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = S3()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-real-secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server.client().create_bucket(Bucket="runs")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def copy(server):
+    return place_of(server.url("runs/kept/one"))
+
+
+def run_folder(folder):
+    """A run folder with two records, as far as a copy goes."""
+    run = folder / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / log.STUDY).write_text("name: one\n")
+    for event in ("started", "finished"):
+        about = {"phase": "search", "condition": "c", "trial": "a", "event": event}
+        log.append(run / log.TRIALS, about)
+    return run
+
+
+def test_a_copy_never_has_a_record_that_is_not_whole(tmp_path, copy, server):
+    run = run_folder(tmp_path)
+    told = []
+    mirror = Mirror(run, place_of(server.url("runs/kept")), told.append)
+    mirror.acquire()
+    mirror.start()
+    whole = (run / log.TRIALS).stat().st_size
+    with (run / log.TRIALS).open("a") as file:
+        file.write('{"event": "fini')
+    assert mirror.push()
+    assert json.loads(copy.read(MANIFEST))["sizes"] == {log.TRIALS: whole}
+    mirror.close()
+    assert driver(copy) is None and told == []
+
+
+def test_a_copy_never_has_an_ending_without_the_model_before_it(tmp_path, copy):
+    run, told = run_folder(tmp_path), []
+    mirror = Mirror(run, copy, told.append)
+    mirror.acquire()
+    mirror.mark()
+    looked = mirror._if_changed
+
+    def meanwhile(name, size):
+        """While the copy looks what is there, the driver writes a model, then the ending, and marks it."""
+        if name == log.STUDY and not (run / log.MODELS).exists():
+            (run / log.MODELS / "0").mkdir(parents=True)
+            (run / log.MODELS / "0" / "model.json").write_text("{}")
+            ending = {"phase": "confirm", "condition": "c", "trial": "b", "event": "finished"}
+            log.append(run / log.TRIALS, ending)
+            mirror.stamp = float("-inf")
+            mirror.mark()
+        yield from looked(name, size)
+
+    mirror._if_changed = meanwhile
+    assert mirror.push()
+    assert b'"confirm"' not in mirror.place.read(log.TRIALS)
+    assert mirror.push()
+    assert b'"confirm"' in mirror.place.read(log.TRIALS)
+    assert mirror.place.read(f"{log.MODELS}/0/model.json") == b"{}"
+
+
+def test_an_outage_is_told_once_and_what_happened_meanwhile_is_pushed(tmp_path, copy, server):
+    run = run_folder(tmp_path)
+    told = []
+    mirror = Mirror(run, place_of(server.url("runs/kept")), told.append)
+    mirror.acquire()
+    mirror.start()
+    server.stop()
+    log.append(run / log.HISTORY, {"phase": "search", "condition": "c", "trial": "a"})
+    mirror.stamp = float("-inf")
+    mirror.mark()
+    assert not mirror.push() and not mirror.push()
+    server.start()
+    assert mirror.push()
+    mirror.close()
+    assert len(told) == 2 and all(line.startswith("s3://runs/kept/one?region=") for line in told)
+    assert " cannot be written: " in told[0] and told[0].endswith("; trying again")
+    assert told[1].endswith(" answers again")
+    assert copy.read(log.HISTORY) == (run / log.HISTORY).read_bytes()
+
+
+def test_two_drivers_of_one_copy_are_refused_and_a_dead_one_is_not_waited_for(
+    tmp_path, copy, server
+):
+    run = run_folder(tmp_path)
+    place = place_of(server.url("runs/kept"))
+    first = Mirror(run, place, print)
+    first.acquire()
+    with pytest.raises(UserError, match="is driven by process [0-9]+ on .*, last heard of 0 s ago"):
+        Mirror(run, place, print).acquire()
+    about = json.loads(copy.read(DRIVER))
+    copy.write(DRIVER, iter([json.dumps({**about, "pid": 2**22 + 1}).encode()]))  # no such process
+    Mirror(run, place, print).acquire()
+    elsewhere = {**about, "space": "another machine", "time": time.time() - 3600}
+    copy.write(DRIVER, iter([json.dumps(elsewhere).encode()]))
+    Mirror(run, place, print).acquire()
+
+
+def test_a_driver_whose_run_was_taken_stops_writing(tmp_path, copy, server):
+    run = run_folder(tmp_path)
+    mirror = Mirror(run, place_of(server.url("runs/kept")), print)
+    mirror.acquire()
+    mirror.start()
+    other = {"driver": "another", "host": "elsewhere", "pid": 1, "space": None, "time": time.time()}
+    copy.write(DRIVER, iter([json.dumps(other).encode()]))
+    mirror.beaten = float("-inf")
+    assert not mirror.push() and "is driven by process 1 on elsewhere now" in str(mirror.lost)
+    mirror.close()
+    assert driver(copy)["driver"] == "another"
+
+
+def test_the_end_of_a_run_that_the_copy_does_not_get_is_told_by_an_error(
+    tmp_path, server, monkeypatch
+):
+    monkeypatch.setattr(retry, "LONGEST", 3.0)
+    run = run_folder(tmp_path)
+    copied = mirrored(run, place_of(server.url("runs/kept")), print)
+    about = {"phase": "search", "condition": "c", "trial": "a"}
+    with pytest.raises(Stopped, match="lacks the end of the run, which is whole in "), copied:
+        log.append(run / log.HISTORY, about)
+        server.stop()
+
+
+def test_what_is_broken_off_is_no_file_and_a_short_one_is_not_taken(tmp_path, copy):
+    def chunks():
+        yield b"half"
+        raise OSError("the disk")
+
+    copy.write("x", iter([b"whole"]))
+    with pytest.raises(OSError, match="the disk"):
+        copy.write("x", chunks())
+    with pytest.raises(FileNotFoundError):
+        copy.read("x")
+    copy.write(log.STUDY, iter([b"name: one\n"]))
+    copy.write(log.TRIALS, iter([b"12345"]))
+    copy.write(MANIFEST, iter([b'{"sizes": {"trials.jsonl": 9}}']))
+    with pytest.raises(UserError, match="has less of trials.jsonl than mirror.json says"):
+        bring(copy, tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+@pytest.mark.parametrize("size", ["Infinity", "1e400", "-3", '"x"', "null"])
+def test_a_copy_whose_sizes_are_none_is_refused(tmp_path, copy, size):
+    copy.write(log.STUDY, iter([b"name: one\n"]))
+    copy.write(MANIFEST, iter([f'{{"sizes": {{"trials.jsonl": {size}}}}}'.encode()]))
+    with pytest.raises(UserError, match="mirror.json cannot be understood"):
+        bring(copy, tmp_path / "runs" / "one")
+
+
+@pytest.mark.parametrize("last", ["Infinity", "9" * 400, '"x"', "null", "-1"])
+def test_a_driver_whose_time_is_none_counts_as_none(copy, last):
+    copy.write(DRIVER, iter([f'{{"driver": "a", "space": "b", "time": {last}}}'.encode()]))
+    assert driver(copy) is None
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_its_folder_goes_on_from_its_copy_and_can_be_fetched(tmp_path, server):
+    url = server.url("runs/kept")
+    study = write_study(tmp_path, STUDY)
+    process = start(tmp_path, "search", study, "--name", "one", "--storage", url, "--no-report")
+    run = tmp_path / "runs" / "one"
+
+    def a_trial_is_in_the_copy():
+        sent = any(name.endswith("one/mirror.json") for name in server.names("runs"))
+        return sent and b'"finished"' in place_of(url).at("one").read(log.TRIALS)
+
+    wait_for(process, a_trial_is_in_the_copy, 180)
+    kill_all([process.pid, *descendants(process.pid)])
+    finish(process)
+    finished = place_of(url).at("one").read(log.TRIALS).count(b'"finished"')
+    assert finished
+    shutil.rmtree(run)  # the machine is gone
+
+    server.stop()
+    code, _, err = finish(start(tmp_path, "search", "--resume", "one", "--storage", url))
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    server.start()
+    done = start(tmp_path, "search", "--resume", "one", "--storage", url, "--no-report")
+    code, out, err = finish(done, 300)
+    assert code == 0, err
+    ended = [e["trial"] for e in events(run) if e["event"] in log.ENDINGS]
+    assert len(ended) == len(set(ended)) == 3 + 2, (
+        "each trial of the search, each seed of the winner"
+    )
+    assert "not-a-real-secret" not in out + err
+
+    fetched = start(tmp_path, "fetch", f"{place_of(url).at('one').url}", "--runs", "elsewhere")
+    assert finish(fetched)[0] == 0
+    for name in (log.STUDY, log.TRIALS, log.HISTORY):
+        assert (tmp_path / "elsewhere" / "one" / name).read_bytes() == (run / name).read_bytes()
+    assert not [name for name in server.names("runs") if "/ray/" in name], (
+        "the checkpoints are gone"
+    )
+    server.empty_into("runs", tmp_path)
+    secret = [p for p in tmp_path.rglob("*") if p.is_file() and b"not-a-real" in p.read_bytes()]
+    assert secret == []
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_for_a_while_costs_no_trial(tmp_path, server):
+    url = server.url("runs/kept")
+    study = write_study(tmp_path, STUDY)
+    process = start(tmp_path, "search", study, "--name", "one", "--storage", url, "--no-report")
+    run = tmp_path / "runs" / "one"
+    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 3)
+    server.stop()
+    before = len(log.read(run / log.HISTORY))
+    time.sleep(25)  # longer than what one call to S3 is tried for
+    server.start()
+    code, out, err = finish(process, 300)
+    assert code == 0, err
+    assert len(log.read(run / log.HISTORY)) > before
+    assert set(endings(run).values()) == {log.FINISHED} and len(endings(run)) == 3 + 2
+    assert "cannot be written: " in out and "answers again" in out
+    copied = place_of(url).at("one").read(log.TRIALS)
+    assert copied == (run / log.TRIALS).read_bytes()

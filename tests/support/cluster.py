@@ -1,0 +1,125 @@
+"""Real Ray clusters for tests: a head and nodes on loopback addresses, ended by their own process ids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.runs import descendants, kill_all
+
+RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+READY_SECONDS = 90
+
+
+class LocalCluster:
+    """`address` is that of the head, on 127.0.0.2; each further node has the next loopback address.
+
+    `environment` is what a process needs to talk to it: the cluster asks for a token.
+    """
+
+    def __init__(self, folder: Path, cpus: int = 1) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.temporary = tempfile.TemporaryDirectory(prefix="ry", ignore_cleanup_errors=True)
+        token = folder / "token"
+        token.write_text("0123456789abcdef" * 2)
+        token.chmod(0o600)
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_worker_niceness": "0",
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.port = free_port()
+        self.address = f"127.0.0.2:{self.port}"
+        self.start_head()
+
+    def start_head(self) -> None:
+        """The head, also again after it was killed, at the same address."""
+        at = [
+            "--head",
+            f"--port={self.port}",
+            "--include-dashboard=false",
+            f"--num-cpus={self.cpus}",
+        ]
+        head = self._start(2, [*at, f"--temp-dir={self.temporary.name}"])
+        self.nodes[:1] = [head]
+        self._wait(head, 1)
+
+    def add_node(self, *prefix: str, cpus: int | None = None) -> int:
+        """One more node; returns its index. `prefix` is a command that runs the one after it."""
+        index = len(self.nodes)
+        has = self.cpus if cpus is None else cpus
+        joined = [f"--address={self.address}", f"--num-cpus={has}"]
+        self.nodes.append(self._start(2 + index, joined, prefix))
+        self._wait(self.nodes[index], sum(node.poll() is None for node in self.nodes))
+        return index
+
+    def kill_node(self, index: int) -> None:
+        """kill -9 of everything on a node, at one moment."""
+        node = self.nodes[index]
+        kill_all([node.pid, *descendants(node.pid)])
+        node.wait()
+
+    def close(self) -> None:
+        for index, node in enumerate(self.nodes):
+            if node.poll() is None:
+                self.kill_node(index)
+        self.temporary.cleanup()
+
+    def _start(
+        self, host: int, arguments: list[str], prefix: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        given = [f"--node-ip-address=127.0.0.{host}", *arguments]
+        with (self.folder / f"node{host}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*prefix, *RAY, *given], env=self.environment, stdout=log, stderr=log
+            )
+
+    def _wait(self, process: subprocess.Popen[bytes], nodes: int) -> None:
+        """Until the cluster has so many nodes that live."""
+        connect = f"ray.init('{self.address}', log_to_driver=False, logging_level=50)"
+        count = f"import ray; {connect}; print(sum(n['Alive'] for n in ray.nodes()))"
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            assert process.poll() is None, "".join(
+                log.read_text() for log in self.folder.glob("node*.log")
+            )
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.2", self.port), 1).close()
+                done = subprocess.run(
+                    [sys.executable, "-c", count],
+                    env=self.environment,
+                    capture_output=True,
+                    text=True,
+                )
+                if done.stdout.strip().isdigit() and int(done.stdout) >= nodes:
+                    return
+            time.sleep(0.3)
+        raise AssertionError(f"the cluster did not come up: {done.stderr[-2000:]}")
+
+
+@contextlib.contextmanager
+def local_cluster(folder: Path, nodes: int = 1, cpus: int = 1) -> Iterator[LocalCluster]:
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = LocalCluster(folder, cpus)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.2", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,19 @@
+"""A small spec that trains in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_ssl.study.trial import TrialSpec, build_trial, set_dotted
+
+
+def small_spec(method: str = "soft_kmeans", **values: Any) -> TrialSpec:
+    """Digits, 40 labels, 12 steps in batches of 8; dotted keys override; nothing is reused."""
+    raw = {
+        "data": {"num_labels": 40, "batch_size": 8},
+        "model": {"feature_dim": 16, "hidden_dim": 16},
+        "method": {"name": method},
+        "budget": {"steps": 12, "eval_every": 4},
+        "compute": {"cache": False},
+    }
+    return build_trial(set_dotted(raw, values))

@@ -1,0 +1,216 @@
+"""Real searches for tests: a small study file, the command line in a process of its own, its records."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+
+from tune_ssl.cli import main as cli
+from tune_ssl.records import ledger, log
+from tune_ssl.search.storage import open_reading, study_prefix
+
+COMMAND = [sys.executable, "-m", "tune_ssl.cli.main"]
+CONFIRMED = """
+fixed:
+  data: {dataset: digits, batch_size: 8}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  budget: {steps: 40, eval_every: 20}
+conditions:
+  data.num_labels: [20, 100]
+search:
+  optim.lr: {log_uniform: [3e-3, 3e-2]}
+  method.labeled_view: {choice: [weak, none]}
+study: {num_trials: 3, finalists: 2, finalist_seeds: [1001], seeds: [3, 4], scheduler: none}
+"""
+
+
+def write_study(folder: Path, body: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.yaml"
+    path.write_text(body)
+    return path
+
+
+def run_here(
+    folder: Path, body: str, name: str = "one", plugins: tuple[Path, ...] = (), dry: bool = False
+) -> Path:
+    """Search and confirm a study in this process, by the real sources and jobs, without Ray's cluster.
+
+    A `dry` one only makes the run folder.
+    """
+    from tune_ssl.runs.folder import create
+    from tune_ssl.runs.splits import check_data, record_splits
+    from tune_ssl.search.condition import StudySource
+    from tune_ssl.study.study import load_study
+    from tune_ssl.tuning.confirm import ConfirmSource, confirm_trial
+    from tune_ssl.tuning.finalists import FinalistSource
+    from tune_ssl.tuning.worker import search_trial
+
+    study = load_study(write_study(folder, body), plugins=plugins)
+    stores = check_data(study)
+    run = create(study, stores, folder / "runs", name, "tune-ssl search study.yaml")
+    settings = study.settings
+    if dry:
+        return run
+    splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
+    drive(StudySource(run, study, splits), search_trial)
+    drive(FinalistSource(run, study, splits), search_trial)
+    drive(ConfirmSource(run, study, stores, splits), confirm_trial)
+    shutil.rmtree(run / "ray", ignore_errors=True)
+    return run
+
+
+def ablate_here(run: Path, dry: bool = False, **wanted: Any) -> list[str]:
+    """Ablate a run of `run_here` in the same way; returns what the user is told. `dry`: plan only."""
+    from tune_ssl.runs.folder import reopen
+    from tune_ssl.runs.splits import check_data, record_splits
+    from tune_ssl.tuning.ablation import Ablation, Planner, Retuning, Wanted
+    from tune_ssl.tuning.worker import search_trial
+
+    run, study = reopen(run.parent, run.name)
+    settings = study.settings
+    seeds = [*settings.tuning_seeds, *settings.seeds]
+    splits = record_splits(run, study, check_data(study), seeds)
+    told: list[str] = []
+    Planner(run, study, splits).plan(Wanted(**wanted), told.append)
+    if dry:
+        return told
+    drive(Retuning(run, study, splits), search_trial)
+    drive(Ablation(run, study, splits), search_trial)
+    return told
+
+
+def drive(source: Any, work: Callable[[dict[str, Any]], None]) -> None:
+    """Do the jobs of a source one after another, as a worker of Ray's would."""
+    from tune_ssl.tuning import worker
+
+    class Over(BaseException):
+        """The source wants no more of a trial."""
+
+    with mock.patch.object(worker.tune, "get_checkpoint", lambda: None):
+        while job := source.next():
+
+            def send(report: dict[str, Any], checkpoint: Any = None, job: Any = job) -> None:
+                if checkpoint:
+                    kept = source.run / "ray" / "here" / job.trial
+                    name = f"checkpoint_{len(list(kept.glob('*'))):06d}"
+                    shutil.copytree(checkpoint.path, kept / name)
+                if source.report(job, log.plain(report)):
+                    raise Over
+
+            with mock.patch.object(worker, "_send", send), contextlib.suppress(Over):
+                work(job.to_config())
+
+
+def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start `tune-ssl ARGUMENTS` in `folder`; its output is collected."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)"""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return log.read(run / log.TRIALS)
+
+
+def endings(run: Path) -> dict[str, str]:
+    """trial -> how it ended"""
+    return {trial: e["event"] for trial, e in ledger.endings(events(run)).items()}
+
+
+def optuna_states(run: Path) -> dict[str, list[str]]:
+    """condition -> the states of its Optuna trials, by number"""
+    storage, prefix = open_reading(run), study_prefix(run)
+    return {
+        s.study_name.removeprefix(prefix): [
+            t.state.name
+            for t in optuna.load_study(study_name=s.study_name, storage=storage).get_trials(
+                deepcopy=False
+            )
+        ]
+        for s in optuna.get_all_study_summaries(storage)
+    }
+
+
+def wait_for(
+    process: subprocess.Popen[str], condition: Callable[[], bool], timeout: float = 120
+) -> None:
+    """Until `condition` holds; fails at once, with its output, when `process` is over."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, "\n".join(map(str, finish(process)))
+        assert time.monotonic() < end, "the awaited state did not come"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Process ids under `pid`."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    waiting = [pid]
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            yield child
+            waiting.append(child)
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """kill -9 of all of them at one moment."""
+    victims = list(pids)
+    for how in (signal.SIGSTOP, signal.SIGKILL):
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, how)
+
+
+def trial_workers(pid: int) -> list[int]:
+    """The Ray workers of driver `pid` that hold a trial."""
+    found = []
+    for child in descendants(pid):
+        try:
+            title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if title.startswith("ray::ImplicitFunc"):  # the actor of a function trainable
+            found.append(child)
+    return found
+
+
+def called(monkeypatch: Any, capsys: Any, *arguments: object) -> tuple[Any, str, str]:
+    """The command line, in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["tune-ssl", *map(str, arguments)])
+    try:
+        cli.main()
+        code: Any = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()

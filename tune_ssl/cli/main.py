@@ -1,0 +1,434 @@
+"""The command line. What is heavy loads inside the commands: `--help` needs no torch and no ray."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tune_ssl.base.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    Interrupted,
+    Stopped,
+    UserError,
+)
+from tune_ssl.base.secrets import STORAGE, Redacting
+from tune_ssl.cli import on_runs, submit
+from tune_ssl.cli.options import RAY_CLIENT, Address, Debug, Plugins, Runs
+
+app = typer.Typer(
+    name="tune-ssl",
+    help="Search, compare and report semi-supervised image classification, fairly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Prepare datasets and look at them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(on_runs.app)
+app.add_typer(submit.app)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
+]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
+]
+
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Folder or URL (s3://, gs://) that keeps the runs; wins over study.storage."),
+]
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    no_cache: NoCache = False,
+    plugin: Plugins = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    runs: Runs = Path("runs"),
+    storage: Storage = None,
+    confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
+    address: Address = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tune a study's method in each of its conditions, confirm the winners, write the report."""
+    if outside := _from_outside(address):
+        return submit.send(context, "search", outside)
+    from tune_ssl.study.study import load_study
+
+    _keep_in(storage)
+    console = Console()
+    if resume is not None:
+        if study or overrides or name or data_root or no_cache:
+            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+        from tune_ssl.methods.plugins import load_plugins
+
+        load_plugins(plugin or ())  # for what has moved
+        from tune_ssl.tuning.run import resume_study
+
+        run = resume_study(
+            resume, runs=runs, confirm=confirm, address=address, verbose=verbose, console=console
+        )
+    elif study is None:
+        raise UserError("give either a study's YAML file or --resume RUN")
+    else:
+        loaded = load_study(study, _all(overrides, data_root, no_cache), plugin or ())
+        chosen = _run_name(name or loaded.settings.name, loaded.name)
+        from tune_ssl.tuning.run import run_study
+
+        run = run_study(
+            loaded,
+            name=chosen,
+            runs=runs,
+            confirm=confirm,
+            address=address,
+            verbose=verbose,
+            console=console,
+        )
+    if report:
+        _write_report(run, console)
+
+
+@app.command()
+def ablate(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="A run with a search, or a study's YAML file.")],
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None, typer.Option(help="The variants to train: a,b. All of `ablate:` if absent.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Each loss term off or alone, no ramp-ups, supervised.")
+    ] = False,
+    factorial: Annotated[
+        str | None, typer.Option(help="Every combination of these variants: a,b or a,b,c.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Its id; all of them if absent. Repeatable.")
+    ] = None,
+    data_root: DataRoot = None,
+    no_cache: NoCache = False,
+    plugin: Plugins = None,
+    name: Annotated[str | None, typer.Option(help="Name of a YAML's run folder.")] = None,
+    runs: Runs = Path("runs"),
+    storage: Storage = None,
+    address: Address = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Take the chosen configuration apart: variants on the same fresh seeds, scored on validation data.
+
+    Of a run, each condition's chosen configuration is the reference; of a YAML file, its fixed part.
+    `tune-ssl ablate RUN` alone goes on after Ctrl-C or a crash; with options it adds rows.
+    """
+    if outside := _from_outside(address):
+        return submit.send(context, "ablate", outside)
+    from tune_ssl.tuning.ablation import Wanted
+
+    _keep_in(storage)
+    console = Console()
+    rows, switches = _listed("--only", only), _listed("--factorial", factorial)
+    wanted = Wanted(rows, auto, switches, tuple(condition or ()))
+    if target.endswith((".yaml", ".yml")):
+        from tune_ssl.study.study import load_study
+        from tune_ssl.tuning.run import ablate_study
+
+        loaded = load_study(target, _all(overrides, data_root, no_cache), plugin or ())
+        chosen = _run_name(name or loaded.settings.name, f"{loaded.name}-ablation")
+        run = ablate_study(
+            loaded,
+            wanted,
+            name=chosen,
+            runs=runs,
+            address=address,
+            verbose=verbose,
+            console=console,
+        )
+    else:
+        if overrides or name or data_root or no_cache:
+            raise UserError("a run keeps its name, study and data: give it alone")
+        from tune_ssl.methods.plugins import load_plugins
+
+        load_plugins(plugin or ())  # for what has moved
+        from tune_ssl.tuning.run import ablate_run
+
+        run = ablate_run(
+            target, wanted, runs=runs, address=address, verbose=verbose, console=console
+        )
+    if report:
+        _write_report(run, console)
+
+
+@app.command()
+def report(
+    run: Annotated[list[str], typer.Argument(help="Run folders, or names under --runs.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Tables as csv,md,latex; figures as png,svg,pdf.")
+    ] = ("csv,md,latex"),
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page, the tables and, if asked, the figures of one run or of several."""
+    from analysis.report.report import write_report
+
+    paths = [Path(name) if Path(name).exists() else runs / name for name in run]
+    wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    if out is None:
+        if len(paths) > 1:
+            raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
+        out = paths[0] / "report"
+    _name(write_report(paths, out, wanted), Console())
+
+
+@app.command()
+def neighbors(
+    run: Annotated[str, typer.Argument(help="A confirmed run's folder, or its name under --runs.")],
+    query: Annotated[int, typer.Option(help="How many query images, 1 to 100.")] = 4,
+    k: Annotated[int, typer.Option("--k", help="Neighbours of each, 1 to 100.")] = 5,
+    condition: Annotated[str | None, typer.Option(help="Its id; the first one if absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="PNG to write; RUN/neighbors.png if absent.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Show which validation images a confirmed run's network finds alike."""
+    from tune_ssl.artifacts import neighbors as command
+    from tune_ssl.methods.plugins import load_plugins
+    from tune_ssl.runs.folder import find_run, run_plugins
+
+    load_plugins(plugin or ())  # for what has moved
+    folder = find_run(runs, run)
+    run_plugins(folder)
+    found = command.find(folder, condition, query, k)
+    out = out or folder / "neighbors.png"
+    command.write_grid(found, out)
+    console = Console(highlight=False)
+    console.print(f"{found.condition}, {found.trial}", soft_wrap=True, markup=False)
+    console.print(command.table(found))
+    console.print(command.sentence(found), soft_wrap=True)
+    console.print(f"images: {out}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def train(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    no_cache: NoCache = False,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Train one spec here and now, without Ray; prints every evaluation."""
+    from tune_ssl.study.study import load_fixed
+
+    loaded = load_fixed(study, _all(overrides, data_root, no_cache), plugin or ())
+    from tune_ssl.base.spec import digest
+    from tune_ssl.training.loop import Collapsed, Diverged
+    from tune_ssl.training.loop import train as run_training
+
+    spec, settings = loaded.fixed, loaded.settings
+    console = Console(highlight=False)
+    shown = f"{spec.method.name} on {spec.data.dataset}, seed {spec.seed}"
+    console.print(f"spec {digest(spec)}: {shown}", markup=False)
+    try:
+        with loaded.placing():
+            for item in run_training(spec, metric=settings.metric, mode=settings.mode):
+                kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
+                values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
+                console.print(
+                    f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}", markup=False
+                )
+    except (Diverged, Collapsed) as error:
+        console.print(f"{type(error).__name__.lower()}: {error}", markup=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def check(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema for editors instead.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a study, both ends of every domain, its data and its splits; trains nothing."""
+    if schema:
+        from tune_ssl.methods.plugins import load_plugins
+        from tune_ssl.study.editor_schema import study_schema
+
+        load_plugins(plugin or ())
+        print(json.dumps(study_schema(), indent=2))
+        return
+    if study is None:
+        raise UserError("give a study's YAML file, or --schema")
+    from tune_ssl.runs.splits import check_data
+    from tune_ssl.study.study import load_study
+
+    loaded = load_study(study, _all(overrides, data_root), plugin or ())
+    stores = check_data(loaded)
+    settings, first = loaded.settings, stores[loaded.conditions[0].id]
+    Console(highlight=False).print(
+        f"{study}: sound. {loaded.fixed.method.name} on {loaded.fixed.data.dataset} "
+        f"(digest {first.digest}); {len(loaded.conditions)} conditions x {settings.num_trials} "
+        f"trials over {len(loaded.search)} searched keys, confirmed on {len(settings.seeds)} seeds",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@data_app.command()
+def prepare(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
+    _show_store(study, _all(overrides, data_root), plugin)
+
+
+@data_app.command()
+def info(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Show what a dataset's store holds; builds it if it is not there yet."""
+    _show_store(study, _all(overrides, data_root), plugin)
+
+
+def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = False) -> list[str]:
+    """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
+    root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
+    return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
+
+
+def _from_outside(address: str | None) -> str | None:
+    """The address, or $RAY_ADDRESS without one, where it is one of Ray Client: a job runs there in our place."""
+    named = address or os.environ.get("RAY_ADDRESS", "")
+    return named if named.startswith(RAY_CLIENT) else None
+
+
+def _keep_in(storage: str | None) -> None:
+    """--storage is for this command what the variable is for all: it wins over the study's file."""
+    if storage is not None:
+        os.environ[STORAGE] = storage
+
+
+def _run_name(given: str | None, otherwise: str) -> str:
+    """The run folder's name: the given one, checked, or one with the time in it."""
+    from datetime import datetime
+
+    from tune_ssl.study.study import check_name
+
+    chosen = given or f"{otherwise}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_name(chosen)
+    return chosen
+
+
+def _write_report(run: Path, console: Console) -> None:
+    from analysis.report.report import write_report
+    from tune_ssl.storage.mirror import mirror_of
+
+    page = write_report([run], run / "report")
+    if mirror := mirror_of(run):
+        mirror.push()
+    _name(page, console)
+
+
+def _name(page: Path, console: Console) -> None:
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _listed(option: str, names: str | None) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in (names or "").split(",") if part.strip())
+    if names is not None and not found:
+        raise UserError(f"{option} is {names!r}, but must name variants: a,b")
+    return found
+
+
+def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:
+    from tune_ssl.data.store import prepare as prepare_store
+    from tune_ssl.study.study import load_fixed
+
+    if study is not None and "=" in str(study):
+        texts, study = [str(study), *texts], None
+    loaded = load_fixed(study, texts, plugins or ())
+    console = Console(highlight=False, soft_wrap=True)
+    with loaded.placing():
+        store = prepare_store(loaded.fixed.data)
+    for key, value in store.info().items():
+        console.print(f"{key}: {value}", markup=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted("interrupted")
+
+
+def main() -> None:
+    """Entry point: a user's mistakes are one line each on stderr and exit code 2, no traceback."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    out, err = Redacting(sys.stdout), Redacting(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        _main(debug)
+
+
+def _main(debug: bool) -> None:
+    try:
+        app(prog_name="tune-ssl")
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except Stopped as stop:
+        if debug:
+            traceback.print_exc()
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:  # ours; its traceback goes through what redacts, too
+        traceback.print_exc()
+        sys.exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

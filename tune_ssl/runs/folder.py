@@ -1,0 +1,174 @@
+"""A run folder on the driver: created whole or not at all, used by one driver at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tune_ssl.base.errors import Problem, UserError, nearest, shown, unknown
+from tune_ssl.base.yaml_file import read_yaml, to_yaml
+from tune_ssl.data.store import Store
+from tune_ssl.methods.plugins import Plugin, restore_plugins
+from tune_ssl.records import log
+from tune_ssl.runs.describe import describe
+from tune_ssl.study.study import Study, study_from
+
+WRITTEN = {  # what each event has that a run goes on from
+    **dict.fromkeys(log.BEGINNINGS, ("number", "config", "seed", "digest", "time")),
+    **dict.fromkeys(log.ENDINGS, ("value", "step", "metrics", "time")),
+    log.LOCKED: ("config", "digest", "value"),
+    log.PLANNED: ("variant", "changes", "config", "retune", "switches"),
+}
+
+
+def create(study: Study, stores: dict[str, Store], runs: Path, name: str, command: str) -> Path:
+    """A new run folder with its study.yaml. UserError if it exists or cannot be written."""
+    run = runs / name
+    refuse_existing(run)
+    content = to_yaml(log.plain(describe(study, stores, name, command)))
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=runs))
+    except OSError as error:
+        raise _unwritable(run, error.strerror) from None
+    try:
+        (begun / log.STUDY).write_text(content, encoding="utf-8")
+        log.sync(begun / log.STUDY)
+        begun.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would shut out others who read the runs
+        begun.rename(run)
+        log.sync(runs)
+    except OSError as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        taken = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+        reason = "a file or folder of this name exists" if taken else error.strerror
+        raise _unwritable(run, reason) from None
+    return run
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def refuse_existing(run: Path) -> None:
+    """UserError if something of that name is there; a search asks this before anything slow."""
+    if os.path.lexists(run):  # unlike Path.exists, never an error
+        verb = "ablate" if ablates_only(run) else "search --resume"
+        text = f"exists already; `tune-ssl {verb} {run.name}` goes on with it, "
+        raise UserError(Problem(text + "another --name starts afresh", str(run)))
+
+
+def refuse_without_search(run: Path) -> None:
+    """UserError if the run is the ablation of a file, in which nothing is searched."""
+    if ablates_only(run):
+        text = f"has an ablation and no search; `tune-ssl ablate {run.name}` goes on with it"
+        raise UserError(Problem(text, str(run)))
+
+
+def ablates_only(run: Path) -> bool:
+    """Whether the run began as the ablation of a study file: a plan came before any trial."""
+    try:
+        first = next(log.scan(run / log.TRIALS), {})
+    except OSError:
+        return False
+    return first.get("event") == log.PLANNED
+
+
+def refuse_other_data(run: Path, study: Study, stores: dict[str, Store]) -> None:
+    """UserError if the dataset is not the one that the run began with."""
+    began = read_yaml(run / log.STUDY).data["dataset"]["digest"]
+    now = stores[study.conditions[0].id].digest
+    if now != began:
+        text = f"began with dataset digest {began}, but the data is now {now}: start a new run"
+        raise UserError(Problem(text, str(run)))
+
+
+def _unwritable(run: Path, reason: str | None) -> UserError:
+    return UserError(Problem(f"cannot be written: {reason}", str(run)))
+
+
+def find_run(runs: Path, name: str) -> Path:
+    """The run folder of that path, or of that name in `runs`. UserError if there is none."""
+    run = Path(name) if os.path.exists(Path(name, log.STUDY)) else runs / name
+    if not os.path.exists(run / log.STUDY):
+        known = sorted(p.parent.name for p in runs.glob(f"[!.]*/{log.STUDY}"))
+        hint = f" (in {runs} there are: {', '.join(known)})" if known else ""
+        text = f"is not a run folder{nearest(name, known)}{hint}"
+        raise UserError(Problem(text, str(run)))
+    log.refuse_links(run)
+    return run
+
+
+def reopen(runs: Path, name: str) -> tuple[Path, Study]:
+    """An existing run folder and the study in it, with its plugins. UserError if it is none."""
+    run = find_run(runs, name)
+    path = run / log.STUDY
+    described = read_yaml(path).data
+    study, source = described.get("study"), described.get("source")
+    if not isinstance(study, dict) or not isinstance(source, str):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    plugins = run_plugins(run)
+    try:
+        found = study_from(study, Path(source), plugins)
+    except UserError as error:
+        raise UserError(replace(problem, where=str(path)) for problem in error.problems) from None
+    refuse_changed(run, {condition.id for condition in found.conditions})
+    return run, found
+
+
+def refuse_changed(run: Path, conditions: Collection[str]) -> None:
+    """UserError for an event that no run writes: one that lacks a field, or is of another condition."""
+    path = run / log.TRIALS
+    for event in log.scan(path):
+        log.expect(path, event, *WRITTEN[event["event"]])
+        if event["condition"] not in conditions:
+            text = f"has a record of condition {shown(event['condition'])}, which the run's study lacks"
+            raise UserError(Problem(text, str(path)))
+
+
+def condition_ids(run: Path) -> list[str]:
+    """The ids of the run's conditions, in order. UserError if it has none."""
+    path = run / log.STUDY
+    listed = read_yaml(path).data.get("conditions")
+    if not isinstance(listed, list) or not all(isinstance(c, dict) and "id" in c for c in listed):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    return [str(entry["id"]) for entry in listed]
+
+
+def run_plugins(run: Path) -> tuple[Plugin, ...]:
+    """Load the plugins that a run began with. UserError if one is gone or is another one now."""
+    path = run / log.STUDY
+    recorded = read_yaml(path).data.get("plugins") or []
+    if not isinstance(recorded, list) or not all(map(_is_plugin, recorded)):
+        raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
+    for plugin in recorded:  # a stranger's run folder must not bring its own code
+        if Path(plugin["path"]).resolve().is_relative_to(run.resolve()):
+            text = (
+                f"began with the plugin {plugin['path']}, which lies in its own folder: move it out"
+            )
+            raise UserError(Problem(f"{text}, and name it with --plugin", str(run)))
+    return restore_plugins((Plugin(**plugin) for plugin in recorded), str(run))
+
+
+def _is_plugin(value: Any) -> bool:
+    strings = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    return strings and set(value) == set(Plugin._fields) and os.path.isabs(value["path"])
+
+
+def choose_condition(known: Sequence[str], wanted: str | None, run: Path) -> str:
+    """The wanted condition, or the only one there is. UserError otherwise."""
+    if wanted is None and len(known) == 1:
+        return known[0]
+    if wanted is None:
+        text = f"has {len(known)} conditions: give --condition with one of {', '.join(known)}"
+        raise UserError(Problem(text, str(run)))
+    if wanted not in known:
+        raise UserError(Problem(unknown("condition", wanted, known), "--condition"))
+    return wanted

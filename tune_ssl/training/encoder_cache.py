@@ -1,0 +1,172 @@
+"""Networks of stages that see no label, kept by the digest of everything that shaped them.
+
+Pretraining does not depend on the label budget, so every trial of a study may start from the same
+one. A shelf holds the (averaged) weights of each evaluation: a trial that takes them reports the
+very numbers of one that trained them. It lies in $TUNE_SSL_CACHE, else in ~/.cache/tune-ssl.
+
+    <digest>/000050.safetensors     the weights at step 50, and its mean losses, as one file
+    <digest>.lock                   held by the one process that trains them
+
+A file appears under its name only when it is complete; a lock goes with its process. Where nothing
+can be written, trials train for themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from tune_ssl.base.code_digest import source_digest
+from tune_ssl.base.spec import digest
+from tune_ssl.data.loading import Data
+from tune_ssl.data.store import cache_folder
+from tune_ssl.methods import find_method
+from tune_ssl.methods.base import Stage
+from tune_ssl.study.trial import TrialSpec
+from tune_ssl.training.device import pick_precision
+
+MOST_BYTES = 20 << 30  # of all shelves; the one that was used longest ago goes first
+
+
+class Shelf:
+    """The weights of one label-free stage: a file for each of its evaluations, at `steps`."""
+
+    def __init__(self, key: str, steps: list[int]) -> None:
+        self.folder, self.steps = cache_folder() / "pretrained" / key, steps
+        self.writable = True
+
+    def open(self) -> dict[int, Any] | None:
+        """Step -> its file; None unless all are there and whole. What is open outlives its deletion."""
+        try:
+            files = {step: safe_open(self._file(step), "pt") for step in self.steps}
+        except (OSError, SafetensorError):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)
+        return files
+
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """What one process at a time can enter: the one that trains this network."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder.with_name(f"{self.folder.name}.lock")
+            held = FileLock(path, thread_local=False).acquire()
+            for left in self.folder.glob(".*"):  # by a process that was killed
+                left.unlink()
+        except OSError as error:
+            self._give_up(error)
+            return contextlib.nullcontext()
+        return held
+
+    def put(self, step: int, network: nn.Module, means: dict[str, float]) -> None:
+        """Keep the network's weights, and the mean losses and diagnostics of this evaluation."""
+        if not self.writable:
+            return
+        weights = {
+            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, value in network.state_dict().items()
+        }
+        temporary = self.folder / f".{step}"
+        try:
+            save_file(weights, temporary, {"means": json.dumps(means)})
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self._file(step))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._give_up(error)
+        else:
+            if step == self.steps[-1]:
+                make_room(self.folder.parent, keep=self.folder)
+
+    def _give_up(self, error: Exception) -> None:
+        self.writable = False
+        place = self.folder.parent
+        warnings.warn(f"'{place}' does not keep this pretrained network: {error}", stacklevel=3)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step:06d}.safetensors"
+
+
+def take(file: Any, network: nn.Module) -> dict[str, float]:
+    """Load the weights of one of `Shelf.open`'s files into `network`; returns the means."""
+    network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    means: dict[str, float] = json.loads(file.metadata()["means"])
+    return means
+
+
+def reusable(stage: Stage[Any]) -> bool:
+    """Whether what the stage trains can serve trials of other label budgets: it sees no label."""
+    return not stage.labeled_views
+
+
+def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> str:
+    """The digest of everything that shapes what `stage` trains.
+
+    `before` is the key of the stage before it. Left out is what only other stages read. The code
+    counts too, so that weights of another version are never taken.
+    """
+    stages = {each.name for each in find_method(spec.method.name).stage_types}
+    on_cpu = data.device.type == "cpu"
+    unlabeled = data.split.unlabeled.astype("<i8").tobytes()
+    return digest(
+        {
+            "stage": [type(stage).__qualname__, stage.name, before],
+            "data": [data.store.digest, data.store.flip, hashlib.sha256(unlabeled).hexdigest()],
+            "batch": [spec.data.batch_size, spec.data.mu, spec.compute.accumulate],
+            "model": spec.model.model_dump(),
+            "method": spec.method.model_dump(exclude=set(stage.shaped_without)),
+            "losses": {
+                term: loss.model_dump()
+                for term, loss in spec.losses.items()
+                if term in stage.loss_terms
+            },
+            "optim": spec.optim.of(stage.name).model_dump(exclude=stages),
+            "budget": [spec.stage_steps()[stage.name], spec.budget.eval_every],
+            "compute": [data.device.type, str(pick_precision(spec.compute, data.device))],
+            "channels_last": spec.compute.channels_last,
+            "threads": torch.get_num_threads() if on_cpu else None,
+            "seed": spec.seed,
+            "code": _source_digest(type(stage)),  # type: ignore[arg-type]
+            "versions": [version(package) for package in ("torch", "torchvision", "timm")],
+        }
+    )
+
+
+def make_room(shelves: Path, keep: Path) -> None:
+    """Delete the shelves that were used longest ago, until all take at most MOST_BYTES."""
+    found: list[tuple[float, Path, int]] = []
+    for folder in shelves.iterdir():
+        with contextlib.suppress(OSError):  # a lock, or what another process deletes just now
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            found.append((folder.stat().st_mtime, folder, size))
+    surplus = sum(size for _, _, size in found) - MOST_BYTES
+    for _, folder, size in sorted(found):
+        if surplus > 0 and folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            surplus -= size
+
+
+@cache  # by class: a plugin that is loaded again makes new ones
+def _source_digest(stage: type[Stage[Any]]) -> str:
+    """Of this package's source, and of each other file or package that the class comes from."""
+    names = {kind.__module__.split(".")[0] for kind in stage.__mro__}
+    others = sorted(names - {"builtins", "typing", "tune_ssl"})
+    return digest({"source": [SOURCE, *map(source_digest, others)]})
+
+
+SOURCE = source_digest()  # as it was loaded: a later edit does not change what runs here

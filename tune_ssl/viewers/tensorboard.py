@@ -1,0 +1,106 @@
+"""`tune-ssl tensorboard`: a run's history as TensorBoard event files, one TensorBoard run per trial.
+
+Scalars have the metrics' keys, the steps and the times of the history; a value that was not finite is
+NaN. Each trial's config, condition, seed and phase are its hyperparameters, and `final/<metric>` is the
+value that counts, which only finished trials have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.files import refuse_filled
+from tune_ssl.base.yaml_file import read_yaml
+from tune_ssl.records import ledger, log
+from tune_ssl.records.log import Record
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+
+def write_logs(run: Path, out: Path, *, replace: bool) -> int:
+    """Write the logs to the folder `out`, all or none, and return the number of trials.
+
+    With `replace` what is in `out` gives way; else it must be new or empty.
+
+    Raises:
+        UserError: nothing is recorded yet, a folder that is not empty, or that cannot be written.
+    """
+    if not replace:
+        refuse_filled(out)
+    metric = str(read_yaml(run / log.STUDY).data.get("metric"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torn lines
+        events = log.read(run / log.TRIALS)
+        reports = ledger.latest_reports(log.read(run / log.HISTORY))
+    if not reports:
+        raise UserError(Problem("has no history yet", str(run)))
+    history: dict[str, list[Record]] = {}
+    for report in reports:
+        history.setdefault(report["trial"], []).append(report)
+    starts = {e["trial"]: e for e in reversed(events) if e["event"] in log.BEGINNINGS}
+    ended = ledger.endings(events)
+    if strangers := sorted(set(history) - set(starts)):
+        text = f"has reports of {strangers[0]}, which never began in {log.TRIALS}"
+        raise UserError(Problem(text, str(run / log.HISTORY)))
+    for start in starts.values():
+        log.expect(run / log.TRIALS, start, "config")
+    for ending in ended.values():
+        log.expect(run / log.TRIALS, ending, "value", "step", "time")
+    for report in reports:
+        log.expect(run / log.HISTORY, report, "metrics", "step", "time")
+    target = out.absolute()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        for trial, lines in history.items():
+            _write_trial(temporary / trial, lines, starts[trial], ended.get(trial), metric)
+        if replace:
+            shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(Problem(f"cannot be written: {error.strerror}", str(out))) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(history)
+
+
+def _write_trial(
+    folder: Path, reports: list[Record], start: Record, ending: Record | None, metric: str
+) -> None:
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for report in reports:
+            for key, value in report["metrics"].items():
+                if value is None or isinstance(value, (int, float)):
+                    shown = nan if value is None else value
+                    writer.add_scalar(key, shown, report["step"], walltime=report["time"])
+        final: dict[str, float] = {}
+        if ending and ending["event"] == log.FINISHED and ending["value"] is not None:
+            final[f"final/{metric}"] = ending["value"]
+            for key, value in final.items():
+                writer.add_scalar(key, value, ending["step"], walltime=ending["time"])
+        _write_hparams(writer, start, final)
+
+
+def _write_hparams(writer: SummaryWriter, start: Record, final: dict[str, float]) -> None:
+    """Into the trial's own run: SummaryWriter.add_hparams would open a further one."""
+    from tensorboardX.summary import hparams
+
+    named = {k: start[k] for k in ("phase", "condition", "seed", "variant") if k in start}
+    values = {key: _plain(value) for key, value in (start["config"] | named).items()}
+    experiment, begin, end = hparams(values, final)
+    for summary in (experiment, begin, *([end] if final else [])):
+        writer.file_writer.add_summary(summary)
+
+
+def _plain(value: Any) -> bool | float | str:
+    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
