@@ -33,10 +33,10 @@ import resource, sys, time
 from pathlib import Path
 began = time.perf_counter()
 if sys.argv[1] == "load":
-    from analysis.load import load_runs
+    from analysis.read.load import load_runs
     load_runs([sys.argv[2]])
 else:
-    from analysis.report import write_report
+    from analysis.report.report import write_report
     write_report([sys.argv[2]], Path(sys.argv[3]))
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)

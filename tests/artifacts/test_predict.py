@@ -260,7 +260,7 @@ def test_a_process_that_predicts_loads_neither_ray_nor_optuna_nor_pandas(exporte
     written(".", "a.png", np.zeros((8, 8), np.uint8))
     code = (
         "import sys\nsys.argv = ['tune-ssl', 'predict', 'model', 'a.png', '-o', 'p.csv']\n"
-        "from tune_ssl import cli\ntry:\n    cli.main()\nexcept SystemExit as stop:\n"
+        "from tune_ssl.cli import main as cli\ntry:\n    cli.main()\nexcept SystemExit as stop:\n"
         "    assert not stop.code, stop.code\n"
         "print('LOADED', *[m for m in ('ray', 'optuna', 'pandas', 'torch') if m in sys.modules])"
     )

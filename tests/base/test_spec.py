@@ -100,9 +100,7 @@ def test_a_whole_number_is_the_same_float_and_has_the_same_digest():
 def test_a_digest_is_the_same_in_every_process_and_in_any_order_of_keys():
     here = digest({"b": [1, 2.5, None], "a": {"é": True}})
     assert here == digest({"a": {"é": True}, "b": [1, 2.5, None]})
-    code = (
-        "from tune_ssl.spec import digest; print(digest({'b': [1, 2.5, None], 'a': {'é': True}}))"
-    )
+    code = "from tune_ssl.base.spec import digest; print(digest({'b': [1, 2.5, None], 'a': {'é': True}}))"
     for seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code],

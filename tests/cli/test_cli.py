@@ -44,7 +44,7 @@ def images(tmp_path):
 def loaded_by(tmp_path, *arguments) -> tuple[int, list[str]]:
     """Exit code and heavy libraries that `tune-ssl ARGUMENTS` loads in a process of its own."""
     code = (
-        "import sys\nfrom tune_ssl import cli\ntry:\n    cli.main()\n    code = 0\n"
+        "import sys\nfrom tune_ssl.cli import main as cli\ntry:\n    cli.main()\n    code = 0\n"
         "except SystemExit as stop:\n    code = stop.code or 0\n"
         f"print('LOADED', code, *[m for m in {HEAVY} if m in sys.modules])"
     )

@@ -62,9 +62,7 @@ def test_the_staged_folder_has_our_source_the_study_and_the_plugins_and_nothing_
 
 def test_what_was_staged_runs_without_what_is_installed(tmp_path):
     submit_job.stage(tmp_path, None, [])
-    code = (
-        "import tune_ssl.cli, analysis.report; print(tune_ssl.__file__, analysis.report.__file__)"
-    )
+    code = "import tune_ssl.cli.main, analysis.report.report; print(tune_ssl.__file__, analysis.report.report.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

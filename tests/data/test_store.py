@@ -78,7 +78,7 @@ def test_a_built_store_opens_with_numpy_alone(cache):
         from pathlib import Path
         from tune_ssl.data.splits import make_split
         from tune_ssl.data.store import prepare
-        from tune_ssl.spec import DataSpec
+        from tune_ssl.base.spec import DataSpec
         store = prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1]))
         print(store.digest, {"torch", "torchvision", "sklearn", "PIL"} & set(sys.modules))
     """
@@ -91,7 +91,7 @@ def test_three_processes_at_once_build_one_store(tmp_path):
         from pathlib import Path
         from tune_ssl.data.datasets import DATASETS, dataset
         from tune_ssl.data.store import prepare
-        from tune_ssl.spec import DataSpec
+        from tune_ssl.base.spec import DataSpec
         inner = DATASETS["digits"].read
 
         @dataset("digits", flip=False)
@@ -114,7 +114,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_finished(tmp_pa
         import numpy as np
         from tune_ssl.data.datasets import Part, Source, dataset
         from tune_ssl.data.store import prepare
-        from tune_ssl.spec import DataSpec
+        from tune_ssl.base.spec import DataSpec
 
         def images():
             for row in range(2000):
@@ -169,8 +169,8 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_no_store(tmp_path):
         import resource, sys
         from pathlib import Path
         from tune_ssl.data.store import find_store, prepare
-        from tune_ssl.errors import UserError
-        from tune_ssl.spec import DataSpec
+        from tune_ssl.base.errors import UserError
+        from tune_ssl.base.spec import DataSpec
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
             prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1]))

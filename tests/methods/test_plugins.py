@@ -55,7 +55,7 @@ TOY = """
 from typing import Literal
 from tune_ssl.methods.base import Method
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage
-from tune_ssl.spec import LossSpec
+from tune_ssl.base.spec import LossSpec
 
 class ToySpec(SupervisedSpec):
     name: Literal["toy"] = "toy"

@@ -170,7 +170,7 @@ def test_drivers_may_make_the_tables_of_a_new_database_at_the_same_time(
     tmp_path, monkeypatch, server
 ):
     run = begun(tmp_path, new_database(server, monkeypatch))
-    code = "import sys; from pathlib import Path; from tune_ssl.studies import open_storage as o; o(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from tune_ssl.search.storage import open_storage as o; o(Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(run)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [process.communicate()[1] for process in processes]

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 from tune_ssl.methods.base import Method
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage
-from tune_ssl.spec import LossSpec
+from tune_ssl.base.spec import LossSpec
 
 class HungrySpec(SupervisedSpec):
     name: Literal["hungry"] = "hungry"

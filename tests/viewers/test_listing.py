@@ -101,7 +101,7 @@ def test_only_the_lock_says_that_somebody_works_on_it(command):
     keep(ONE, lambda event: event["trial"] == "c0-t0000" and event["event"] == "started")
     assert listing.read_run(ONE).running is False
     code = (
-        "import sys, pathlib\nfrom tune_ssl.runfolder import driver_lock\n"
+        "import sys, pathlib\nfrom tune_ssl.runs.folder import driver_lock\n"
         "with driver_lock(pathlib.Path('runs/one')):\n    print('locked', flush=True)\n"
         "    sys.stdin.read()\n"
     )
