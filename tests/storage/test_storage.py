@@ -27,7 +27,7 @@ def server():
 
 def refused(url, where=""):
     with pytest.raises(UserError) as caught:
-        places.kept(url, places.Path("runs"), where)
+        places.home_of(url, places.Path("runs"), where)
     [problem] = caught.value.problems
     assert "\n" not in str(problem)
     return str(problem)
@@ -107,10 +107,10 @@ def storage_socket():
 
 
 def test_a_folder_is_where_the_runs_are_kept_and_the_environment_wins(tmp_path, monkeypatch):
-    assert places.kept(None, tmp_path) == (tmp_path, None, None)
-    assert places.kept("/somewhere", tmp_path).runs == places.Path("/somewhere")
+    assert places.home_of(None, tmp_path) == (tmp_path, None, None)
+    assert places.home_of("/somewhere", tmp_path).runs == places.Path("/somewhere")
     monkeypatch.setenv("TUNE_SSL_STORAGE", str(tmp_path / "other"))
-    assert places.kept("/somewhere", tmp_path).runs == tmp_path / "other"
+    assert places.home_of("/somewhere", tmp_path).runs == tmp_path / "other"
 
 
 def urls(tmp_path, server):

@@ -15,7 +15,7 @@ SHORT = 0.8  # seconds of waiting that nobody need hear of
 T = TypeVar("T")
 
 
-def patiently(
+def until_it_works(
     do: Callable[[], T],
     on: type[Exception] | tuple[type[Exception], ...],
     what: str,

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tune_ssl.base.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Problem, Stopped, UserError, shown
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.cli.options import RAY_CLIENT
 from tune_ssl.cluster import ray_client
 
@@ -224,7 +224,9 @@ def follow(client: Any, job: str, write: Callable[[str], object], tell: Tell) ->
         info = _patient_info(client, job, tell)
         if not info.status.is_terminal():
             asyncio.run(asyncio.sleep(POLL_SECONDS))
-    rest = patiently(lambda: client.get_job_logs(job), (OSError, RuntimeError), _silent(job), tell)
+    rest = until_it_works(
+        lambda: client.get_job_logs(job), (OSError, RuntimeError), _silent(job), tell
+    )
     if rest[seen:]:
         write(rest[seen:])
     return _exit_code(info, job, tell)
@@ -244,7 +246,9 @@ def job_info(client: Any, job: str) -> Any:
 
 
 def _patient_info(client: Any, job: str, tell: Tell) -> Any:
-    return patiently(lambda: client.get_job_info(job), (OSError, RuntimeError), _silent(job), tell)
+    return until_it_works(
+        lambda: client.get_job_info(job), (OSError, RuntimeError), _silent(job), tell
+    )
 
 
 def _silent(job: str) -> str:

@@ -1,4 +1,4 @@
-"""Where a new run will be kept, and where one that goes on is: the setting, the environment, the copies."""
+"""Where a new run will be, and where one that goes on is: the setting, the environment, the copies."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tune_ssl.records import log
 from tune_ssl.runs.lock import driver_lock
 from tune_ssl.storage.fetch import bring
 from tune_ssl.storage.mirror import Mirror, mirrored, refuse_driven
-from tune_ssl.storage.places import Kept, Place, is_url, kept, place_of
+from tune_ssl.storage.places import Home, Place, home_of, is_url, place_of
 from tune_ssl.study.study import Study, check_name
 
 Tell = Callable[[str], None]
 
 
-def place_new(study: Study, name: str, runs: Path) -> tuple[Study, Kept]:
+def place_new(study: Study, name: str, runs: Path) -> tuple[Study, Home]:
     """The study with the storage that it really has, and where that is. UserError for a name taken there."""
-    found = kept(study.settings.storage, runs, study.file.where(("study", "storage")))
+    found = home_of(study.settings.storage, runs, study.file.where(("study", "storage")))
     if found.place and exists(found.place.at(name)):
         text = "exists already; `--resume` goes on with it, another --name starts afresh"
         raise UserError(Problem(text, found.place.at(name).url))
     return _stored(study, found.text), found
 
 
-def find_kept(name: str, runs: Path) -> Kept:
+def find_home(name: str, runs: Path) -> Home:
     """Where a run that goes on is kept, as far as that is known without it; fetched if it is not here."""
-    found = kept(None, runs)
+    found = home_of(None, runs)
     run = found.runs / name
     if found.place and not os.path.lexists(run) and not Path(name, log.STUDY).exists():
         check_name(name)
@@ -39,11 +39,11 @@ def find_kept(name: str, runs: Path) -> Kept:
     return found
 
 
-def rejoin(study: Study, found: Kept) -> tuple[Study, Place | None]:
+def rejoin(study: Study, found: Home) -> tuple[Study, Place | None]:
     """The study and the place of its copy, which its own setting names where nothing else does."""
     own = study.settings.storage
     if found.text is None and own and is_url(own):
-        found = kept(own, found.runs)
+        found = home_of(own, found.runs)
     return _stored(study, found.text), found.place
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.records import log
@@ -58,7 +58,7 @@ def record_splits(
             split = _split(stores[condition.id], condition, seed)
             line = {"condition": condition.id, "seed": seed, **split.to_record()}
             write = partial(log.append, path, line | {"digest": split.digest})
-            patiently(write, OSError, f"{path} cannot be written", tell)
+            until_it_works(write, OSError, f"{path} cannot be written", tell)
             known[condition.id, seed] = split.digest
     return known
 

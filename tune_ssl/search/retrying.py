@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import exc
 
 from tune_ssl.base.errors import Stopped
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.base.secrets import STARS, redact
 from tune_ssl.search.journal import Damaged, first_line
 
@@ -56,7 +56,7 @@ class PatientStorage(BaseStorage):
         self.tell, self.secret = tell, secret
         self.stopped: Stopped | None = None
         self.trials: dict[int, int] = {}  # study id -> how many there are
-        self.inner = self._patiently(opened, passing_too=MAKING)
+        self.inner = self._retry(opened, passing_too=MAKING)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         if study_id not in self.trials:
@@ -129,9 +129,9 @@ class PatientStorage(BaseStorage):
             return getattr(self.inner, name)(*arguments, **named)
 
         asks = name == "get_study_id_from_name"
-        return self._patiently(once, unknown=() if asks else KeyError)
+        return self._retry(once, unknown=() if asks else KeyError)
 
-    def _patiently(self, do: Callable[[], Any], unknown: Any = (), passing_too: Any = ()) -> Any:
+    def _retry(self, do: Callable[[], Any], unknown: Any = (), passing_too: Any = ()) -> Any:
         if self.stopped:
             raise self.stopped
 
@@ -151,7 +151,7 @@ class PatientStorage(BaseStorage):
                 raise
 
         try:
-            return patiently(sorted_out, Away, SILENT, self.tell)
+            return until_it_works(sorted_out, Away, SILENT, self.tell)
         except Stopped as error:
             self.stopped = error
             raise

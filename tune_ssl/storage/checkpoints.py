@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.records import log
 from tune_ssl.storage.places import Place, folder_of, is_url, place_of
 
@@ -133,7 +133,7 @@ class Checkpoints:
 
     def _waiting(self, do: Callable[[], T]) -> T:
         """A storage or a disk that is away for a while is waited for, then Stopped."""
-        return patiently(do, OSError, f"{self.place.url} does not answer", self.tell)
+        return until_it_works(do, OSError, f"{self.place.url} does not answer", self.tell)
 
     def _sessions(self) -> list[str]:
         return sorted(name for name, _ in self.place.files() if name.startswith("session-"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from tune_ssl.base.errors import Problem, Stopped, UserError, nearest, shown
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.base.secrets import STORAGE, credentials, effective, redact, redact_value
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def as_oserror() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {_line(error)}") from error
 
 
-class Kept(NamedTuple):
+class Home(NamedTuple):
     """Where runs are kept: run folders in `runs`, and what is in them at `place` too if it is not None.
 
     `text` is the setting behind it, with its secrets.
@@ -123,19 +123,19 @@ def is_url(text: str) -> bool:
     return bool(_URL.match(text))
 
 
-def kept(setting: str | None, runs: Path, where: str = "") -> Kept:
+def home_of(setting: str | None, runs: Path, where: str = "") -> Home:
     """Where `study.storage` (or TUNE_SSL_STORAGE, which wins) keeps runs; None: in `runs`.
 
     UserError where a URL cannot be read, or the storage takes or gives back no file.
     """
     text = effective(setting or "", STORAGE, KEY, where)
     if not text:
-        return Kept(runs, None, None)
+        return Home(runs, None, None)
     if not is_url(text):
-        return Kept(Path(text).expanduser(), None, text)
+        return Home(Path(text).expanduser(), None, text)
     place = place_of(text, where)
     check(place, where)
-    return Kept(runs, place, text)
+    return Home(runs, place, text)
 
 
 def folder_of(text: str) -> Place:
@@ -204,7 +204,7 @@ def read_file(filesystem: FileSystem, path: str) -> bytes:
         return bytes(file.read())
 
 
-def read_patiently(filesystem: FileSystem, path: str) -> bytes:
+def read_with_retries(filesystem: FileSystem, path: str) -> bytes:
     """`read_file`; a storage that is away is waited for."""
     if filesystem.type_name == "local":
         return read_file(filesystem, path)
@@ -219,7 +219,7 @@ def _waiting(once: Callable[[], bytes]) -> bytes:
             return None
 
     try:
-        found = patiently(there, (OSError, UserError), "a checkpoint", lambda _: None, WAIT)
+        found = until_it_works(there, (OSError, UserError), "a checkpoint", lambda _: None, WAIT)
     except Stopped as error:
         raise OSError(str(error)) from error
     if found is None:

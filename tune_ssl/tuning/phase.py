@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import Stopped, UserError
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.base.secrets import redact
 from tune_ssl.base.spec import digest
 from tune_ssl.records import log
@@ -245,4 +245,4 @@ class JobSource:
                     log.sync(self.run / before)
             log.append_all(path, lines, durable=durable)
 
-        patiently(write, OSError, f"{path} cannot be written", self.tell)
+        until_it_works(write, OSError, f"{path} cannot be written", self.tell)

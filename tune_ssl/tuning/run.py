@@ -25,7 +25,7 @@ from rich.console import Console
 
 from tune_ssl.base import retry
 from tune_ssl.base.errors import EXIT_STOPPED, Interrupted, Problem, Stopped, UserError
-from tune_ssl.base.retry import patiently
+from tune_ssl.base.retry import until_it_works
 from tune_ssl.base.secrets import redact_value
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.cluster.connect import cluster, started_here, watched
@@ -41,7 +41,7 @@ from tune_ssl.runs.folder import (
     refuse_without_search,
     reopen,
 )
-from tune_ssl.runs.home import driving, find_kept, place_new, rejoin
+from tune_ssl.runs.home import driving, find_home, place_new, rejoin
 from tune_ssl.runs.resuming import found
 from tune_ssl.runs.splits import check_data, record_splits
 from tune_ssl.search.condition import RoutingSearcher, StudySource
@@ -81,16 +81,16 @@ def run_study(
     if not study.search and study.settings.num_trials > 1:
         text = f"has no key, so that all {study.settings.num_trials} trials would be the same"
         raise UserError(Problem(text, "search", str(study.source)))
-    study, kept = place_new(study, name, runs)
-    runs = kept.runs
+    study, home = place_new(study, name, runs)
+    runs = home.runs
     stores = check_data(study)
     refuse_existing(runs / name)
     check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
     with cluster(verbose, address):
         console = console or Console()
-        fitted = ready(study, stores, kept.place or folder_of(str(runs)), console)
+        fitted = ready(study, stores, home.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
-        with driving(run, kept.place, teller(console)):
+        with driving(run, home.place, teller(console)):
             return _carry_on(run, fitted, stores, confirm, console, address)
 
 
@@ -107,10 +107,10 @@ def resume_study(
 
     Raises as `run_study` does; UserError also when the dataset is not the one the run began with.
     """
-    kept = find_kept(name, runs)
-    run, study = reopen(kept.runs, name)
+    home = find_home(name, runs)
+    run, study = reopen(home.runs, name)
     refuse_without_search(run)
-    study, place = rejoin(study, kept)
+    study, place = rejoin(study, home)
     console = console or Console()
     with driving(run, place, teller(console)):
         tell(console, found(run, study.settings.storage))
@@ -137,17 +137,17 @@ def ablate_study(
     Raises as `run_study` does; UserError also where a variant does not fit or no row is left.
     """
     name = name or study.name
-    study, kept = place_new(study, name, runs)
-    runs = kept.runs
+    study, home = place_new(study, name, runs)
+    runs = home.runs
     stores = check_data(study)
     refuse_existing(runs / name)
     check_storage(study.settings, runs / name, study.file.where(("study", "optuna_storage")))
     Planner(runs / name, study, {}).plan(wanted, lambda _: None, write=False)
     with cluster(verbose, address):
         console = console or Console()
-        fitted = ready(study, stores, kept.place or folder_of(str(runs)), console)
+        fitted = ready(study, stores, home.place or folder_of(str(runs)), console)
         run = create(study, stores, runs, name, command_line())
-        with driving(run, kept.place, teller(console)):
+        with driving(run, home.place, teller(console)):
             return _ablate(run, fitted, stores, wanted, console, address)
 
 
@@ -161,9 +161,9 @@ def ablate_run(
     console: Console | None = None,
 ) -> Path:
     """Ablate the chosen configs of a run, or go on with its ablation. Raises as `resume_study` does."""
-    kept = find_kept(name, runs)
-    run, study = reopen(kept.runs, name)
-    study, place = rejoin(study, kept)
+    home = find_home(name, runs)
+    run, study = reopen(home.runs, name)
+    study, place = rejoin(study, home)
     console = console or Console()
     with driving(run, place, teller(console)):
         tell(console, found(run, study.settings.storage))
@@ -254,7 +254,7 @@ def tell(console: Console, lines: Iterable[str]) -> None:
 
 def be_there(run: Path, console: Console) -> None:
     """A run folder that is away between two phases is waited for, then Stopped: it would look empty."""
-    patiently((run / log.STUDY).stat, OSError, f"{run / log.STUDY} is away", teller(console))
+    until_it_works((run / log.STUDY).stat, OSError, f"{run / log.STUDY} is away", teller(console))
 
 
 def tidy(source: JobSource) -> None:
@@ -285,7 +285,7 @@ def run_jobs(
         return
     source.tell, mirror = teller(console), mirror_of(source.run)
     too_small = "what is left of the cluster is too small"
-    resources, concurrent, _ = patiently(
+    resources, concurrent, _ = until_it_works(
         lambda: fit_resources(settings), UserError, too_small, source.tell, LONGEST
     )
     session = source.checkpoints.next_session()
@@ -314,7 +314,7 @@ def run_jobs(
                 ),
             )
             where = f"{source.checkpoints.place.url} cannot be written"
-            patiently(make, OSError, where, source.tell).fit()
+            until_it_works(make, OSError, where, source.tell).fit()
     except Exception as error:
         if interrupted.is_set():  # Ray makes a SystemError of what is raised while it waits
             raise Interrupted from None

@@ -239,7 +239,7 @@ def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         candidates[:0] = [
-            partial(places.read_patiently, checkpoint.filesystem, f"{folder}/{STATE}")
+            partial(places.read_with_retries, checkpoint.filesystem, f"{folder}/{STATE}")
             for folder in _folders(checkpoint)
         ]
     away: OSError | None = None
