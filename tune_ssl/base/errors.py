@@ -46,6 +46,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException | str) -> str:
+    """What an error says, in one line: the system's own words if it has some, else its type at least.
+
+    >>> first_line(FileNotFoundError(2, "No such file or directory", "a.yaml"))
+    'No such file or directory'
+    """
+    text = str(getattr(error, "strerror", None) or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when a known name is near, else an empty string."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tune_ssl.base.errors import Stopped
+from tune_ssl.base.errors import Stopped, first_line
 
 LONGEST = 120.0  # seconds of waiting before a run is stopped
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds; the last one again and again
@@ -33,7 +33,7 @@ def until_it_works(
         try:
             result = do()
         except on as error:
-            reason = f"{what}: {_first_line(error)}"
+            reason = f"{what}: {first_line(error)}"
             if time.monotonic() >= end:
                 raise Stopped(reason) from error
             if not told and time.monotonic() - began > SHORT:
@@ -45,8 +45,3 @@ def until_it_works(
             if told:
                 tell("it answers again; going on")
             return result
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).split("\n")[0]

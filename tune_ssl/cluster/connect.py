@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,8 @@ from collections.abc import Callable, Iterator
 
 import ray
 
-from tune_ssl.base.errors import Problem, Stopped, UserError
+from tune_ssl.base.errors import Problem, Stopped, UserError, first_line
+from tune_ssl.base.network import probe
 from tune_ssl.cli.options import RAY_CLIENT
 
 TCP_SECONDS = 3.0
@@ -49,15 +49,15 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
             try:
                 ray.init("local", include_dashboard=False, **quiet)
             except Exception as error:  # Ray raises plain ones
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise Stopped(f"Ray did not start on this machine: {first}") from error
+                text = f"Ray did not start on this machine: {first_line(error)}"
+                raise Stopped(text) from error
         else:
             _refuse_unhealthy(where)
             try:
                 ray.init(where, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise UserError(Problem(f"cannot be connected to: {first}", where=where)) from error
+                text = f"cannot be connected to: {first_line(error)}"
+                raise UserError(Problem(text, where=where)) from error
     if not verbose:
         for noisy in ("ray", "optuna"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -103,12 +103,8 @@ def resolved(address: str, key: str = "--address") -> str:
 
 def _refuse_unhealthy(where: str) -> None:
     """UserError, within seconds, unless a Ray cluster answers there and takes our token."""
-    host, _, port = where.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), TCP_SECONDS).close()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(Problem(f"nothing answers there: {reason}", where=where)) from None
+    if silent := probe(where, TCP_SECONDS):
+        raise UserError(Problem(f"nothing answers there: {silent}", where=where))
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", where]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS)
@@ -182,14 +178,11 @@ def _watch(over: threading.Event, places: dict[str, str], on_lost: Callable[[str
         if any(info.process.poll() is not None for info in started):
             return on_lost("the raylet of this machine died")
         for what, where in places.items():
-            host, _, port = where.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
-            except OSError as error:
-                if time.monotonic() - answered[what] > GONE_SECONDS:
-                    return on_lost(f"{what}, {where}, does not answer: {error.strerror or error}")
-            else:
+            silent = probe(where, LOOK_SECONDS)
+            if silent is None:
                 answered[what] = time.monotonic()
+            elif time.monotonic() - answered[what] > GONE_SECONDS:
+                return on_lost(f"{what}, {where}, does not answer: {silent}")
 
 
 def quiet_environment() -> None:

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_ssl.base.code_digest import source_digest
-from tune_ssl.base.errors import Problem, UserError, shown
+from tune_ssl.base.errors import Problem, UserError, first_line, shown
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.methods.plugins import Plugin, digest_of
@@ -114,7 +114,7 @@ def answer(
         place.write(f"{marker}-{node}", iter([node.encode()]))
         said["storage"] = None
     except OSError as error:
-        said["storage"] = error.strerror or str(error)
+        said["storage"] = first_line(error)
     except UserError as error:
         said["storage"] = error.problems[0].text
     said["node"], said["stores"] = node, []
@@ -139,7 +139,7 @@ def facts(plugins: tuple[Plugin, ...]) -> Said:
         try:
             found[f"plugin {plugin.path}"] = digest_of(Path(plugin.path).read_bytes())
         except OSError as error:
-            found[f"plugin {plugin.path}"] = error.strerror or str(error)
+            found[f"plugin {plugin.path}"] = first_line(error)
     return found
 
 
@@ -191,7 +191,7 @@ def marked(place: Place) -> Iterator[tuple[str, str]]:
     try:
         place.write(name, iter([content.encode()]))
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(Problem(f"cannot be written: {reason}", place.url)) from None
     try:
         yield name, content
