@@ -63,6 +63,6 @@ def test_the_detector_sees_a_traceback(here, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("tune_ssl.listing.read_all", broken)
+    monkeypatch.setattr("tune_ssl.viewers.listing.read_all", broken)
     with pytest.raises(mutations.Broken, match="boom"):
         mutations.expect_an_answer(["list"], Counter(), "x", "nothing")

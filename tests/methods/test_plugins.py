@@ -365,7 +365,7 @@ def test_two_packages_with_one_name_are_refused(installing):
                 "bad.py:2: M.losses is missing, but must be a mapping of names to LossSpec",
                 "bad.py:2: M.stage_types is missing, but must be a tuple of Stage classes",
                 "bad.py:2: M.Spec is missing, but must be a class that derives from "
-                "tune_ssl.spec.MethodSpec",
+                "tune_ssl.base.spec.MethodSpec",
             ],
         ),
         (
@@ -414,7 +414,7 @@ def has(place: int, key: str, text: str) -> str:
             [("    Spec = EntropyMinSpec", "    Spec = EntropyMinStage")],
             [
                 has(METHOD, ".Spec", "is EntropyMinStage, but must be a class that derives from "
-                    "tune_ssl.spec.MethodSpec")
+                    "tune_ssl.base.spec.MethodSpec")
             ],
         ),
         (

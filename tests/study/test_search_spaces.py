@@ -8,7 +8,7 @@ from tune_ssl.methods import find_method, method_names
 from tune_ssl.study.study import load_study
 from tune_ssl.study.trial import override
 
-FOLDER = Path(__file__).parents[2].parent / "search_spaces"
+FOLDER = Path(__file__).parents[2] / "search_spaces"
 STUDIES = sorted(FOLDER.rglob("*.yaml"))
 
 

@@ -18,7 +18,7 @@ from tune_ssl.study.study import load_fixed, load_study
 from tune_ssl.study.trial import override
 from tune_ssl.study.variants import Variant, combined, distinct, generated, merged
 
-FOLDER = Path(__file__).parents[2].parent / "search_spaces"
+FOLDER = Path(__file__).parents[2] / "search_spaces"
 
 
 def names(spec):
