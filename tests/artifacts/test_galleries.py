@@ -313,7 +313,7 @@ def test_a_model_that_cannot_be_saved_costs_the_confirmation_nothing(confirming,
     source = confirming()
     trained, _ = untrained()
     job, other = source.next(), [source.next() for _ in range(2)][1]
-    monkeypatch.setattr("tune_ssl.exported.safe.save_file", lambda *_: 1 / 0)
+    monkeypatch.setattr("tune_ssl.artifacts.model_files.safe.save_file", lambda *_: 1 / 0)
     report = checkpoint_of(source.run, job, trained)
     with pytest.warns(UserWarning, match="c0-confirm-s5: its model was not saved: ZeroDivision"):
         assert source.report(job, report)

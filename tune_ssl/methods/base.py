@@ -47,7 +47,7 @@ class Stage(Generic[SpecT]):
 
     `labeled_views` and `unlabeled_views` name the views that a batch holds, in that order; without
     labeled views no label is ever seen, without unlabeled ones no unlabeled image. `evaluators` are
-    names in tune_ssl.evaluation. `stand_in` is what a scheduler compares while the stage does not
+    names in tune_ssl.training.evaluation. `stand_in` is what a scheduler compares while the stage does not
     measure the study's metric ("probe_accuracy").
 
     A stage that sees no label is kept once trained, and reused where all that shaped it is equal.

@@ -2,7 +2,7 @@
 
 A stage names the evaluators it wants; keys come back without a prefix ("accuracy"), and the caller
 says on which set they were measured ("val/accuracy", "test/accuracy"). What each measures, and which
-way is better, stands in `measures.MEASURED`.
+way is better, stands in `methods.measures.MEASURED`.
 """
 
 from __future__ import annotations
