@@ -6,7 +6,6 @@ import html
 import os
 import shlex
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from tune_ssl.base.files import refuse_filled
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import digest
 from tune_ssl.base.yaml_file import read_yaml
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import choose_condition, condition_ids
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def readme(run: Path, card: Card, out: Path) -> str:
     except (KeyError, TypeError):
         text = "was not written by `tune-ssl search`"
         raise UserError(Problem(text, str(run / log.STUDY))) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torn lines
-        ended = ledger.endings(log.read(run / log.TRIALS))
+    ended = Ledger.glance(run).ended
     plugins = about.get("plugins") or []
     try:
         method, encoder = card.spec["method"]["name"], card.spec["model"]["encoder"]

@@ -7,7 +7,6 @@ and deviation, and the digests of the data and of the split that the network was
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import Size, Spec
 from tune_ssl.data.batch import Task
 from tune_ssl.methods.base import Stage
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import condition_ids
 from tune_ssl.study.trial import TrialSpec, build_trial
 
@@ -167,15 +167,8 @@ def model_folder(run: Path, condition: str | None) -> Path:
 
 def why_none(run: Path, condition: str) -> str:
     """Why the run has no saved model of the condition: its first confirm trial saves it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torn lines
-        events = [
-            event
-            for event in log.read(run / log.TRIALS)
-            if event.get("phase") == log.CONFIRM and event.get("condition") == condition
-        ]
-    started = [event["trial"] for event in events if event["event"] in log.BEGINNINGS]
-    ending = ledger.endings(events).get(started[0]) if started else None
+    confirmed = Ledger.glance(run).trials(condition, log.CONFIRM)
+    ending = next((end for _, _, end in confirmed), None)
     if ending is None:
         return f"it is not confirmed yet; `tune-ssl search --resume {run.name}` does that"
     if ending["event"] != log.FINISHED:

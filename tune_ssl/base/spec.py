@@ -233,9 +233,6 @@ class StudySpec(Spec):
     storage: str | None = Field(
         None, description="folder or URL (s3://, gs://) that keeps the runs; --runs if absent"
     )
-    optuna_storage: str = Field(
-        "journal", description="journal: a file in the run folder; else a database URL"
-    )
 
     @field_validator("gpus_per_trial")
     @classmethod

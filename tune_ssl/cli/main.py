@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +24,7 @@ from tune_ssl.base.errors import (
 )
 from tune_ssl.base.secrets import STORAGE, Redacting
 from tune_ssl.cli import on_runs, submit
-from tune_ssl.cli.options import RAY_CLIENT, Address, Debug, Plugins, Runs
+from tune_ssl.cli.options import Address, Debug, Plugins, Runs, all_overrides
 
 app = typer.Typer(
     name="tune-ssl",
@@ -58,7 +58,6 @@ Storage = Annotated[
 
 @app.command()
 def search(
-    context: typer.Context,
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file.")] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
@@ -75,8 +74,6 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Tune a study's method in each of its conditions, confirm the winners, write the report."""
-    if outside := _from_outside(address):
-        return submit.send(context, "search", outside)
     from tune_ssl.study.study import load_study
 
     _keep_in(storage)
@@ -87,34 +84,29 @@ def search(
         from tune_ssl.methods.plugins import load_plugins
 
         load_plugins(plugin or ())  # for what has moved
-        from tune_ssl.tuning.run import resume_study
-
-        run = resume_study(
-            resume, runs=runs, confirm=confirm, address=address, verbose=verbose, console=console
-        )
+        going: Any = resume
     elif study is None:
         raise UserError("give either a study's YAML file or --resume RUN")
     else:
-        loaded = load_study(study, _all(overrides, data_root, no_cache), plugin or ())
-        chosen = _run_name(name or loaded.settings.name, loaded.name)
-        from tune_ssl.tuning.run import run_study
+        going = load_study(study, all_overrides(overrides, data_root, no_cache), plugin or ())
+        name = _run_name(name or going.settings.name, going.name)
+    from tune_ssl.tuning.run import run_study
 
-        run = run_study(
-            loaded,
-            name=chosen,
-            runs=runs,
-            confirm=confirm,
-            address=address,
-            verbose=verbose,
-            console=console,
-        )
+    run = run_study(
+        going,
+        name=name,
+        runs=runs,
+        confirm=confirm,
+        address=address,
+        verbose=verbose,
+        console=console,
+    )
     if report:
         _write_report(run, console)
 
 
 @app.command()
 def ablate(
-    context: typer.Context,
     target: Annotated[str, typer.Argument(help="A run with a search, or a study's YAML file.")],
     overrides: Overrides = None,
     only: Annotated[
@@ -145,40 +137,35 @@ def ablate(
     Of a run, each condition's chosen configuration is the reference; of a YAML file, its fixed part.
     `tune-ssl ablate RUN` alone goes on after Ctrl-C or a crash; with options it adds rows.
     """
-    if outside := _from_outside(address):
-        return submit.send(context, "ablate", outside)
     from tune_ssl.tuning.ablation import Wanted
 
     _keep_in(storage)
     console = Console()
     rows, switches = _listed("--only", only), _listed("--factorial", factorial)
     wanted = Wanted(rows, auto, switches, tuple(condition or ()))
+    going: Any = target
     if target.endswith((".yaml", ".yml")):
         from tune_ssl.study.study import load_study
-        from tune_ssl.tuning.run import ablate_study
 
-        loaded = load_study(target, _all(overrides, data_root, no_cache), plugin or ())
-        chosen = _run_name(name or loaded.settings.name, f"{loaded.name}-ablation")
-        run = ablate_study(
-            loaded,
-            wanted,
-            name=chosen,
-            runs=runs,
-            address=address,
-            verbose=verbose,
-            console=console,
-        )
+        going = load_study(target, all_overrides(overrides, data_root, no_cache), plugin or ())
+        name = _run_name(name or going.settings.name, f"{going.name}-ablation")
     else:
         if overrides or name or data_root or no_cache:
             raise UserError("a run keeps its name, study and data: give it alone")
         from tune_ssl.methods.plugins import load_plugins
 
         load_plugins(plugin or ())  # for what has moved
-        from tune_ssl.tuning.run import ablate_run
+    from tune_ssl.tuning.run import run_study
 
-        run = ablate_run(
-            target, wanted, runs=runs, address=address, verbose=verbose, console=console
-        )
+    run = run_study(
+        going,
+        ablation=wanted,
+        name=name,
+        runs=runs,
+        address=address,
+        verbose=verbose,
+        console=console,
+    )
     if report:
         _write_report(run, console)
 
@@ -248,7 +235,7 @@ def train(
     """Train one spec here and now, without Ray; prints every evaluation."""
     from tune_ssl.study.study import load_fixed
 
-    loaded = load_fixed(study, _all(overrides, data_root, no_cache), plugin or ())
+    loaded = load_fixed(study, all_overrides(overrides, data_root, no_cache), plugin or ())
     from tune_ssl.base.spec import digest
     from tune_ssl.training.loop import Collapsed, Diverged
     from tune_ssl.training.loop import train as run_training
@@ -294,7 +281,7 @@ def check(
     from tune_ssl.runs.splits import check_data
     from tune_ssl.study.study import load_study
 
-    loaded = load_study(study, _all(overrides, data_root), plugin or ())
+    loaded = load_study(study, all_overrides(overrides, data_root), plugin or ())
     stores = check_data(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     Console(highlight=False).print(
@@ -315,7 +302,7 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
-    _show_store(study, _all(overrides, data_root), plugin)
+    _show_store(study, all_overrides(overrides, data_root), plugin)
 
 
 @data_app.command()
@@ -327,19 +314,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show what a dataset's store holds; builds it if it is not there yet."""
-    _show_store(study, _all(overrides, data_root), plugin)
-
-
-def _all(overrides: list[str] | None, data_root: str | None, no_cache: bool = False) -> list[str]:
-    """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
-    root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
-    return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]
-
-
-def _from_outside(address: str | None) -> str | None:
-    """The address, or $RAY_ADDRESS without one, where it is one of Ray Client: a job runs there in our place."""
-    named = address or os.environ.get("RAY_ADDRESS", "")
-    return named if named.startswith(RAY_CLIENT) else None
+    _show_store(study, all_overrides(overrides, data_root), plugin)
 
 
 def _keep_in(storage: str | None) -> None:

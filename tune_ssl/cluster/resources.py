@@ -53,6 +53,8 @@ def fit_resources(settings: StudySpec, share: tuple[float, str] = (1.0, "")) -> 
         wanted["gpu"] = gpus
     if settings.memory_per_trial:
         wanted["memory"] = settings.memory_per_trial * GIB
+    if not any(node.get("CPU") for node in nodes):  # a cluster that starts its workers on demand
+        return Fit(wanted, 0, f"{_asked(wanted)} per trial; the cluster has no worker yet")
     problems = [p for kind in wanted if (p := _too_large(kind, wanted[kind], nodes))]
     if problems:
         raise UserError(problems)
@@ -71,11 +73,27 @@ def fit_resources(settings: StudySpec, share: tuple[float, str] = (1.0, "")) -> 
     return Fit(wanted, concurrent, reason)
 
 
-def find_place(wanted: dict[str, float]) -> str | None:
-    """None while a node that is alive could run a trial, were it idle; else what none of them has."""
-    if any(_at_once(node, wanted) for node in _alive()):
-        return None
-    return _asked(wanted)
+class Capacity(NamedTuple):
+    """What the nodes that are alive could run, were they idle.
+
+    `places` are nodes, or GPUs where a trial asks for one. `missing` is what no node has, in words, or empty.
+    """
+
+    jobs: int
+    places: int
+    nodes: int
+    missing: str
+
+
+def capacity(wanted: dict[str, float]) -> Capacity:
+    nodes = _alive()
+    fitting = [node for node in nodes if _at_once(node, wanted)]
+    return Capacity(
+        jobs=sum(_at_once(node, wanted) for node in fitting),
+        places=int(sum(node["GPU"] for node in fitting)) if "gpu" in wanted else len(fitting),
+        nodes=len(nodes),
+        missing="" if fitting else _asked(wanted),
+    )
 
 
 def _alive() -> list[dict[str, float]]:

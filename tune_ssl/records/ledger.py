@@ -94,6 +94,11 @@ class Ledger:
     def open_trials(self) -> list[str]:
         return [trial for trial in self.begun if trial not in self.ended]
 
+    @property
+    def only_ablates(self) -> bool:
+        """Whether the run began as the ablation of a study file: a plan came before any trial."""
+        return self.first is not None and self.first["event"] == log.PLANNED
+
     def has(self, phase: str) -> bool:
         """Whether any trial of the phase has begun."""
         return any(of == phase for _, of in self._of)

@@ -33,7 +33,7 @@ SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
 GALLERIES, MODELS = "galleries.jsonl", "models"
 WEIGHTS, MODEL = "model.safetensors", "model.json"
-JOURNAL = "optuna.log"  # the Optuna studies; written and read by Optuna alone
+JOURNAL = "optuna.log"  # what older runs left of their Optuna studies; nothing reads it
 
 STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED = "finished", "stopped_early"
@@ -44,12 +44,13 @@ BAD_ENDINGS = (DIVERGED, COLLAPSED, FAILED)
 ENDINGS = (FINISHED, STOPPED, *BAD_ENDINGS)
 SEARCH, FINALIST, CONFIRM = "search", "finalist", "confirm"
 RETUNE, ABLATE = "retune", "ablate"
+PHASES = (SEARCH, FINALIST, CONFIRM, RETUNE, ABLATE)
 REFERENCE = "reference"  # the variant of an ablation that changes nothing
 
 Record = dict[str, Any]
 
 _TRIAL = {
-    "phase": fields.one_of((SEARCH, FINALIST, CONFIRM, RETUNE, ABLATE)),
+    "phase": fields.one_of(PHASES),
     "trial": fields.FILE_NAME,
     "condition": fields.TEXT,
 }
@@ -70,6 +71,7 @@ _EVENT = {
     "metrics": fields.METRICS.or_null(),
     "step": fields.AMOUNT.or_null(),
     "seconds": fields.AMOUNT.or_null(),
+    "waited": fields.AMOUNT,
     "images_seen": fields.AMOUNT.or_null(),
     "half_width": fields.AMOUNT.or_null(),
     "retune": fields.TEXTS,

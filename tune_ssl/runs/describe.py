@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl import __version__
-from tune_ssl.base.secrets import redact_value, redacted
+from tune_ssl.base.secrets import redact
 from tune_ssl.data.store import Store
 from tune_ssl.methods import installed
 from tune_ssl.records import log
@@ -63,14 +63,14 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
         "git": code_revision(),
         "machine": {"platform": platform.platform(), "processor": platform.machine()},
         "plugins": [plugin._asdict() for plugin in study.plugins],
-        "study": redacted(study.resolved()),
+        "study": study.resolved(),
     }
 
 
 def command_line() -> str:
     import shlex
 
-    return shlex.join(["tune-ssl", *map(redact_value, sys.argv[1:])])
+    return shlex.join(["tune-ssl", *map(redact, sys.argv[1:])])
 
 
 def _versions(study: Study) -> dict[str, str]:

@@ -16,6 +16,7 @@ from tune_ssl.base.yaml_file import read_yaml, to_yaml
 from tune_ssl.data.store import Store
 from tune_ssl.methods.plugins import Plugin, restore_plugins
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import describe
 from tune_ssl.study.study import Study, study_from
 
@@ -60,25 +61,16 @@ def _umask() -> int:
 def refuse_existing(run: Path) -> None:
     """UserError if something of that name is there; a search asks this before anything slow."""
     if os.path.lexists(run):  # unlike Path.exists, never an error
-        verb = "ablate" if ablates_only(run) else "search --resume"
+        verb = "ablate" if Ledger.glance(run).only_ablates else "search --resume"
         text = f"exists already; `tune-ssl {verb} {run.name}` goes on with it, "
         raise UserError(Problem(text + "another --name starts afresh", str(run)))
 
 
-def refuse_without_search(run: Path) -> None:
+def refuse_without_search(run: Path, ledger: Ledger) -> None:
     """UserError if the run is the ablation of a file, in which nothing is searched."""
-    if ablates_only(run):
+    if ledger.only_ablates:
         text = f"has an ablation and no search; `tune-ssl ablate {run.name}` goes on with it"
         raise UserError(Problem(text, str(run)))
-
-
-def ablates_only(run: Path) -> bool:
-    """Whether the run began as the ablation of a study file: a plan came before any trial."""
-    try:
-        first = next(log.scan(run / log.TRIALS), {})
-    except OSError:
-        return False
-    return first.get("event") == log.PLANNED
 
 
 def refuse_other_data(run: Path, study: Study, stores: dict[str, Store]) -> None:
@@ -115,6 +107,8 @@ def reopen(runs: Path, name: str) -> tuple[Path, Study]:
     if not isinstance(study, dict) or not isinstance(source, str):
         raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
     plugins = run_plugins(run)
+    if isinstance(study.get("study"), dict):  # a key of older versions, which means nothing now
+        study["study"].pop("optuna_storage", None)
     try:
         found = study_from(study, Path(source), plugins)
     except UserError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from tune_ssl.base.errors import Problem, UserError, printable
 from tune_ssl.base.spec import StudySpec, digest
 from tune_ssl.base.yaml_file import read_yaml, to_yaml
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import choose_condition
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
-from tune_ssl.tuning.repeats import RepeatSource
 
 SEARCHING = ("name", "searcher", "sampler", "scheduler", "grace_period", "reduction_factor")
 
@@ -50,16 +49,14 @@ def winners(run: Path, study: Study, condition: str | None, *, every: bool) -> l
         UserError: an unknown condition, none named of several, or no finished trial.
     """
     known = [condition.id for condition in study.conditions]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torn lines
-        source = RepeatSource(run, study, {})
+    ledger = Ledger.glance(run)
     if condition is None and every:
-        found = [_winner(source, study, index) for index in range(len(known))]
+        found = [_winner(ledger, study, index) for index in range(len(known))]
         if not any(found):
             raise UserError(Problem("has no finished search trial yet", str(run)))
         return [winner for winner in found if winner]
     wanted = choose_condition(known, condition, run)
-    winner = _winner(source, study, known.index(wanted))
+    winner = _winner(ledger, study, known.index(wanted))
     if winner is None:
         raise UserError(
             Problem(f"has no finished search trial in condition {wanted} yet", str(run))
@@ -67,29 +64,28 @@ def winners(run: Path, study: Study, condition: str | None, *, every: bool) -> l
     return [winner]
 
 
-def _winner(source: RepeatSource, study: Study, index: int) -> Winner | None:
+def _winner(ledger: Ledger, study: Study, index: int) -> Winner | None:
     condition, settings = study.conditions[index], study.settings
-    scores = source.scores(condition, log.SEARCH, log.FINALIST)
-    starts, lock = source.starts(condition), source.locked(condition)
-    if lock is None and not scores:
+    best = ledger.best(condition.id, settings.mode)
+    if best is None:
         return None
-    trial = lock["trial"] if lock else next(iter(scores))
+    start = ledger.begun[best.trial]
     repeats = {
-        start["seed"]
-        for start in starts.values()
-        if start["phase"] == log.FINALIST and start.get("repeats") == trial
+        begun["seed"]
+        for _, begun, _ in ledger.trials(condition.id, log.FINALIST)
+        if begun.get("repeats") == best.trial
     }
     return Winner(
         index=index,
         condition=condition,
-        trial=trial,
-        config=starts[trial]["config"],
-        digest=starts[trial]["digest"],
-        value=lock["value"] if lock else scores[trial],
-        locked=lock is not None,
+        trial=best.trial,
+        config=start["config"],
+        digest=start["digest"],
+        value=best.value,
+        locked=best.locked,
         seeds=(settings.tuning_seed, *sorted(repeats)),
-        of=len(source.scores(condition, log.SEARCH)),
-        spec=override(condition.spec, {**starts[trial]["config"], "seed": settings.seeds[0]}),
+        of=len(ledger.scores(condition.id, settings.mode, log.SEARCH)),
+        spec=override(condition.spec, {**start["config"], "seed": settings.seeds[0]}),
     )
 
 

@@ -1,241 +1,107 @@
-"""The search half: one Optuna study per condition is the truth; Ray's searcher only asks it.
+"""One condition's search: an Optuna study in memory, rebuilt from the run's records when a run goes on.
 
-`StudySource` draws trials from the studies in turn and tells each study how they ended: COMPLETE,
-PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
+Optuna decides which config is next and which trial is stopped early. It is told how each trial ended:
+COMPLETE, PRUNED (stopped early, its low-fidelity value never counts as a result) or FAIL.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
+from optuna.trial import TrialState, create_trial
 
 from tune_ssl.records import log
-from tune_ssl.records.log import Record
-from tune_ssl.search.rebuild import Book, Rebuilder, Recorded, state_of
-from tune_ssl.search.samplers import build_pruner, build_sampler, grace_of
-from tune_ssl.search.storage import open_storage, study_name, study_prefix
+from tune_ssl.search.rebuild import Recorded, distribution, frozen, state_of
+from tune_ssl.search.samplers import build_pruner, build_sampler, rungs_of
 from tune_ssl.study.domains import grid
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
-from tune_ssl.tuning.job import Job, NotPickled, Progress
-from tune_ssl.tuning.phase import JobSource
 
 
-class RoutingSearcher(NotPickled, Searcher):
-    """Ray's view of a JobSource: it asks for the next job until there is none."""
+class ConditionSearch:
+    """The trials of one condition: which are next, which run, and how they ended.
 
-    def __init__(self, source: JobSource) -> None:
-        super().__init__(metric="_", mode="max")
-        self.source = source
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        job = None
-        with self.source.guarded():
-            job = self.source.next()
-        return job.to_config() if job else Searcher.FINISHED
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """The scheduler has told the source already."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the studies are on disk, and a resume never unpickles a searcher."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a run is resumed from its studies, not from a searcher's pickle")
-
-
-class StudySource(JobSource):
-    """Draws trials from one Optuna study per condition, the least advanced condition first."""
-
-    phase = log.SEARCH
-
-    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
-        super().__init__(run, study, splits)
-        self.prefix = study_prefix(run, study.settings)
-        storage = open_storage(run, study.settings, lambda line: self.tell(line))
-        self.cells = self.make_cells(storage)
-        self.by_name = {(cell.condition.id, cell.variant): cell for cell in self.cells}
-        book = Book(run, self.phase)
-        rebuilt = sum(cell.load(run, book) for cell in self.cells)
-        if rebuilt:
-            text = f"the Optuna storage lacked {rebuilt} trials of {run.name}: made again from its records"
-            self.tell(text)
-        for cell in self.cells:
-            name = cell.condition.id
-            self.progress.setdefault(name, Progress(name, 0)).planned += cell.budget
-        self._settle(book)
-
-    def make_cells(self, storage: BaseStorage) -> list[Cell]:
-        """One study per condition."""
-        conditions = enumerate(self.study.conditions)
-        return [Cell(storage, self.prefix, self.study, i, condition) for i, condition in conditions]
-
-    def remaining(self) -> int:
-        return sum(cell.open_trials() for cell in self.cells)
-
-    def draw(self) -> Job | None:
-        waiting = [cell for cell in self.cells if cell.open_trials()]
-        if not waiting:
-            return None
-        cell = min(waiting, key=lambda c: (not c.orphans, c.asked, c.index))
-        trial, values = cell.ask()
-        name, seed = cell.trial_name(trial.number), self.study.settings.tuning_seed
-        config = {**cell.base, **values}
-        return self.job(name, cell.condition, config, seed, trial.number, variant=cell.variant)
-
-    def should_stop(self, job: Job, report: Record) -> bool:
-        value = report["result"].get(self.metric)
-        if value is None:  # a stage before the one that measures it
-            value = report["stand_in"]
-        if value is None or not math.isfinite(value):
-            return False
-        return self._cell(job).report(job.number, value, report["evaluation"])
-
-    def ended(self, job: Job, status: str, value: float | None) -> None:
-        self._cell(job).tell(job.number, status, value)
-
-    def _cell(self, job: Job) -> Cell:
-        return self.by_name[job.condition, job.variant]
-
-    def _settle(self, book: Book) -> None:
-        """After a crash: tell the studies what the records already know, and count what has ended."""
-        for cell in self.cells:
-            for number, known in cell.known(book).items():
-                if event := known.end:
-                    if number in cell.orphans:
-                        cell.tell(number, event["event"], event["value"])
-                    name = cell.condition.id
-                    self._count(self.progress[name], event["event"], event["value"])
-
-
-class Cell:
-    """One condition's Optuna study: its sampler, its pruner, and the trials that are running.
-
-    An ablation's `variant` has a study of its own, over the keys that are `retuned` for it; `base`
-    holds the others. Its first trial has the retuned keys' values in `base`. `load` comes before all else.
+    An ablation's `variant` has a search of its own, over the keys that are `retuned` for it; `base`
+    holds the others. Its first trial has the retuned keys' values in `base`.
     """
 
     def __init__(
         self,
-        storage: BaseStorage,
-        prefix: str,
+        run: Path,
         study: Study,
         index: int,
         condition: Condition,
+        known: Mapping[int, Recorded],
         variant: str | None = None,
         base: Mapping[str, Any] | None = None,
         retuned: Sequence[str] = (),
     ) -> None:
-        self.storage, self.index, self.condition = storage, index, condition
-        self.settings, self.variant, self.base = study.settings, variant, dict(base or {})
-        self.domains = {key: study.search[key] for key in retuned} if variant else study.search
-        self.spec = override(condition.spec, self.base)
-        self.name = study_name(prefix, f"{condition.id} {variant}" if variant else condition.id)
-        self.budget = study.settings.num_trials
+        self.index, self.variant = index, variant
+        self.settings, self.base = study.settings, dict(base or {})
+        domains = {key: study.search[key] for key in retuned} if variant else study.search
+        self.kinds = {key: distribution(domain) for key, domain in domains.items()}
+        self.budget = self.settings.num_trials
         self.points: list[dict[str, Any]] = []  # what the first trials are to be, by number
-        if study.settings.searcher == "grid":
-            self.points = grid(self.domains, self.budget)
+        if self.settings.searcher == "grid":
+            self.points = grid(domains, self.budget)
             self.budget = len(self.points)
-        elif variant and set(self.domains) <= set(self.base):
-            self.points = [{key: self.base[key] for key in self.domains}]
-        self.optuna = self._create()
-        self.orphans: list[int] = []
-        self.live: dict[int, optuna.Trial] = {}
-        self.reported: dict[int, set[int]] = {}
-        self.asked = 0
-
-    def _create(self) -> optuna.Study:
-        return optuna.create_study(
-            storage=self.storage,
-            study_name=self.name,
+        elif variant and set(domains) <= set(self.base):
+            self.points = [{key: self.base[key] for key in domains}]
+        evaluations = override(condition.spec, self.base).evaluations()
+        self.study = optuna.create_study(
             direction="maximize" if self.settings.mode == "max" else "minimize",
-            pruner=build_pruner(self.settings, self.spec.evaluations()),
-            load_if_exists=True,
+            pruner=build_pruner(self.settings, evaluations),
         )
+        self.open: list[int] = []  # running when the driver ended, and those to be drawn again
+        self.live: dict[int, optuna.Trial] = {}
+        self.reported: dict[int, set[int]] = {}  # of the live ones
+        self.drawn = 0  # trials with a number
+        self.ended = 0
+        self._load(run, known, rungs_of(self.settings, evaluations))
 
-    def load(self, run: Path, book: Book) -> int:
-        """Bring the study up to the records; returns how many trials it lacked or had otherwise."""
-        trials, rebuilt = self._rebuild(run, book, self.known(book))
-        begun = self.optuna.user_attrs.get("rebuilt", 0)
-        if rebuilt:
-            begun = max(begun, len(trials))
-            self.optuna.set_user_attr("rebuilt", begun)
-        for values in self.points[len(trials) :]:  # a crash may have enqueued only some
-            self.optuna.enqueue_trial(values)
-        # A sampler that starts from the same seed after a resume would repeat its suggestions, and
-        # that of a variant those of the search.
-        seed = self.settings.tuning_seed + 7919 * self.index
-        seed = (seed + zlib.crc32((self.variant or "").encode())) % 2**32
-        self.optuna.sampler = build_sampler(self.settings, seed, len(trials), begun)
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                self.orphans.append(trial.number)
-                self._take(optuna.Trial(self.optuna, trial._trial_id), trial.intermediate_values)
-        self.asked = sum(trial.state != TrialState.WAITING for trial in trials)
-        return rebuilt
+    def _load(self, run: Path, known: Mapping[int, Recorded], rungs: list[int]) -> None:
+        for number in range(max(known, default=-1) + 1):
+            one = known.get(number)
+            if one is None:  # drawn, and never begun
+                attrs = {"fixed_params": p} if (p := self._point(number)) else {}
+                self.study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attrs))
+                self.open.append(number)
+                continue
+            trial = frozen(run, one, self.kinds, rungs)
+            self.study.add_trial(trial)
+            self.ended += one.end is not None
+            if one.end is None:
+                self.open.append(number)
+                stored = self.study.get_trials(deepcopy=False)[-1]
+                self.live[number] = optuna.Trial(self.study, stored._trial_id)
+                self.reported[number] = set(one.values)
+        self.drawn = max(known, default=-1) + 1
 
-    def _rebuild(
-        self, run: Path, book: Book, known: dict[int, Recorded]
-    ) -> tuple[list[FrozenTrial], int]:
-        """The study's trials, once nothing of the records is missing there, and how many were made again."""
-        grace, factor = (
-            grace_of(self.settings, self.spec.evaluations()),
-            self.settings.reduction_factor,
-        )
-        asha = self.settings.scheduler == "asha"
-        rungs = [grace * factor**i for i in range(20)] if asha else []
-        rebuilder = Rebuilder(run, self.domains, self.points, rungs)
-        trials = self.optuna.get_trials(deepcopy=False)
-        if not all(rebuilder.agrees(t, known[t.number]) for t in trials if t.number in known):
-            optuna.delete_study(study_name=self.name, storage=self.storage)
-            self.optuna, trials = self._create(), []
-        have = len(trials)
-        recorded = (known[t.number] for t in trials if t.number in known)
-        open_trials = [k for k in recorded if not trials[k.number].state.is_finished()]
-        lacking = {number: known.get(number) for number in range(have, max(known, default=-1) + 1)}
-        if not open_trials and not lacking:
-            return trials, 0
-        stand_ins = {s.name: f"val/{s.stand_in}" for s in self.spec.stages() if s.stand_in}
-        sign = 1 if self.settings.mode == "max" else -1
-        wanted = [*open_trials, *(k for k in lacking.values() if k)]
-        book.read_values(wanted, self.settings.metric, stand_ins, sign)
-        behind = sum(rebuilder.behind(trials[k.number], k) for k in open_trials)
-        for k in open_trials:
-            rebuilder.catch_up(self.optuna, trials[k.number], k)
-        for number, one in lacking.items():
-            rebuilder.add(self.optuna, number, one)
-        return self.optuna.get_trials(deepcopy=False), len(lacking) + behind
+    def _point(self, number: int) -> dict[str, Any] | None:
+        return self.points[number] if number < len(self.points) else None
 
-    def known(self, book: Book) -> dict[int, Recorded]:
-        """number -> what the records say of the trial."""
-        return book.trials(self.trial_name(0).removesuffix("0000"))
+    @property
+    def remaining(self) -> int:
+        """Trials that `ask` can still give."""
+        return len(self.open) + max(0, self.budget - self.drawn)
 
-    def trial_name(self, number: int) -> str:
-        row = f"{log.RETUNE}-{self.variant}-" if self.variant else ""
-        return f"c{self.index}-{row}t{number:04d}"
-
-    def open_trials(self) -> int:
-        """Trials that can still be drawn: orphans of a killed driver, and the rest of the budget."""
-        return len(self.orphans) + max(0, self.budget - self.asked)
-
-    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        if self.orphans:
-            trial = self.live[self.orphans.pop(0)]
-        else:
-            trial = self.optuna.ask()
-            self.asked += 1
-            self._take(trial, ())
-        return trial, {key: d.suggest(trial, key) for key, d in self.domains.items()}
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """(number, config) of the next trial: first what a killed driver left, then new ones."""
+        number = self.open.pop(0) if self.open else self.drawn
+        self.drawn = max(self.drawn, number + 1)
+        if number not in self.live:
+            if number >= len(self.study.get_trials(deepcopy=False)) and (p := self._point(number)):
+                self.study.enqueue_trial(p)
+            seed = self.settings.tuning_seed + 7919 * self.index
+            seed = (seed + zlib.crc32((self.variant or "").encode())) % 2**32
+            self.study.sampler = build_sampler(self.settings, seed, number)
+            self.live[number] = self.study.ask(self.kinds)
+            self.reported[number] = set()
+        return number, {**self.base, **self.live[number].params}
 
     def report(self, number: int, value: float, evaluation: int) -> bool:
         """Whether the pruner ends the trial; a retry may report again what was reported."""
@@ -246,14 +112,10 @@ class Cell:
 
     def tell(self, number: int, status: str, value: float | None) -> None:
         state, final = state_of(status, value)
-        trial = self.live[number]
-        if state == TrialState.FAIL:
-            trial.set_user_attr("status", status)
-        self.optuna.tell(trial, values=final, state=state)
-        del self.live[number], self.reported[number]
-        if number in self.orphans:
-            self.orphans.remove(number)
+        self.study.tell(self.live.pop(number), values=final, state=state)
+        del self.reported[number]
+        self.ended += 1
 
-    def _take(self, trial: optuna.Trial, reported: Iterable[int]) -> None:
-        self.live[trial.number] = trial
-        self.reported[trial.number] = set(reported)
+    def trial_name(self, number: int) -> str:
+        row = f"{log.RETUNE}-{self.variant}-" if self.variant else ""
+        return f"c{self.index}-{row}t{number:04d}"

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import optuna
 
 from tune_ssl.base.spec import StudySpec
 
 
-def build_sampler(
-    settings: StudySpec, seed: int, told: int, rebuilt: int = 0
-) -> optuna.samplers.BaseSampler:
-    """The sampler of the settings; `told` trials are in the study already, `rebuilt` ones made again.
+def build_sampler(settings: StudySpec, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler that draws trial `number` of a study.
 
-    A quasi-random sequence goes on by a note in the study, which is lost when that is made again.
+    What it draws depends on the seed, the number and the trials before it, and on nothing that a process
+    remembers: a search that goes on after a kill draws what it would have drawn.
     """
-    fresh = (seed + told) % 2**32
-    if settings.searcher in ("random", "grid"):  # a grid's values are all enqueued
+    fresh = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    if settings.searcher in ("random", "grid"):  # a grid's values are given
         return optuna.samplers.RandomSampler(seed=fresh)
-    samplers = {
+    samplers: dict[str, Any] = {
         "tpe": lambda: optuna.samplers.TPESampler(
-            seed=fresh, n_startup_trials=max(4, min(10, settings.num_trials // 3))
+            seed=fresh,
+            n_startup_trials=max(4, min(10, settings.num_trials // 3)),
+            multivariate=True,
+            constant_liar=True,
         ),
         "gp": lambda: optuna.samplers.GPSampler(seed=fresh),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=fresh),
-        "qmc": lambda: optuna.samplers.QMCSampler(seed=(seed + rebuilt) % 2**32, scramble=True),
+        "qmc": lambda: NumberedQMC(number, seed),
     }
-    return samplers[settings.sampler]()
+    sampler: optuna.samplers.BaseSampler = samplers[settings.sampler]()
+    return sampler
+
+
+class NumberedQMC(optuna.samplers.QMCSampler):
+    """Trial n takes point n of the scrambled Sobol sequence; Optuna counts them by a note in the study."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        super().__init__(seed=seed % 2**32, scramble=True, independent_sampler=None)
+        self.number = number
+
+    def _find_sample_id(self, study: Any, search_space: Any) -> int:
+        return self.number
 
 
 def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePruner:
     """Asynchronous successive halving (Li et al. 2020), the median rule, or none; all per condition.
 
-    Resources are evaluations. The pruner's state is in the study, so that it survives the driver.
+    Resources are evaluations. A pruner keeps nothing but what is in the study.
     """
     grace = grace_of(settings, evaluations)
     if settings.scheduler == "asha":
@@ -43,6 +59,26 @@ def build_pruner(settings: StudySpec, evaluations: int) -> optuna.pruners.BasePr
     if settings.scheduler == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace)
     return optuna.pruners.NopPruner()
+
+
+def why_stopped(settings: StudySpec) -> str:
+    """The reason that the records give for a trial that the pruner stopped."""
+    if settings.scheduler == "asha":
+        share = {2: "half", 3: "third", 4: "quarter"}.get(settings.reduction_factor)
+        best = f"best {share}" if share else f"best 1/{settings.reduction_factor}"
+        return f"stopped early: worse than its rung's {best}"
+    return "stopped early: worse than the median of the trials before it"
+
+
+def rungs_of(settings: StudySpec, evaluations: int) -> list[int]:
+    """The evaluations at which successive halving compares trials; none with another scheduler."""
+    if settings.scheduler != "asha":
+        return []
+    grace, rungs = grace_of(settings, evaluations), []
+    while grace <= evaluations:
+        rungs.append(grace)
+        grace *= settings.reduction_factor
+    return rungs
 
 
 def grace_of(settings: StudySpec, evaluations: int) -> int:

@@ -64,6 +64,13 @@ class Checks:
         return {str(key): value for key, value in section.items()}
 
     def settings(self) -> StudySpec:
+        if "optuna_storage" in self.sections["study"]:
+            del self.sections["study"]["optuna_storage"]
+            text = (
+                "is no longer a key: the studies are rebuilt from the run's records; "
+                "`tune-ssl dashboard RUN --write URL` leaves them in a database"
+            )
+            self.add(("study", "optuna_storage"), "study.optuna_storage", text)
         try:
             settings = StudySpec.model_validate(self.sections["study"])
         except ValidationError as error:

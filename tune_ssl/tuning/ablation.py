@@ -6,27 +6,22 @@ anything of it is trained, so that a resume goes on with the very same rows. Tes
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.records import log
-from tune_ssl.records.ledger import planned
+from tune_ssl.records.ledger import TUNING, Ledger
 from tune_ssl.records.log import Record
 from tune_ssl.runs.describe import code_revision, command_line
-from tune_ssl.search.condition import Cell, StudySource
 from tune_ssl.study.checks import measured
 from tune_ssl.study.domains import trials_of
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
 from tune_ssl.study.variants import Variant, combined, distinct, generated
-from tune_ssl.tuning.repeats import RepeatSource
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+from tune_ssl.tuning.phase import RepeatPhase, RunContext
 
 Tell = Callable[[str], None]
 
@@ -44,79 +39,41 @@ class Wanted:
     conditions: tuple[str, ...] = ()
 
 
-class Ablation(RepeatSource):
-    """One job per row, condition and fresh seed. Of the reference, what is confirmed is not run again."""
+class AblationPhase(RepeatPhase):
+    """One job per row and fresh seed. Of the reference, what is confirmed is not run again."""
 
-    phase = log.ABLATE
+    name, title = log.ABLATE, "ablate"
 
-    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
-        super().__init__(run, study, splits)
-        plan = planned(self.events)
-        for index, condition in enumerate(study.conditions):
-            starts = self.starts(condition)
-            for name, row in plan.get(condition.id, {}).items():
-                config = self._config(condition, row)
-                if config is None:  # it was to be tuned again, and no trial of that finished
-                    continue
-                for seed in study.settings.seeds:
-                    stands = f"c{index}-confirm-s{seed}"
-                    same = starts.get(stands, {}).get("config") == config
-                    if name != log.REFERENCE or stands not in self.endings or not same:
-                        trial = f"c{index}-ablate-{name}-s{seed}"
-                        self.again(trial, condition, config, seed, variant=name)
-
-    def _config(self, condition: Condition, row: Record) -> dict[str, Any] | None:
-        """The row's config; where it was tuned again, that of the best finished trial."""
-        config: dict[str, Any] = row["config"]
-        if not row["retune"]:
-            return config
-        sign = -1 if self.mode == "max" else 1
-        finished = [
-            (sign * end["value"], start["number"], start["config"])
-            for trial, start in self.starts(condition).items()
-            if start["phase"] == log.RETUNE and start["variant"] == row["variant"]
-            if (end := self.endings.get(trial)) and end["event"] == log.FINISHED
-            if end["value"] is not None
-        ]
-        return min(finished, key=lambda item: item[:2])[2] if finished else None
+    def __init__(self, context: RunContext, index: int) -> None:
+        super().__init__(context, index)
+        ledger, settings, condition = context.ledger, context.study.settings, self.condition.id
+        for name, row in ledger.planned.get(condition, {}).items():
+            config = row["config"]
+            if row["retune"]:
+                config = ledger.retuned(condition, name, settings.mode)
+            if config is None:
+                context.tell(f"{condition}: no trial that retunes {name} finished: it is left out")
+                continue
+            reference = name == log.REFERENCE
+            confirmed = ledger.confirmed_seeds(condition, config) if reference else set()
+            for seed in settings.seeds:
+                if seed not in confirmed:
+                    self.repeat(f"c{index}-ablate-{name}-s{seed}", config, seed, variant=name)
 
 
-class Retuning(StudySource):
-    """Tunes the `retune` keys of each row that has some, with as many trials as the search had."""
+class Planner:
+    """Decides the rows of an ablation that are not planned yet."""
 
-    phase = log.RETUNE
+    def __init__(self, run: Path, study: Study, ledger: Ledger) -> None:
+        self.run, self.study, self.ledger = run, study, ledger
+        self.metric, self.mode = study.settings.metric, study.settings.mode
 
-    def make_cells(self, storage: BaseStorage) -> list[Cell]:
-        plan = planned(log.read(self.run / log.TRIALS))
-        return [
-            Cell(
-                storage,
-                self.prefix,
-                self.study,
-                index,
-                condition,
-                name,
-                row["config"],
-                row["retune"],
-            )
-            for index, condition in enumerate(self.study.conditions)
-            for name, row in plan.get(condition.id, {}).items()
-            if row["retune"]
-        ]
-
-
-class Planner(RepeatSource):
-    """Decides the rows of an ablation and writes those down that are not there yet."""
-
-    def plan(self, wanted: Wanted, tell: Tell, write: bool = True) -> None:
-        """Append a `planned` event for each new row. UserError, with nothing written, on any mistake.
-
-        Without `write` only the mistakes are looked for.
-        """
+    def rows(self, wanted: Wanted, tell: Tell) -> list[Record]:
+        """A `planned` event for each new row. UserError on any mistake."""
         self._check_conditions(wanted)
-        have = planned(self.events)
+        have = self.ledger.planned
         if have and wanted == Wanted():  # given alone, it goes on
-            return
+            return []
         rows: list[Record] = []
         for condition in self.study.conditions:
             if wanted.conditions and condition.id not in wanted.conditions:
@@ -139,8 +96,7 @@ class Planner(RepeatSource):
         if not rows and not have:
             text = "has no variant to train: write some under `ablate:`, or give --auto"
             raise UserError(Problem(text, str(self.study.source)))
-        if write and rows:
-            self._write(log.TRIALS, *rows, durable=True)
+        return rows
 
     def _check_conditions(self, wanted: Wanted) -> None:
         known = [condition.id for condition in self.study.conditions]
@@ -157,11 +113,9 @@ class Planner(RepeatSource):
 
         Of a run without a search it is the fixed part alone.
         """
-        if locked := self.locked(condition):
+        if locked := self.ledger.locked.get(condition.id):
             return self._row(condition, Variant(log.REFERENCE, {}), locked["config"])
-        tuning = (log.SEARCH, log.FINALIST)
-        begun = [e for e in self.events if e["event"] in log.BEGINNINGS]
-        if not any(event["phase"] in tuning for event in begun):
+        if not any(self.ledger.has(phase) for phase in TUNING):
             return self._row(condition, Variant(log.REFERENCE, {}), {})
         if not self._search_is_over(condition):
             text = (
@@ -169,25 +123,25 @@ class Planner(RepeatSource):
                 f"`tune-ssl search --resume {self.run.name}` goes on with it"
             )
             raise UserError(Problem(text, str(self.run)))
-        starts, scores = self.starts(condition), self.scores(condition, *tuning)
-        if not scores:
+        best = self.ledger.best(condition.id, self.mode)
+        if best is None:
             text = f"has no finished trial in condition {condition.id}: there is nothing to ablate"
             raise UserError(Problem(text, str(self.run)))
-        best = next(iter(scores))
-        return self._row(condition, Variant(log.REFERENCE, {}), starts[best]["config"])
+        config = self.ledger.begun[best.trial]["config"]
+        return self._row(condition, Variant(log.REFERENCE, {}), config)
 
     def _search_is_over(self, condition: Condition) -> bool:
         """Every trial of its budget has ended, and every repeat of its finalists, if there are some."""
-        settings = self.study.settings
+        settings, ledger = self.study.settings, self.ledger
+
+        def ended(phase: str) -> int:
+            return sum(end is not None for _, _, end in ledger.trials(condition.id, phase))
+
         budget = trials_of(settings.searcher, self.study.search, settings.num_trials)
-        phases = [
-            (start["phase"], t in self.endings) for t, start in self.starts(condition).items()
-        ]
-        ended = Counter(phase for phase, over in phases if over)
-        best = list(self.scores(condition, log.SEARCH))[: settings.finalists]
+        best = ledger.finalists(condition.id, self.mode, settings.finalists)
         repeats = len(best) * len(settings.finalist_seeds)
-        begun = any(phase == log.FINALIST for phase, _ in phases)
-        return ended[log.SEARCH] >= budget and (not begun or ended[log.FINALIST] >= repeats)
+        begun = any(ledger.trials(condition.id, log.FINALIST))
+        return ended(log.SEARCH) >= budget and (not begun or ended(log.FINALIST) >= repeats)
 
     def _rows(
         self, condition: Condition, reference: Record, wanted: Wanted, tell: Tell

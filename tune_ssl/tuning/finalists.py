@@ -6,28 +6,21 @@ validation data is looked at, and every method pays the same.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tune_ssl.records import log
-from tune_ssl.study.study import Study
-from tune_ssl.tuning.repeats import RepeatSource
+from tune_ssl.tuning.phase import RepeatPhase, RunContext
 
 
-class FinalistSource(RepeatSource):
-    """Jobs for the `study.finalists` best finished trials of each condition that is not locked yet."""
+class FinalistPhase(RepeatPhase):
+    """Jobs for the `study.finalists` best finished trials of a condition that is not locked yet."""
 
-    phase = log.FINALIST
+    name, title = log.FINALIST, "finalists"
 
-    def __init__(self, run: Path, study: Study, splits: dict[tuple[str, int], str]) -> None:
-        super().__init__(run, study, splits)
-        settings = study.settings
-        for index, condition in enumerate(study.conditions):
-            if self.locked(condition) or settings.finalists < 2:
-                continue
-            starts = self.starts(condition)
-            best = list(self.scores(condition, log.SEARCH))[: settings.finalists]
-            for trial in best if len(best) > 1 else []:
-                number = trial.rpartition("-t")[2]
-                for seed in settings.finalist_seeds:
-                    name = f"c{index}-final{number}-s{seed}"
-                    self.again(name, condition, starts[trial]["config"], seed, of=trial)
+    def __init__(self, context: RunContext, index: int) -> None:
+        super().__init__(context, index)
+        ledger, settings = context.ledger, context.study.settings
+        if self.condition.id in ledger.locked:
+            return
+        for trial in ledger.finalists(self.condition.id, settings.mode, settings.finalists):
+            number, config = trial.rpartition("-t")[2], ledger.begun[trial]["config"]
+            for seed in settings.finalist_seeds:
+                self.repeat(f"c{index}-final{number}-s{seed}", config, seed, repeats=trial)

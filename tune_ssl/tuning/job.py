@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tune_ssl.methods.plugins import Plugin
 
 BROKEN = "broken"  # status of a report: an exception ended this attempt, not yet the trial
+REPORT = "report"  # the key of what a worker sends
 
 
 class NotPickled:
@@ -24,7 +24,8 @@ class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values.
 
     `repeats` is the search trial whose config a finalist runs again, `variant` the row of an ablation.
-    `keep` asks for galleries and the model with the last report.
+    `keep` asks for galleries and the model with the last report. `pretraining` names the label-free first
+    stage that others may share; it is over at step `pretraining_steps`.
     """
 
     trial: str
@@ -44,24 +45,15 @@ class Job:
     variant: str | None = None
     keep: bool = False
     unfit: str = ""  # why its config makes no spec: one value too many for another
+    pretraining: str | None = None
+    pretraining_steps: int = 0
     resume_from: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()
 
     def to_config(self) -> dict[str, str]:
-        """As one JSON text: Ray neither flattens nor interprets it."""
-        return {"job": json.dumps(asdict(self))}
+        """Its name, and all of it as one JSON text, which Ray neither flattens nor interprets."""
+        return {"trial": self.trial, "job": json.dumps(asdict(self))}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Job:
         return cls(**json.loads(config["job"]))
-
-
-@dataclass
-class Progress:
-    """What the live table shows of one condition."""
-
-    condition: str
-    planned: int
-    running: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
-    best: float | None = None

@@ -13,21 +13,20 @@ from rich.table import Table
 
 from tune_ssl.records import log
 from tune_ssl.tuning.job import Job, NotPickled
-from tune_ssl.tuning.phase import JobSource
+from tune_ssl.tuning.stream import JobStream
 
 REFRESH_SECONDS = 0.5
-BAD = log.BAD_ENDINGS
 
 
 class LiveTable(NotPickled, tune.Callback):
-    """Per condition: running, done, stopped, failed, the best so far, and when it will be over."""
+    """Per condition: its phase, what runs, is done, stopped, failed, and the best so far."""
 
-    def __init__(self, source: JobSource, title: str, console: Console) -> None:
-        self.source, self.title, self.console = source, title, console
+    def __init__(self, stream: JobStream, title: str, console: Console) -> None:
+        self.stream, self.title, self.console = stream, title, console
+        self.metric = stream.context.study.settings.metric
         self.began, self.drawn = time.monotonic(), 0.0
-        self.ended_before = sum(p.ended.total() for p in source.progress.values())
         self.live = Live(console=console, auto_refresh=False, transient=False)
-        source.on_end = self._line if not console.is_terminal else None
+        stream.on_end = self._line if not console.is_terminal else None
 
     def __enter__(self) -> LiveTable:
         if self.console.is_terminal:
@@ -47,36 +46,30 @@ class LiveTable(NotPickled, tune.Callback):
             self.drawn = time.monotonic()
 
     def table(self) -> Table:
-        progress = list(self.source.progress.values())
-        done, planned = sum(p.ended.total() for p in progress), sum(p.planned for p in progress)
-        caption = f"{done} of {planned} trials, {_span(time.monotonic() - self.began)}{self._eta()}"
-        table = Table(title=escape(self.title), caption=f"{caption}; best {self.source.metric}")
+        progress = [line.progress for line in self.stream.lines]
+        done = sum(p.done_before + p.ended.total() for p in progress)
+        caption = f"{done} trials, {_span(time.monotonic() - self.began)}; best {self.metric}"
+        table = Table(title=escape(self.title), caption=caption)
         table.add_column("condition", no_wrap=True)
+        table.add_column("phase", no_wrap=True)
         for column in ("running", "done", "stopped", "failed", "best"):
             table.add_column(column, justify="right")
         for p in progress:
             table.add_row(
                 escape(p.condition),
+                p.title,
                 str(p.running),
                 f"{p.ended[log.FINISHED]}/{p.planned}",
                 str(p.ended[log.STOPPED]),
-                str(sum(p.ended[status] for status in BAD)),
+                str(sum(p.ended[status] for status in log.BAD_ENDINGS)),
                 "-" if p.best is None else f"{p.best:.4f}",
             )
         return table
 
-    def _eta(self) -> str:
-        progress = self.source.progress.values()
-        done, planned = sum(p.ended.total() for p in progress), sum(p.planned for p in progress)
-        fresh = done - self.ended_before
-        if not fresh or done >= planned:
-            return ""
-        return f", about {_span((time.monotonic() - self.began) / fresh * (planned - done))} left"
-
     def _line(self, job: Job, status: str, value: float | None) -> None:
-        progress = self.source.progress[job.condition]
-        shown = "" if value is None else f" {self.source.metric} {value:.4f}"
-        count = f"{progress.ended.total()}/{progress.planned}"
+        progress = self.stream.of[job.condition].progress
+        shown = "" if value is None else f" {self.metric} {value:.4f}"
+        count = f"{progress.title} {progress.ended.total()}/{progress.planned}"
         self.console.print(
             f"{self.title}: {job.trial} ({job.condition}, {count}) {status.replace('_', ' ')}{shown}",
             highlight=False,

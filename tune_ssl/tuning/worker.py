@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
+from tune_ssl.base.errors import first_line
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import digest
 from tune_ssl.methods.plugins import restore_plugins
@@ -31,8 +32,7 @@ from tune_ssl.storage import places
 from tune_ssl.storage.checkpoints import STATE
 from tune_ssl.study.trial import TrialSpec, build_trial
 from tune_ssl.training import out_of_memory
-from tune_ssl.tuning.job import BROKEN, Job
-from tune_ssl.tuning.ray_adapters import REPORT
+from tune_ssl.tuning.job import BROKEN, REPORT, Job
 
 if TYPE_CHECKING:
     import torch
@@ -48,21 +48,25 @@ Finish = Callable[["loop.Trained"], dict[str, Any]]
 Keep = Callable[["loop.Trained", Path], dict[str, Any]]
 
 
-def search_trial(config: dict[str, Any]) -> None:
-    """The function trainable of a search."""
-    run_job(Job.from_config(config))
+def train_job(config: dict[str, Any]) -> None:
+    """The function trainable of every phase. A confirmation measures test data too."""
+    job = Job.from_config(config)
+    if job.phase != log.CONFIRM:
+        return run_job(job)
+    from tune_ssl.tuning.test_data import keep, measure_test
+
+    run_job(job, finish=measure_test, keep=partial(keep, job) if job.keep else None)
 
 
 def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) -> None:
     """Train one job. What goes wrong in it is reported; it is raised only for Ray to try once more.
 
-    `finish` adds to the last report's result; the confirmation measures test data there. `keep` adds
-    to that report itself, and what it writes into the folder goes with it as a checkpoint.
+    `finish` adds to the last report's result. `keep` adds to that report itself, and what it writes into
+    the folder goes with it as a checkpoint.
     """
     torch.set_num_threads(max(1, int(job.cpus)))
-    if (
-        ray.is_initialized() and not ray.get_gpu_ids()
-    ):  # it was given none: a cluster's Ray shows all
+    devices = ray.get_gpu_ids() if ray.is_initialized() else []
+    if ray.is_initialized() and not devices:  # it was given none: a cluster's Ray shows all
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     freeze_libraries()
     try:
@@ -73,15 +77,23 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         status = log.DIVERGED if diverged else log.COLLAPSED
         _send({"status": status, "reason": str(error), **spent})
     except out_of_memory.TooLarge as error:
-        _send({"status": log.FAILED, "reason": str(error)})
+        _send({"status": log.FAILED, "reason": str(error), "place": _place(devices)})
     except Exception as error:
         # The driver stops a trial that another attempt would not help, and we do not come back.
-        _send({"status": BROKEN, "reason": traceback.format_exc(limit=-8), **kind_of(error)})
+        reason = traceback.format_exc(limit=-8)
+        about = {"reason": reason, "place": _place(devices), **kind_of(error)}
+        _send({"status": BROKEN, **about})
         raise
     finally:  # the worker is reused: leave nothing of this trial behind
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _place(devices: list[Any]) -> str:
+    """Where a trial ran: the node, and the GPUs that it was given."""
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    return " ".join([node, *map(str, devices)])
 
 
 def kind_of(error: Exception) -> dict[str, Any]:
@@ -91,11 +103,10 @@ def kind_of(error: Exception) -> dict[str, Any]:
     """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    first = (str(error).strip() or "?").splitlines()[0]
     passing = isinstance(error, (OSError, RuntimeError, MemoryError, EOFError))
     mistake = isinstance(error, (NotImplementedError, RecursionError))
     return {
-        "cause": f"{type(error).__name__}: {first}{place}",
+        "cause": f"{type(error).__name__}: {first_line(error)}{place}",
         "again": passing and not mistake,
     }
 
@@ -180,8 +191,8 @@ def _send_with(
                         raise
                 time.sleep(2)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
-        first = (str(error).strip() or "?").splitlines()[0]
-        excuses = {excuse: f"a checkpoint was not written: {type(error).__name__}: {first}"}
+        why = f"{type(error).__name__}: {first_line(error)}"
+        excuses = {excuse: f"a checkpoint was not written: {why}"}
     _send(report | more | excuses)
 
 
@@ -211,6 +222,7 @@ def _plain(report: loop.Report) -> dict[str, Any]:
         "stand_in": report.stand_in,
         "images_seen": report.images_seen,
         "seconds": report.seconds,
+        "waited": getattr(report, "waited", 0.0),
         "split": report.trained.data.split.digest,
     }
 

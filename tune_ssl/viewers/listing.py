@@ -11,10 +11,11 @@ from rich.text import Text
 
 from tune_ssl.base.errors import Problem, UserError, printable
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Best
 from tune_ssl.runs.lock import LOCK, in_use
-from tune_ssl.runs.status import Best, book_of, endings, status
+from tune_ssl.runs.status import RunStatus, endings
 
-TRACES = (log.STUDY, f".{log.STUDY}", log.TRIALS, log.JOURNAL, LOCK)
+TRACES = (log.STUDY, f".{log.STUDY}", log.TRIALS, LOCK)
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,9 @@ def read_all(runs: Path) -> list[Summary]:
 def read_run(run: Path) -> Summary:
     """What one folder says; everything that is wrong with it becomes its `problem`."""
     try:
-        book = book_of(run)
-        about = book.about
-        trials, best = book.counts(), book.best()
-        words = {running: status(book, running) for running in (True, False, None)}
+        found = RunStatus.read(run)
+        about, trials, best = found.about, found.ledger.counts(), found.best()
+        words = {running: found.in_words(running) for running in (True, False, None)}
     except UserError as error:
         return Summary(run.name, str(run), str(error.problems[0]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a record of another shape

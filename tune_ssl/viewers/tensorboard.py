@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.files import refuse_filled
 from tune_ssl.base.yaml_file import read_yaml
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger, latest_reports
 from tune_ssl.records.log import Record
 
 if TYPE_CHECKING:
@@ -38,21 +39,19 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     metric = str(read_yaml(run / log.STUDY).data.get("metric"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torn lines
-        events = log.read(run / log.TRIALS)
-        reports = ledger.latest_reports(log.read(run / log.HISTORY))
+        ledger = Ledger.read(run)
+        reports = latest_reports(log.read(run / log.HISTORY))
     if not reports:
         raise UserError(Problem("has no history yet", str(run)))
     history: dict[str, list[Record]] = {}
     for report in reports:
         history.setdefault(report["trial"], []).append(report)
-    starts = {e["trial"]: e for e in reversed(events) if e["event"] in log.BEGINNINGS}
-    ended = ledger.endings(events)
-    if strangers := sorted(set(history) - set(starts)):
+    if strangers := sorted(set(history) - set(ledger.begun)):
         text = f"has reports of {strangers[0]}, which never began in {log.TRIALS}"
         raise UserError(Problem(text, str(run / log.HISTORY)))
-    for start in starts.values():
+    for start in ledger.begun.values():
         log.expect(run / log.TRIALS, start, "config")
-    for ending in ended.values():
+    for ending in ledger.ended.values():
         log.expect(run / log.TRIALS, ending, "value", "step", "time")
     for report in reports:
         log.expect(run / log.HISTORY, report, "metrics", "step", "time")
@@ -61,7 +60,9 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     try:
         temporary.mkdir(parents=True)
         for trial, lines in history.items():
-            _write_trial(temporary / trial, lines, starts[trial], ended.get(trial), metric)
+            _write_trial(
+                temporary / trial, lines, ledger.begun[trial], ledger.ended.get(trial), metric
+            )
         if replace:
             shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
