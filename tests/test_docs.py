@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+import tune_ssl
 from tests.support.helpers import small_spec
 from tune_ssl.methods import method_names
 from tune_ssl.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "search_spaces").glob("**/*.yaml"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = "tune_ssl|analysis|benchmarks|tests"
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -28,6 +32,36 @@ def test_every_logged_key_has_a_sentence_in_the_docs(name):
 def test_every_method_is_described_and_has_a_study(name):
     assert f"## `{name}`" in (ROOT / "docs/methods.md").read_text()
     assert (ROOT / "search_spaces" / f"{name}.yaml").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_names_only_files_modules_and_functions_that_exist(page):
+    text = page.read_text()
+    paths = re.findall(rf"(?<![\w/.])(?:docs|search_spaces|{OURS})/[\w/.-]*\w", text)
+    missing = [name for name in paths if "entropy_min" not in name and not (ROOT / name).exists()]
+    assert missing == [], "files"
+    missing = [
+        name for name in re.findall(rf"\b(?:{OURS})(?:\.(?!md\b)\w+)+", text) if not is_there(name)
+    ]
+    assert missing == [], "modules, or names in them"
+
+
+def is_there(dotted: str) -> bool:
+    """Whether a module has that name, or defines its last part."""
+    path = ROOT.joinpath(*dotted.split("."))
+    homes = (path.parent.with_suffix(".py"), path.parent / "__init__.py")
+    text = "\n".join(home.read_text() for home in homes if home.exists())
+    defined = re.search(rf"^(?:def |class )?{path.name}\b", text, re.M)
+    return path.is_dir() or path.with_suffix(".py").exists() or defined is not None
+
+
+def test_docs_and_examples_import_from_tune_ssl_itself():
+    for path in [*PAGES, *(ROOT / "docs").rglob("*.py")]:
+        assert not re.search(r"^\s*(?:from|import) tune_ssl\.", path.read_text(), re.M), path
+    for tree in map(ast.parse, (path.read_text() for path in (ROOT / "docs").rglob("*.py"))):
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names = {a.name for node in found if node.module == "tune_ssl" for a in node.names}
+        assert names <= set(tune_ssl.__all__)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)

@@ -8,10 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec
-from tune_ssl.data.batch import Batch, Task
-from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
-from tune_ssl.models import Classifier
+from tune_ssl import (
+    Batch,
+    Classifier,
+    LossSpec,
+    Method,
+    MethodSpec,
+    ModelSpec,
+    Network,
+    Prediction,
+    Stage,
+    StepOutput,
+    Task,
+)
 
 
 class EntropyMinSpec(MethodSpec):

@@ -53,9 +53,8 @@ study: {num_trials: 3, scheduler: none, finalists: 1, seeds: [0], max_concurrent
 """
 TOY = """
 from typing import Literal
-from tune_ssl.methods.base import Method
+from tune_ssl import LossSpec, Method
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage
-from tune_ssl.base.spec import LossSpec
 
 class ToySpec(SupervisedSpec):
     name: Literal["toy"] = "toy"
@@ -301,7 +300,7 @@ def test_an_entry_point_names_the_class_or_its_module(installing, value):
         ),
         (
             {"source": TOY.replace('{"supervised": LossSpec()}', "{}")},
-            "{site}/toy_package.py:16: Toy.losses is empty, but must map each loss term to its LossSpec",
+            "{site}/toy_package.py:15: Toy.losses is empty, but must map each loss term to its LossSpec",
         ),
     ],
 )
@@ -356,16 +355,16 @@ def test_two_packages_with_one_name_are_refused(installing):
         ),
         (
             "from tune_ssl.methods.fixmatch import FixMatch\n",
-            ["bad.py holds no method: no class in it derives from tune_ssl.methods.base.Method"],
+            ["bad.py holds no method: no class in it derives from tune_ssl.Method"],
         ),
         (
-            "from tune_ssl.methods.base import Method\nclass M(Method):\n    pass\n",
+            "from tune_ssl import Method\nclass M(Method):\n    pass\n",
             [
                 "bad.py:2: M.name is missing, but must be what a study calls the method",
                 "bad.py:2: M.losses is missing, but must be a mapping of names to LossSpec",
                 "bad.py:2: M.stage_types is missing, but must be a tuple of Stage classes",
                 "bad.py:2: M.Spec is missing, but must be a class that derives from "
-                "tune_ssl.base.spec.MethodSpec",
+                "tune_ssl.MethodSpec",
             ],
         ),
         (
@@ -414,7 +413,7 @@ def has(place: int, key: str, text: str) -> str:
             [("    Spec = EntropyMinSpec", "    Spec = EntropyMinStage")],
             [
                 has(METHOD, ".Spec", "is EntropyMinStage, but must be a class that derives from "
-                    "tune_ssl.base.spec.MethodSpec")
+                    "tune_ssl.MethodSpec")
             ],
         ),
         (

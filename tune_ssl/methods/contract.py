@@ -143,7 +143,7 @@ def _spec(method: type[Method[Any]]) -> Iterator[Breach | MethodSpec]:
     """What is wrong with the options, and the default spec if one can be built."""
     kind, name = getattr(method, "Spec", None), getattr(method, "name", None)
     if not isinstance(kind, type) or not issubclass(kind, MethodSpec):
-        yield method, "Spec", _must(kind, "a class that derives from tune_ssl.base.spec.MethodSpec")
+        yield method, "Spec", _must(kind, "a class that derives from tune_ssl.MethodSpec")
         return
     annotation = kind.model_fields["name"].annotation
     names = get_args(annotation) if get_origin(annotation) is Literal else ()

@@ -120,7 +120,7 @@ def _methods(file: str, path: str, source: bytes) -> list[type[Method[Any]]]:
     try:
         found = methods.methods_in(_import(file, path, source))
         if not found:
-            text = "holds no method: no class in it derives from tune_ssl.methods.base.Method"
+            text = "holds no method: no class in it derives from tune_ssl.Method"
             raise UserError(Problem(text, file))
         problems = [problem for method in found for problem in breaches(method, file)]
         if problems:
