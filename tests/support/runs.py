@@ -11,14 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import optuna
-
 from tune_ssl.cli import main as cli
-from tune_ssl.records import ledger, log
-from tune_ssl.search.storage import open_reading, study_prefix
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tune_ssl.tuning.stream import JobStream
 
 COMMAND = [sys.executable, "-m", "tune_ssl.cli.main"]
 CONFIRMED = """
@@ -46,72 +47,67 @@ def write_study(folder: Path, body: str) -> Path:
 def run_here(
     folder: Path, body: str, name: str = "one", plugins: tuple[Path, ...] = (), dry: bool = False
 ) -> Path:
-    """Search and confirm a study in this process, by the real sources and jobs, without Ray's cluster.
+    """Search and confirm a study in this process, by the real stream of jobs, without Ray's cluster.
 
     A `dry` one only makes the run folder.
     """
     from tune_ssl.runs.folder import create
-    from tune_ssl.runs.splits import check_data, record_splits
-    from tune_ssl.search.condition import StudySource
+    from tune_ssl.runs.splits import check_data
     from tune_ssl.study.study import load_study
-    from tune_ssl.tuning.confirm import ConfirmSource, confirm_trial
-    from tune_ssl.tuning.finalists import FinalistSource
-    from tune_ssl.tuning.worker import search_trial
+    from tune_ssl.tuning.run import open_run, searching
+    from tune_ssl.tuning.stream import JobStream
 
     study = load_study(write_study(folder, body), plugins=plugins)
     stores = check_data(study)
     run = create(study, stores, folder / "runs", name, "tune-ssl search study.yaml")
-    settings = study.settings
-    if dry:
-        return run
-    splits = record_splits(run, study, stores, [*settings.tuning_seeds, *settings.seeds])
-    drive(StudySource(run, study, splits), search_trial)
-    drive(FinalistSource(run, study, splits), search_trial)
-    drive(ConfirmSource(run, study, stores, splits), confirm_trial)
-    shutil.rmtree(run / "ray", ignore_errors=True)
+    if not dry:
+        context = open_run(run, study, stores, Ledger(), print)
+        drive(JobStream(context, searching(context)))
     return run
 
 
 def ablate_here(run: Path, dry: bool = False, **wanted: Any) -> list[str]:
     """Ablate a run of `run_here` in the same way; returns what the user is told. `dry`: plan only."""
     from tune_ssl.runs.folder import reopen
-    from tune_ssl.runs.splits import check_data, record_splits
-    from tune_ssl.tuning.ablation import Ablation, Planner, Retuning, Wanted
-    from tune_ssl.tuning.worker import search_trial
+    from tune_ssl.runs.splits import check_data
+    from tune_ssl.tuning.ablation import Planner, Wanted
+    from tune_ssl.tuning.run import ablating, open_run
+    from tune_ssl.tuning.stream import JobStream
 
     run, study = reopen(run.parent, run.name)
-    settings = study.settings
-    seeds = [*settings.tuning_seeds, *settings.seeds]
-    splits = record_splits(run, study, check_data(study), seeds)
     told: list[str] = []
-    Planner(run, study, splits).plan(Wanted(**wanted), told.append)
-    if dry:
-        return told
-    drive(Retuning(run, study, splits), search_trial)
-    drive(Ablation(run, study, splits), search_trial)
+    context = open_run(run, study, check_data(study), Ledger.read(run), told.append)
+    for row in Planner(run, study, context.ledger).rows(Wanted(**wanted), told.append):
+        context.writer.event(row)
+    if not dry:
+        drive(JobStream(context, ablating(context)))
     return told
 
 
-def drive(source: Any, work: Callable[[dict[str, Any]], None]) -> None:
-    """Do the jobs of a source one after another, as a worker of Ray's would."""
+def drive(stream: JobStream, work: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Do the jobs of a stream one after another, as a worker of Ray's would."""
     from tune_ssl.tuning import worker
 
     class Over(BaseException):
-        """The source wants no more of a trial."""
+        """The stream wants no more of a trial."""
 
+    checkpoints = stream.context.run / "ray"
     with mock.patch.object(worker.tune, "get_checkpoint", lambda: None):
-        while job := source.next():
+        while job := stream.next():
 
             def send(report: dict[str, Any], checkpoint: Any = None, job: Any = job) -> None:
                 if checkpoint:
-                    kept = source.run / "ray" / "here" / job.trial
+                    kept = checkpoints / "here" / job.trial
                     name = f"checkpoint_{len(list(kept.glob('*'))):06d}"
                     shutil.copytree(checkpoint.path, kept / name)
-                if source.report(job, log.plain(report)):
+                if stream.report(job, log.plain(report)):
                     raise Over
 
             with mock.patch.object(worker, "_send", send), contextlib.suppress(Over):
-                work(job.to_config())
+                (work or worker.train_job)(job.to_config())
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    if stream.stopped is not None:
+        raise stream.stopped
 
 
 def start(folder: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -139,21 +135,7 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 def endings(run: Path) -> dict[str, str]:
     """trial -> how it ended"""
-    return {trial: e["event"] for trial, e in ledger.endings(events(run)).items()}
-
-
-def optuna_states(run: Path) -> dict[str, list[str]]:
-    """condition -> the states of its Optuna trials, by number"""
-    storage, prefix = open_reading(run), study_prefix(run)
-    return {
-        s.study_name.removeprefix(prefix): [
-            t.state.name
-            for t in optuna.load_study(study_name=s.study_name, storage=storage).get_trials(
-                deepcopy=False
-            )
-        ]
-        for s in optuna.get_all_study_summaries(storage)
-    }
+    return {trial: e["event"] for trial, e in Ledger.glance(run).ended.items()}
 
 
 def wait_for(
