@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -457,3 +460,19 @@ def test_soft_kmeans_learns_digits():
     )
     value = run(spec)[-1].result["val/mean_class_accuracy"]
     assert value > 0.7 and not math.isnan(value)
+
+
+# ---- a quick start -------------------------------------------------------------------------------
+
+
+def test_training_a_small_encoder_loads_neither_torchs_compiler_nor_other_libraries_of_models():
+    code = """
+        import sys
+        from tests.support.helpers import small_spec
+        from tune_ssl.training.loop import train
+        for method in ("supervised", "fixmatch"):
+            list(train(small_spec(method)))
+        print(sorted({"torch._dynamo", "torchvision", "timm"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -13,6 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tune_ssl.data.loading import Data, in_chunks
@@ -20,6 +23,8 @@ from tune_ssl.data.sets import LabeledSet
 from tune_ssl.methods import measures
 from tune_ssl.methods.base import Prediction, Stage
 from tune_ssl.training import metrics
+
+MOST_ROWS = 2000  # images whose distances from each other are measured: 32 MB
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,14 @@ def classifier(subject: Subject) -> dict[str, float]:
     """How good the logits are: as choices, as a ranking, and as probabilities."""
     logits_NK, labels_N = subject.prediction.logits_NK, subject.on.labels
     assert logits_NK is not None
-    counts_KK = confusion(subject.prediction, subject.on, subject.num_classes)
-    precision_K, _, f1_K = metrics.precision_recall_f1(counts_KK)
+    chosen_N = logits_NK.argmax(dim=1).numpy()
+    precision, recall, f1 = metrics.macro_scores(labels_N, chosen_N)
     return {
-        "accuracy": metrics.accuracy(counts_KK),
-        "mean_class_accuracy": metrics.mean_class_accuracy(counts_KK),
+        "accuracy": metrics.accuracy(labels_N, chosen_N),
+        "mean_class_accuracy": recall,
         "top3_accuracy": metrics.top_k_accuracy(logits_NK.numpy(), labels_N, 3),
-        "macro_precision": metrics.macro(precision_K),
-        "macro_f1": metrics.macro(f1_K),
+        "macro_precision": precision,
+        "macro_f1": f1,
         "calibration_error": metrics.expected_calibration_error(
             logits_NK.softmax(dim=1).numpy(), labels_N
         ),
@@ -108,22 +113,25 @@ def clusters(subject: Subject) -> dict[str, float]:
 
     cluster_accuracy uses the method's own cluster-to-class map, cluster_class_accuracy the best
     one-to-one map on these labels, cluster_nmi no map at all; cluster_entropy is in nats. The
-    distances are those of the L2-normalised features, which the clusters are made of.
+    distances are those of the L2-normalised features, which the clusters are made of; of more than
+    MOST_ROWS images a fixed choice counts (`metrics.some_rows`).
     """
-    clusters_NK = subject.prediction.clusters_NK
+    clusters_NK, labels_N = subject.prediction.clusters_NK, subject.on.labels
     assert clusters_NK is not None
     chosen_N = clusters_NK.argmax(dim=1).numpy()
-    counts_KK = metrics.confusion_matrix(subject.on.labels, chosen_N, subject.num_classes)
+    counts_KK = metrics.confusion_matrix(labels_N, chosen_N, subject.num_classes)
     shares_K = counts_KK.sum(axis=0) / max(counts_KK.sum(), 1)
-    features_ND = nn.functional.normalize(subject.prediction.features_ND, dim=1).numpy()
+    rows = metrics.some_rows(len(chosen_N), MOST_ROWS)
+    features_MD = nn.functional.normalize(subject.prediction.features_ND[rows], dim=1).numpy()
+    distances_MM = metrics.distances_between(features_MD)
     return {
-        "cluster_accuracy": metrics.accuracy(counts_KK),
+        "cluster_accuracy": metrics.accuracy(labels_N, chosen_N),
         "cluster_class_accuracy": metrics.cluster_class_accuracy(counts_KK),
-        "cluster_nmi": metrics.normalized_mutual_information(counts_KK),
+        "cluster_nmi": metrics.normalized_mutual_information(labels_N, chosen_N),
         "cluster_entropy": metrics.entropy(shares_K),
         "largest_cluster_share": float(shares_K.max()),
-        "cluster_silhouette": metrics.silhouette(features_ND, chosen_N),
-        "cluster_dunn": metrics.dunn_index(features_ND, chosen_N),
+        "cluster_silhouette": metrics.silhouette(distances_MM, chosen_N[rows]),
+        "cluster_dunn": metrics.dunn_index(distances_MM, chosen_N[rows]),
     }
 
 
@@ -140,15 +148,10 @@ def knn(subject: Subject) -> dict[str, float]:
 
 def probe(subject: Subject) -> dict[str, float]:
     """Accuracy of a logistic regression on frozen features, fitted to the labeled images alone."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     model.fit(subject.labeled.features_ND.numpy(), subject.data.sets.labeled.labels)
     chosen_N = model.predict(subject.prediction.features_ND.numpy())
-    counts_KK = metrics.confusion_matrix(subject.on.labels, chosen_N, subject.num_classes)
-    return {"probe_accuracy": metrics.accuracy(counts_KK)}
+    return {"probe_accuracy": metrics.accuracy(subject.on.labels, chosen_N)}
 
 
 EVALUATORS: dict[str, Evaluator] = {

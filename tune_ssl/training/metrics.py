@@ -11,18 +11,14 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist, squareform
+from sklearn import metrics as scikit_learn
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
 CHUNK = 2**20  # similarities held at once: 4 MB; selecting neighbours takes at most ~16 times that
-
-
-def confusion_matrix(labels_N: Ints, predictions_N: Ints, num_classes: int) -> Ints:
-    """(K, K) counts, rows are true classes. ValueError if a label is not in [0, K)."""
-    check_labels(labels_N, num_classes)
-    cells = np.bincount(labels_N * num_classes + predictions_N, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
 def check_labels(labels_N: Ints, num_classes: int) -> None:
@@ -37,42 +33,34 @@ def at_least_one(name: str, number: int) -> None:
         raise ValueError(f"{name} is {number}, not at least 1")
 
 
-def accuracy(confusion_KK: Ints) -> float:
-    """Share of images on the diagonal; NaN without images."""
-    total = confusion_KK.sum()
-    return float(np.trace(confusion_KK) / total) if total else float("nan")
+def confusion_matrix(labels_N: Ints, predictions_N: Ints, num_classes: int) -> Ints:
+    """(K, K) counts, rows are true classes. ValueError if a label is not in [0, K)."""
+    check_labels(labels_N, num_classes)
+    if not len(labels_N):
+        return np.zeros((num_classes, num_classes), np.int64)
+    counts_KK: Ints = scikit_learn.confusion_matrix(
+        labels_N, predictions_N, labels=np.arange(num_classes)
+    )
+    return counts_KK
 
 
-def mean_class_accuracy(confusion_KK: Ints) -> float:
-    """Mean over the classes that occur of each one's recall (scikit-learn: balanced accuracy)."""
-    counts = confusion_KK.sum(axis=1)
-    present = counts > 0
-    if not present.any():
-        return float("nan")
-    return float((np.diag(confusion_KK)[present] / counts[present]).mean())
+def accuracy(labels_N: Ints, predictions_N: Ints) -> float:
+    """Share of right predictions; NaN without images."""
+    return float((labels_N == predictions_N).mean()) if len(labels_N) else float("nan")
 
 
-def precision_recall_f1(confusion_KK: Ints) -> tuple[Floats, Floats, Floats]:
-    """Per class, each (K,) in [0, 1]: precision, recall, and F1 = 2 TP / (2 TP + FP + FN).
+def macro_scores(labels_N: Ints, predictions_N: Ints) -> tuple[float, float, float]:
+    """Precision, recall and F1, each the mean over the classes that occur in the labels.
 
-    A class that is never predicted has precision 0 (scikit-learn: zero_division=0); one that does
-    not occur in the labels is NaN in all three, so that `macro` passes over it.
+    The recall is `mean_class_accuracy` (balanced accuracy). A class that is never predicted has
+    precision 0. All are NaN without images.
     """
-    right_K = np.diag(confusion_KK)
-    actual_K, predicted_K = confusion_KK.sum(axis=1), confusion_KK.sum(axis=0)
-    present_K = actual_K > 0
-
-    def share(of_K: Ints) -> Floats:
-        return np.where(present_K, right_K / np.maximum(of_K, 1), np.nan)
-
-    f1_K = np.where(present_K, 2 * right_K / np.maximum(actual_K + predicted_K, 1), np.nan)
-    return share(predicted_K), share(actual_K), f1_K
-
-
-def macro(values_K: Floats) -> float:
-    """Mean over the values that are not NaN; NaN where there is none."""
-    values = values_K[~np.isnan(values_K)]
-    return float(values.mean()) if len(values) else float("nan")
+    if not len(labels_N):
+        return float("nan"), float("nan"), float("nan")
+    precision, recall, f1, _ = scikit_learn.precision_recall_fscore_support(
+        labels_N, predictions_N, labels=np.unique(labels_N), average="macro", zero_division=0
+    )
+    return float(precision), float(recall), float(f1)
 
 
 def top_k_accuracy(logits_NK: Floats, labels_N: Ints, k: int) -> float:
@@ -80,7 +68,8 @@ def top_k_accuracy(logits_NK: Floats, labels_N: Ints, k: int) -> float:
 
     k is capped at K. Of equal logits the lower class ranks first, as with argmax: k = 1 is
     `accuracy`. A NaN is never among the largest. NaN without images; ValueError if k < 1 or a
-    label is not in [0, K).
+    label is not in [0, K). (scikit-learn ranks the higher of equal classes first, refuses NaN, and
+    has no top-k of two classes.)
     """
     check_labels(labels_N, logits_NK.shape[1])
     at_least_one("k", k)
@@ -128,8 +117,6 @@ def expected_calibration_error(probabilities_NK: Floats, labels_N: Ints, bins: i
 
 def cluster_class_accuracy(confusion_KC: Ints) -> float:
     """Accuracy under the best one-to-one map of clusters to classes (Hungarian algorithm)."""
-    from scipy.optimize import linear_sum_assignment
-
     total = confusion_KC.sum()
     if not total:
         return float("nan")
@@ -137,64 +124,20 @@ def cluster_class_accuracy(confusion_KC: Ints) -> float:
     return float(confusion_KC[rows, columns].sum() / total)
 
 
-def normalized_mutual_information(confusion_KC: Ints) -> float:
+def normalized_mutual_information(labels_N: Ints, clusters_N: Ints) -> float:
     """I(class; cluster) / mean(H(class), H(cluster)) in [0, 1]; 0 when either has one value.
 
-    Source: Vinh et al. 2010 (JMLR 11), arithmetic normalisation as in scikit-learn.
+    Source: Vinh et al. 2010 (JMLR 11), by scikit-learn, for which one cluster of one class is 1.
     """
-    joint = confusion_KC / max(confusion_KC.sum(), 1)
-    of_class, of_cluster = joint.sum(axis=1), joint.sum(axis=0)
-    outer = np.outer(of_class, of_cluster)
-    seen = joint > 0
-    information = float((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
-    normal = (entropy(of_class) + entropy(of_cluster)) / 2
-    return information / normal if normal > 0 else 0.0
+    if len(np.unique(clusters_N)) < 2:
+        return 0.0
+    return float(scikit_learn.normalized_mutual_info_score(labels_N, clusters_N))
 
 
 def entropy(probabilities_K: Floats) -> float:
     """-sum p log p in nats, with 0 log 0 = 0."""
     seen = probabilities_K[probabilities_K > 0]
     return float(-(seen * np.log(seen)).sum())
-
-
-def silhouette(features_ND: Floats, clusters_N: Ints, most: int = 2000) -> float:
-    """Mean silhouette in [-1, 1], higher is better: how much nearer is one's own cluster?
-
-    Source: Rousseeuw 1987, by scikit-learn: (b - a) / max(a, b) with a the mean Euclidean distance
-    to one's own cluster, b that to the nearest other one; 0 for a cluster of one. Features (N, D),
-    any integers (N,) for clusters. Of more than `most` rows a fixed choice counts (`some_rows`).
-    NaN with fewer than 2 clusters among them, as many clusters as rows, or features not finite.
-    """
-    from sklearn.metrics import silhouette_score
-
-    rows = some_rows(len(features_ND), most)
-    clusters = clusters_N[rows]
-    if not 2 <= len(np.unique(clusters)) < len(rows):
-        return float("nan")
-    distances = distances_between(features_ND[rows])
-    if not np.isfinite(distances).all():
-        return float("nan")
-    return float(silhouette_score(distances, clusters, metric="precomputed"))
-
-
-def dunn_index(features_ND: Floats, clusters_N: Ints, most: int = 2000) -> float:
-    """Least distance between points of two clusters / largest diameter of one; in [0, inf).
-
-    Source: Dunn 1974, higher is better; Euclidean, a diameter is the largest distance within. It
-    hangs on single points. Features (N, D), any integers (N,) for clusters; of more than `most`
-    rows a fixed choice counts (`some_rows`). NaN with fewer than 2 clusters among them, where all
-    diameters are 0, or with features not finite.
-    """
-    rows = some_rows(len(features_ND), most)
-    clusters = clusters_N[rows]
-    if len(np.unique(clusters)) < 2:
-        return float("nan")
-    distances = distances_between(features_ND[rows])
-    same = clusters[:, None] == clusters
-    diameter = distances[same].max()
-    if diameter == 0 or not np.isfinite(distances).all():
-        return float("nan")
-    return float(distances[~same].min() / diameter)
 
 
 def some_rows(number: int, most: int) -> Ints:
@@ -206,10 +149,35 @@ def some_rows(number: int, most: int) -> Ints:
 
 def distances_between(rows_MD: Floats) -> Floats:
     """Euclidean, (M, M), from differences: between equal rows exactly 0, which x.x - 2x.y is not."""
-    from scipy.spatial.distance import pdist, squareform
+    distances_MM: Floats = squareform(pdist(rows_MD))
+    return distances_MM
 
-    distances: Floats = squareform(pdist(rows_MD))
-    return distances
+
+def silhouette(distances_MM: Floats, clusters_M: Ints) -> float:
+    """Mean silhouette in [-1, 1], higher is better: how much nearer is one's own cluster?
+
+    Source: Rousseeuw 1987, by scikit-learn: (b - a) / max(a, b) with a the mean distance to one's
+    own cluster, b that to the nearest other one; 0 for a cluster of one. Any integers (M,) for
+    clusters. NaN with fewer than 2 clusters, as many clusters as rows, or distances not finite.
+    """
+    several = 2 <= len(np.unique(clusters_M)) < len(clusters_M)
+    if not several or not np.isfinite(distances_MM).all():
+        return float("nan")
+    return float(scikit_learn.silhouette_score(distances_MM, clusters_M, metric="precomputed"))
+
+
+def dunn_index(distances_MM: Floats, clusters_M: Ints) -> float:
+    """Least distance between points of two clusters / largest diameter of one; in [0, inf).
+
+    Source: Dunn 1974, higher is better; a diameter is the largest distance within. It hangs on
+    single points. Any integers (M,) for clusters. NaN with fewer than 2 clusters, where all
+    diameters are 0, or with distances not finite.
+    """
+    if len(np.unique(clusters_M)) < 2 or not np.isfinite(distances_MM).all():
+        return float("nan")
+    same_MM = clusters_M[:, None] == clusters_M
+    diameter = distances_MM[same_MM].max()
+    return float(distances_MM[~same_MM].min() / diameter) if diameter else float("nan")
 
 
 def knn_scores(
