@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import events, finish, start
-from tune_ssl.records import ledger, log
-from tune_ssl.search.readonly import REFUSAL
-from tune_ssl.search.storage import open_reading
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
+from tune_ssl.runs.folder import reopen
 from tune_ssl.viewers import dashboard
+from tune_ssl.viewers.dashboard import REFUSAL
 
 ONE = Path("runs/one")
 
@@ -49,7 +51,7 @@ def test_the_dashboard_shows_the_studies_changes_nothing_and_ends_with_130(comma
         names = ["data.num_labels=20", "data.num_labels=100"]
         assert [study["study_name"] for study in studies] == names
         trials = json.loads(asked("api/studies/1"))["trials"]
-        ended = ledger.endings(events(ONE))
+        ended = Ledger(events(ONE)).ended
         assert [t["values"][0] for t in trials] == [ended[f"c1-t000{i}"]["value"] for i in range(3)]
         for path, method in (("api/studies/0/note", "PUT"), ("api/studies/0", "DELETE")):
             with pytest.raises(urllib.error.HTTPError) as refused:
@@ -63,24 +65,47 @@ def test_the_dashboard_shows_the_studies_changes_nothing_and_ends_with_130(comma
     assert content(ONE) == before
 
 
-def test_the_storage_itself_refuses_every_change(command):
+def test_the_dashboard_follows_a_run_that_goes_on(command, monkeypatch):
+    pytest.importorskip("optuna_dashboard")
+    monkeypatch.setattr(dashboard, "PAUSE", 0.0)
+    whole = (ONE / log.TRIALS).read_text().splitlines(keepends=True)
+    ends = [i for i, line in enumerate(whole) if '"c1-t0002"' in line and '"finished"' in line]
+    (ONE / log.TRIALS).write_text("".join(whole[: ends[0]]))
+    run, study = reopen(Path("runs"), "one")
+    app = dashboard.LiveApplication(run, study)
+
+    def states() -> list[str]:
+        asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "wsgi.input": io.BytesIO()}
+        app.again = 0.0
+        body = b"".join(app(asked, lambda *_: None))
+        return [trial["state"] for trial in json.loads(body)["trials"]]
+
+    assert states() == ["Complete", "Complete", "Running"]
+    (ONE / log.TRIALS).write_text("".join(whole))
+    assert states() == ["Complete", "Complete", "Complete"]
+
+
+def test_the_studies_are_written_for_other_tools_and_never_over_others(command):
     import optuna
 
-    storage = open_reading(ONE)
-    study = optuna.load_study(study_name="data.num_labels=20", storage=storage)
-    assert len(study.trials) == 3
-    before = content(ONE)
-    with pytest.raises(PermissionError, match="lets nobody change them"):
-        study.set_user_attr("note", "mine")
-    assert content(ONE) == before
+    code, out, err = command("dashboard", "one", "--write", "sqlite:///x.db")
+    assert (code, err) == (0, "")
+    names = ["one data.num_labels=20", "one data.num_labels=100"]
+    assert out.splitlines() == [f"study: {name}" for name in names]
+    ended = Ledger(events(ONE)).ended
+    for index, name in enumerate(names):
+        study = optuna.load_study(study_name=name, storage="sqlite:///x.db")
+        values = [ended[f"c{index}-t000{i}"]["value"] for i in range(3)]
+        assert [trial.value for trial in study.trials] == values
+        assert all(len(trial.intermediate_values) == 1 for trial in study.trials)
+    again = command("dashboard", "one", "--write", "sqlite:///x.db")
+    assert again == (2, "", f"the storage has a study {names[0]!r} already: give another URL\n")
+    code, out, err = command("dashboard", "one", "--write", "sqlit:///x.db")
+    assert (code, out) == (2, "") and err.startswith("sqlit:///x.db: --write cannot be written: ")
+    assert len(err.splitlines()) == 1
 
 
-def test_a_dashboard_that_cannot_be_is_one_line(command, monkeypatch):
-    (ONE / log.JOURNAL).rename("kept.log")
-    expected = "runs/one has no Optuna studies: there is no optuna.log\n"
-    monkeypatch.setattr(dashboard, "find_spec", lambda name: name)
-    assert command("dashboard", "one") == (2, "", expected)
-    assert not (ONE / log.JOURNAL).exists()
+def test_a_dashboard_that_is_not_installed_is_one_line(command, monkeypatch):
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
     expected = "the package optuna-dashboard is not installed; pip install 'tune-ssl[dashboard]'\n"
     assert command("dashboard", "one") == (2, "", expected)
@@ -120,7 +145,7 @@ def test_the_logs_are_the_history_with_each_trials_hyperparameters(command):
         "logs of 14 trials: runs/one/tensorboard\n"
         "look at them: tensorboard --logdir runs/one/tensorboard\n"
     )
-    ended = ledger.endings(events(ONE))
+    ended = Ledger(events(ONE)).ended
     assert {path.name for path in (ONE / "tensorboard").iterdir()} == set(ended)
     history = log.read(ONE / log.HISTORY)
     for trial in ("c0-t0001", "c1-confirm-s4"):
@@ -194,30 +219,3 @@ def test_the_runs_own_logs_are_replaced_and_another_folder_must_be_empty(command
     (ONE / log.HISTORY).write_text("")
     assert command("tensorboard", "one", "-o", "new") == (2, "", "runs/one has no history yet\n")
     assert sorted(path.name for path in Path().iterdir()) == ["mine", "runs"]
-
-
-def test_of_a_database_that_runs_share_only_the_runs_own_studies_are_seen(tmp_path):
-    import optuna
-
-    from tune_ssl.search.readonly import ReadingStorage
-
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    for name in ("mine c", "theirs c"):
-        study = optuna.create_study(study_name=name, storage=url)
-        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    whole = optuna.storages.get_storage(url)
-    seen = ReadingStorage(whole, "mine ")
-    mine, theirs = (whole.get_study_id_from_name(name) for name in ("mine c", "theirs c"))
-    assert [study.study_name for study in seen.get_all_studies()] == ["mine c"]
-    own = seen.get_all_trials(mine)
-    assert [seen.get_trial(trial._trial_id).params for trial in own] == [t.params for t in own]
-    foreign = whole.get_all_trials(theirs)[0]._trial_id
-    for ask in (
-        lambda: seen.get_all_trials(theirs),
-        lambda: seen.get_study_name_from_id(theirs),
-        lambda: seen.get_study_user_attrs(theirs),
-        lambda: seen.get_study_id_from_name("theirs c"),
-        lambda: seen.get_trial(foreign),
-    ):
-        with pytest.raises(KeyError, match="the run has no"):
-            ask()

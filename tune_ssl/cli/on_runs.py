@@ -132,17 +132,33 @@ def dashboard(
     run: Run,
     port: Annotated[int, typer.Option(help="0 is any free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    write: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Write the studies to an Optuna storage (sqlite:///x.db) instead."
+        ),
+    ] = None,
     runs: Runs = Path("runs"),
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
-    """Open optuna-dashboard on a run, also while it runs; it shows and changes nothing. Ctrl-C ends it."""
-    from tune_ssl.runs.folder import find_run
-    from tune_ssl.viewers.dashboard import serve
+    """Open optuna-dashboard on a run, also while it runs; it shows and changes nothing. Ctrl-C ends it.
+
+    With --write it leaves the run's studies in an Optuna storage for other tools, and ends.
+    """
+    from tune_ssl.methods.plugins import load_plugins
+    from tune_ssl.runs.folder import reopen
+    from tune_ssl.viewers import dashboard as command
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    serve(find_run(runs, run), host, port, tell)
+    load_plugins(plugin or ())  # for what has moved
+    folder, study = reopen(runs, run)
+    if write is None:
+        return command.serve(folder, study, host, port, tell)
+    for name in command.write(folder, study, write):
+        tell(f"study: {name}")
 
 
 @app.command()

@@ -9,20 +9,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.records.log import Record
+from tune_ssl.search.samplers import rungs_of
 from tune_ssl.study.domains import Domain
 from tune_ssl.study.study import Study
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line for each study and trial
 
 STATES = {
     log.FINISHED: TrialState.COMPLETE,
@@ -158,3 +163,39 @@ def _moment(event: Record) -> datetime | None:
         return datetime.fromtimestamp(event["time"])
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
+
+
+def write_studies(
+    run: Path, study: Study, ledger: Ledger, storage: BaseStorage, prefix: str = ""
+) -> list[str]:
+    """Write the studies of a run, one for each search and each retuned row, into an Optuna storage.
+
+    Returns their names, which begin with `prefix`. The trials are in the order in which they began, so that
+    a later writing of the same run into an empty storage begins with the same trials under the same ids.
+    UserError for a name that the storage has already, with nothing written.
+    """
+    searches: dict[tuple[str, str | None], tuple[str, dict[str, BaseDistribution], list[int]]] = {}
+    for condition in study.conditions:
+        retuned = ledger.planned.get(condition.id, {}).items()
+        own = {None: list(study.search)} | {n: r["retune"] for n, r in retuned if r["retune"]}
+        for variant, keys in own.items():
+            name = f"{prefix}{condition.id}{f' {variant}' if variant else ''}"
+            kinds = {key: distribution(study.search[key]) for key in keys}
+            rungs = rungs_of(study.settings, condition.spec.evaluations())
+            searches[condition.id, variant] = (name, kinds, rungs)
+    taken = {found.study_name for found in storage.get_all_studies()}
+    if both := [name for name, _, _ in searches.values() if name in taken]:
+        raise UserError(f"the storage has a study {both[0]!r} already: give another URL")
+    directions = optuna.study.StudyDirection
+    direction = directions.MAXIMIZE if study.settings.mode == "max" else directions.MINIMIZE
+    studies = {
+        key: optuna.create_study(storage=storage, study_name=name, direction=direction)
+        for key, (name, _, _) in searches.items()
+    }
+    known = {one.name: (key, one) for key in searches for one in recorded(ledger, *key).values()}
+    read_values(run, study, (one for _, one in known.values()))
+    for trial in ledger.begun:
+        if found := known.get(trial):
+            key, one = found
+            studies[key].add_trial(frozen(run, one, *searches[key][1:]))
+    return [name for name, _, _ in searches.values()]
