@@ -14,7 +14,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 MID_GREY = 127
 
@@ -250,15 +249,25 @@ def grayscale(images_NCHW: Tensor) -> Tensor:
 
 
 def autocontrast(images_NCHW: Tensor) -> Tensor:
-    """Stretch each channel to 0..255."""
-    stretched: Tensor = TF.autocontrast(images_NCHW)
-    return stretched
+    """Stretch each channel to 0..255; one of a single value stays."""
+    image = images_NCHW.float()
+    low = image.amin((2, 3), keepdim=True)
+    step = (image.amax((2, 3), keepdim=True) - low).mul_(1 / 255)
+    flat = step == 0
+    return _to_uint8(image.sub_(low.masked_fill_(flat, 0)).div_(step.masked_fill_(flat, 1)))
 
 
 def equalize(images_NCHW: Tensor) -> Tensor:
     """Flatten each channel's histogram. As in PIL, below about 256 pixels nothing changes."""
-    equalized: Tensor = TF.equalize(images_NCHW)
-    return equalized
+    pixels_NCP = images_NCHW.flatten(2).long()
+    count = pixels_NCP.new_zeros(*images_NCHW.shape[:2], 256, dtype=torch.int32)
+    count.scatter_add_(2, pixels_NCP, count.new_ones(1).expand_as(pixels_NCP))
+    brightest = count.gather(2, pixels_NCP.amax(2, keepdim=True))
+    step = (pixels_NCP.shape[2] - brightest) // 255
+    darker = count.cumsum(2).sub_(count)
+    levels = darker.add_(step // 2).floor_divide_(step.clamp(min=1)).clamp_(max=255)
+    equalized = levels.to(torch.uint8).gather(2, pixels_NCP).view_as(images_NCHW)
+    return torch.where(step[..., None] > 0, equalized, images_NCHW)
 
 
 def posterize(images_NCHW: Tensor, bits_N: Tensor) -> Tensor:
