@@ -14,10 +14,11 @@ import pandas as pd
 
 from analysis.numbers.stats import mean_interval
 from analysis.read.load import RUNNING, STATUSES, TEST_METRIC, Runs
-from analysis.read.selection import DEFAULT_RULE, half_width
+from analysis.read.selection import DEFAULT_RULE
 from analysis.read.study import Study
 from analysis.read.values import last_line, missing
 from tune_ssl.records import log
+from tune_ssl.records.ties import half_width
 
 ACCURACY = "test/accuracy"
 CELL = ["condition", "labels"]  # rows that differ in either are not compared
@@ -36,7 +37,7 @@ def confirm_trials(runs: Runs) -> pd.DataFrame:
     for (run, condition), locks in runs.locks.groupby(["run", "condition"]):
         if locks["digest"].nunique() > 1:
             own = (trials["run"] == run) & (trials["condition"] == condition)
-            first = locks["config"].iloc[0]
+            first = runs.ledgers[str(run)].locked[str(condition)].get("config")
             same = [config == first for config in trials["full_config"]]
             keep &= ~own | pd.Series(same, index=trials.index, dtype=bool)
     trials = trials[keep]
@@ -142,31 +143,32 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     confirmed = confirm_trials(runs)
     for study, condition, trials in cells(runs, runs.trials):
-        locks = runs.locks[(runs.locks["run"] == study.run)]
-        locks = locks[locks["condition"] == condition["condition"]]
-        best = DEFAULT_RULE.choose(trials, study.mode)
-        common = {**identity(study, condition), "metric": study.metric, "run": study.run}
-        if not locks.empty:
-            lock = locks.iloc[0]
-            mine = (confirmed["run"] == study.run) & (
-                confirmed["condition"] == condition["condition"]
-            )
-            fresh = confirmed[mine & (confirmed["status"] == log.FINISHED)]
-            value = mean_interval(fresh["value"])
-            config = lock["config"] if isinstance(lock["config"], dict) else {}
-            taken = {key: lock[key] for key in ("trial", "digest", "ties", "half_width", "rule")}
-            extra = {"tuned": lock["value"], "confirmed": value.mean, "confirmed_n": value.n}
-            extra |= {"locked": True, "opened": lock["time"], "full_config": config}
-            extra["rule_agrees"] = _is_best(DEFAULT_RULE.candidates(trials), lock["trial"], best)
-            rows.append({**common, **taken, **extra})
+        ledger, where = runs.ledgers[study.run], condition["condition"]
+        scores = DEFAULT_RULE.scores(ledger, where, study.mode)
+        best = next(iter(scores), None)
+        row = {**identity(study, condition), "metric": study.metric, "run": study.run}
+        if where in ledger.locked:
+            lock = {key: math.nan if v is None else v for key, v in ledger.locked[where].items()}
+            own = (confirmed["run"] == study.run) & (confirmed["condition"] == where)
+            value = mean_interval(confirmed["value"][own & (confirmed["status"] == log.FINISHED)])
+            taken = str.split("trial digest ties half_width rule")
+            row |= {key: lock.get(key, math.nan) for key in taken}
+            row |= {"tuned": lock.get("value"), "confirmed": value.mean, "confirmed_n": value.n}
+            row |= {
+                "locked": True,
+                "opened": lock.get("time"),
+                "full_config": lock.get("config", {}),
+            }
+            row["rule_agrees"] = best is not None and scores.get(str(lock["trial"])) == scores[best]
+            rows.append(row)
         elif best is not None:
-            validation = condition["validation"]
-            taken = {"trial": best["trial"], "digest": best["digest"], "tuned": best["value"]}
-            taken["ties"] = DEFAULT_RULE.ties(trials, study.mode, validation)
-            taken |= {"half_width": half_width(validation), "rule": DEFAULT_RULE.sentence}
-            extra = {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
-            extra |= {"full_config": _config(best), "rule_agrees": True}
-            rows.append({**common, **taken, **extra})
+            width = half_width(condition["validation"])
+            row |= {"trial": best, "tuned": scores[best], "rule": DEFAULT_RULE.sentence}
+            row |= {"ties": DEFAULT_RULE.ties(scores, width), "half_width": width}
+            row |= {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
+            chosen = trials[trials["trial"] == best].iloc[0]
+            row |= {"digest": chosen["digest"], "full_config": _config(chosen)}
+            rows.append({**row, "rule_agrees": True})
     keys = _shown_keys(runs)
     for row in rows:
         row["config"] = config_text(row["full_config"], keys[row["run"]])
@@ -247,12 +249,6 @@ def _unequal(group: pd.DataFrame, index: Any) -> str:
 def _config(row: pd.Series) -> dict[str, Any]:
     found = row["full_config"]
     return found if isinstance(found, dict) else {}
-
-
-def _is_best(candidates: pd.DataFrame, trial: object, best: pd.Series | None) -> bool:
-    """Whether `trial` is a candidate as good as the chosen one."""
-    values = candidates.loc[candidates["trial"] == trial, "value"]
-    return best is not None and bool((values == best["value"]).any())
 
 
 def _shown_keys(runs: Runs) -> dict[str, list[str]]:

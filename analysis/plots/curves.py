@@ -60,14 +60,14 @@ def training_curves(runs: Runs) -> pd.DataFrame:
     parts: list[pd.DataFrame] = []
     confirmed = confirm_trials(runs)
     for row in runs.conditions.to_dict("records"):
-        study, condition = runs.study(str(row["run"])), row["condition"]
+        study, condition = runs.study(str(row["run"])), str(row["condition"])
         trials = _of(confirmed, study.run, condition)
         history = _of(runs.history, study.run, condition)
         source = log.CONFIRM
         if not history["trial"].isin(trials["trial"]).any():
-            best = DEFAULT_RULE.choose(_of(runs.trials, study.run, condition), study.mode)
-            trials = pd.DataFrame([] if best is None else [best], columns=runs.trials.columns)
-            source = log.SEARCH
+            scores = DEFAULT_RULE.scores(runs.ledgers[study.run], condition, study.mode)
+            trials = _of(runs.trials, study.run, condition)
+            trials, source = trials[trials["trial"].isin(list(scores)[:1])], log.SEARCH
         history = history[history["trial"].isin(trials["trial"])]
         if history.empty:
             continue

@@ -17,14 +17,14 @@ Runs.locks        one row per locked event: run, label, condition, trial, time, 
                   ties, half_width, config (a dict)
 Runs.variants     one row per planned row of an ablation: run, label, condition, variant, changes,
                   retune, switches, config; the variant `reference` changes nothing
-Runs.galleries    what the model sees (analysis.galleries)
+Runs.ledgers      run -> its events as `tune_ssl.records.ledger` reads them
+Runs.galleries    what the model sees (analysis.read.galleries)
 Runs.notes        sentences on what is incomplete or odd, for the reader of the report
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,8 @@ from analysis.read.galleries import Gallery, read_galleries
 from analysis.read.history import HISTORY_COLUMNS, History
 from analysis.read.study import Study, check_schema, read_studies
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 
 RUNNING = "running"
 STATUSES = (*log.ENDINGS, RUNNING)
@@ -63,6 +64,7 @@ class Runs:
     conditions: pd.DataFrame
     locks: pd.DataFrame
     variants: pd.DataFrame
+    ledgers: dict[str, Ledger]
     notes: list[str] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
 
@@ -91,11 +93,13 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     conditions: list[dict[str, Any]] = []
     locks: list[dict[str, Any]] = []
     variants: list[dict[str, Any]] = []
+    ledgers: dict[str, Ledger] = {}
     galleries: list[Gallery] = []
     for study in studies:
         events = list(_read(study, log.TRIALS, ("event", "trial", "condition", "phase"), notes))
         splits = list(_read(study, log.SPLITS, ("condition", "seed", "digest"), notes))
-        rows = _trial_rows(study, events, splits, notes)
+        ledgers[study.run] = ledger = Ledger(events)
+        rows = _trial_rows(study, ledger, splits, notes)
         reports = History(study.metric)
         for report in _read(study, log.HISTORY, ("trial", "stage", "step", "metrics"), notes):
             reports.add(report)
@@ -103,8 +107,10 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         trials += rows
         history.append(reports.frame(rows))
         conditions += _condition_rows(study)
-        locks += _event_rows(study, events, log.LOCKED, LOCK_COLUMNS)
-        variants += _event_rows(study, events, log.PLANNED, VARIANT_COLUMNS)
+        locked = [event for event in events if event["event"] == log.LOCKED]
+        planned = [event for rows in ledger.planned.values() for event in rows.values()]
+        locks += _event_rows(study, locked, LOCK_COLUMNS)
+        variants += _event_rows(study, planned, VARIANT_COLUMNS)
         galleries += read_galleries(study, notes)
     table = _frame(trials, TRIAL_COLUMNS)
     for column in NUMBERS:
@@ -118,7 +124,8 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         _joined(history),
         _frame(conditions, CONDITION_COLUMNS),
         _frame(locks, LOCK_COLUMNS),
-        _frame(variants, VARIANT_COLUMNS).drop_duplicates(["run", "condition", "variant"]),
+        _frame(variants, VARIANT_COLUMNS),
+        ledgers,
         notes,
         galleries,
     )
@@ -140,43 +147,36 @@ def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> Ite
 
 
 def _trial_rows(
-    study: Study,
-    events: Sequence[log.Record],
-    splits: Sequence[log.Record],
-    notes: list[str],
+    study: Study, ledger: Ledger, splits: Sequence[log.Record], notes: list[str]
 ) -> list[dict[str, Any]]:
-    ended = ledger.endings(events)
     split = {(record["condition"], record["seed"]): record["digest"] for record in splits}
     labels = {c["id"]: c.get("labels") for c in study.raw["conditions"]}
-    resumed = Counter(event["trial"] for event in events if event["event"] == log.RESUMED)
-    rows: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if event["event"] in (log.LOCKED, log.PLANNED):
-            continue
-        row = rows.setdefault(event["trial"], {"number": len(rows)})
-        if event["event"] in (log.STARTED, log.RESUMED):
-            row["full_config"] = event.get("config") or {}
-            row.update({f"config.{k}": v for k, v in (event.get("config") or {}).items()})
-            own = ("number", "seed", "digest", "repeats", "variant")
-            row.update({key: event[key] for key in own if key in event})
-            row.setdefault("started", event.get("time"))
-        row.update({key: event[key] for key in ("phase", "trial", "condition")})
-    for trial, row in rows.items():
-        end = ended.get(trial, {})
+    own = {"run": study.run, "label": study.label, "method": study.method}
+    rows: list[dict[str, Any]] = []
+    for trial in dict.fromkeys((*ledger.begun, *ledger.ended)):
+        start, end = ledger.begun.get(trial, {}), ledger.ended.get(trial, {})
+        condition = (start or end)["condition"]
+        row: dict[str, Any] = {**own, "dataset": study.dataset.get("name"), "number": len(rows)}
+        row.update(trial=trial, resumed=ledger.resumed[trial])
+        row.update(phase=(start or end)["phase"], condition=condition, labels=labels.get(condition))
+        row.update(status=end.get("event", RUNNING))
+        row.update(started=start.get("time"), ended=end.get("time"))
+        if start:
+            row["full_config"] = config = start.get("config") or {}
+            row.update({f"config.{key}": value for key, value in config.items()})
+        known = ("number", "seed", "digest", "repeats", "variant")
+        row.update({key: start[key] for key in known if key in start})
         row.update(end.get("metrics") or {})
         row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
         if (parts := end.get("accumulate", 1)) != 1:  # asked for, or tried where memory had run out
             halved = f"each batch in {parts} parts (compute.accumulate={parts})"
             row["reason"] = "; ".join(filter(None, [halved, row["reason"]]))
-        row.update(status=end.get("event", RUNNING), ended=end.get("time"))
-        row.update(run=study.run, label=study.label, method=study.method)
-        row.update(dataset=study.dataset.get("name"), resumed=resumed[trial])
-        row.update(labels=labels.get(row["condition"]))
-        row.update(split=split.get((row["condition"], row.get("seed"))))
-    strange = sorted({row["condition"] for row in rows.values()} - set(labels))
+        row["split"] = split.get((condition, row.get("seed")))
+        rows.append(row)
+    strange = sorted({row["condition"] for row in rows} - set(labels))
     if strange:
         notes.append(f"{study.run}: {', '.join(strange)} is not a condition of {log.STUDY}.")
-    return list(rows.values())
+    return rows
 
 
 def _add_last_reports(trials: Sequence[dict[str, Any]], reports: History) -> None:
@@ -199,14 +199,10 @@ def _condition_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def _event_rows(
-    study: Study, events: Sequence[log.Record], kind: str, columns: Sequence[str]
+    study: Study, events: Sequence[log.Record], columns: Sequence[str]
 ) -> list[dict[str, Any]]:
     own = {"run": study.run, "label": study.label}
-    return [
-        {**{key: event.get(key) for key in columns}, **own}
-        for event in events
-        if event["event"] == kind
-    ]
+    return [{**{key: event.get(key) for key in columns}, **own} for event in events]
 
 
 def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
-import pandas as pd
-
-from tune_ssl.records import ledger
-
-
-def half_width(validation: float) -> float:
-    """Hoeffding's 95 % half-width of an accuracy measured on `validation` images (nan if none)."""
-    if not validation or math.isnan(validation):
-        return math.nan
-    return math.sqrt(math.log(40) / (2 * validation))
+from tune_ssl.records.ledger import Ledger
 
 
 class BestFinalValue:
@@ -29,33 +20,14 @@ class BestFinalValue:
         "validation images, count as ties."
     )
 
-    def candidates(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """One condition's trials that may be chosen, with what they are chosen by as `value`."""
-        columns = trials[["phase", "trial", "status", "value", "repeats"]]
-        plain = columns.astype(object).where(columns.notna(), None)
-        scores = ledger.scores(dict(row) for _, row in plain.iterrows())
-        found = trials[trials["trial"].isin(list(scores))].copy()
-        found["value"] = found["trial"].map(scores)
-        return found
+    def scores(self, ledger: Ledger, condition: str, mode: str) -> dict[str, float]:
+        """Each trial of a condition that may be chosen -> what it is chosen by; the first one is."""
+        return ledger.scores(condition, mode)
 
-    def choose(self, trials: pd.DataFrame, mode: str = "max") -> pd.Series | None:
-        """The chosen row of one condition's trials, or None when there is no candidate."""
-        found = self.candidates(trials)
-        if found.empty:
-            return None
-        ranked = found.sort_values(
-            ["value", "number", "trial"], ascending=[mode == "min", True, True], kind="stable"
-        )
-        return ranked.iloc[0]
-
-    def ties(self, trials: pd.DataFrame, mode: str, validation: float) -> int:
-        """How many other candidates lie within the half-width of the best."""
-        best = self.choose(trials, mode)
-        width = half_width(validation)
-        if best is None or math.isnan(width):
-            return 0
-        distance = (self.candidates(trials)["value"] - best["value"]).abs()
-        return int((distance <= width).sum()) - 1
+    def ties(self, scores: Mapping[str, float], half_width: float) -> int:
+        """How many other candidates lie within the half-width of the first."""
+        best, *others = scores.values()
+        return sum(abs(value - best) <= half_width for value in others)
 
 
 DEFAULT_RULE = BestFinalValue()

@@ -37,7 +37,7 @@ def figure_json(figure: go.Figure) -> Markup:
     spec = json.loads(figure.to_json())
     layout, common = spec["layout"], common_layout()
     layout.pop("template", None)
-    axes = {key for key in layout if _AXIS.fullmatch(key)}
+    axes = [key for key in layout if _AXIS.fullmatch(key)]
     own = {key: _less(layout[key], common[f"{key[0]}axis"]) for key in axes}
     rest = {key: value for key, value in layout.items() if key not in axes}
     shared = {key: value for key, value in common.items() if not _AXIS.fullmatch(key)}

@@ -132,7 +132,7 @@ class Ledger:
                 "phase": start["phase"],
                 "repeats": start.get("repeats"),
                 "status": end and end["event"],
-                "value": end and end["value"],
+                "value": end and end.get("value"),
             }
             for trial, start, end in self.trials(condition, *(phases or TUNING))
         )

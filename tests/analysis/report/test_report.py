@@ -157,7 +157,8 @@ def test_running_and_null_metrics(tmp_path, write_run):
 def test_caveats(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), confirm={100: 0.8, 1: None})
     event(path, log.LOCKED, "c0-t0000", "data.labels=50", digest="g0", phase="confirm")
-    event(path, "finished", "late", "data.labels=50", value=0.9)
+    event(path, log.STARTED, "late", "data.labels=50", config={})
+    event(path, log.FINISHED, "late", "data.labels=50", value=0.9)
     other = write_run(tmp_path / "b", method="uda", labels=(50, 99), metric="val/accuracy")
     lines = (other / log.TRIALS).read_text().replace('"test/accuracy": 0.8', '"test/accuracy": 0.7')
     lines = [line for line in lines.splitlines() if '"locked"' not in line or "99" in line]
