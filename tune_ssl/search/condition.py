@@ -104,11 +104,12 @@ class ConditionSearch:
         return number, {**self.base, **self.live[number].params}
 
     def report(self, number: int, value: float, evaluation: int) -> bool:
-        """Whether the pruner ends the trial; a retry may report again what was reported."""
-        if evaluation not in self.reported[number]:
+        """Whether the pruner ends the trial. What a retry reports again was judged, but for the last one."""
+        reported = self.reported[number]
+        if evaluation not in reported:
             self.live[number].report(value, evaluation)
-            self.reported[number].add(evaluation)
-        return self.live[number].should_prune()
+            reported.add(evaluation)
+        return evaluation == max(reported) and self.live[number].should_prune()
 
     def tell(self, number: int, status: str, value: float | None) -> None:
         state, final = state_of(status, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import deque
@@ -128,7 +129,9 @@ class Caretaker(NotPickled, tune.Callback):
             if self.mirror.lost is not None:
                 self.stream.stop(self.mirror.lost)
             while self.ended and self.ended[0][0] + 2 <= self.mirror.pushes:
-                self._sweep(self.ended.popleft()[1], keep=0)
+                _, name = self.ended.popleft()
+                if name not in self.stream.running:
+                    self._sweep(name, keep=0)
 
     def drop_partial(self, trial: Trial) -> None:
         """Delete what a failed checkpoint left: half of one must not take the disk from the records."""
@@ -141,6 +144,8 @@ class Caretaker(NotPickled, tune.Callback):
         if name in self.stream.running:  # the run was stopped before that, or it runs again
             return
         self.whole.pop(name, None)
+        if trial.local_path:  # where it is there, Ray gives a trial that runs again another name
+            shutil.rmtree(trial.local_path, ignore_errors=True)
         if self.mirror is None:
             self._sweep(name, keep=0)
         else:

@@ -246,14 +246,15 @@ class JobStream:
         """Where trials only fail, the rest of the budget would be spent on the same failure.
 
         As many must have failed as are running, and at each place where trials run or for one cause at two
-        of them: neither a few early failures nor one bad device end a study.
+        of them: neither a few early failures nor one bad device end a study. A config whose values do not fit
+        together has no digest, and says nothing of the others.
         """
         self.failures.setdefault(cause, set()).add(place or "")
-        ended: Counter[str] = Counter()
-        for line in self.lines:
-            ended.update(line.progress.ended)
-        failed = ended[log.FAILED]
-        if self.sound or failed < max(FEWEST, len(self.running)):
+        if self.sound:
+            return
+        ledger = self.context.ledger
+        failed = sum(bool(ledger.begun[trial]["digest"]) for trial in ledger.ended)
+        if failed < max(FEWEST, len(self.running)):
             return
         places = set().union(*self.failures.values())
         if len(places) >= self.places or max(map(len, self.failures.values())) > 1:
