@@ -158,9 +158,9 @@ def _usable(study: Study, trials: pd.DataFrame) -> tuple[pd.DataFrame, list[Key]
     keys = [key for key in searched_keys(study) if f"config.{key.name}" in trials]
     whole = pd.Series(True, index=ended.index)
     for key in keys:
-        whole &= key.values(ended).notna()
+        whole &= key.column(ended).notna()
     ended = ended[whole]
-    return ended, [key for key in keys if key.values(ended).nunique() > 1]
+    return ended, [key for key in keys if key.column(ended).nunique() > 1]
 
 
 def _cell_rows(
@@ -169,7 +169,7 @@ def _cell_rows(
     values = trials["value"].to_numpy(float)
     if np.ptp(values) == 0:
         return []
-    points = np.column_stack([key.unit(key.values(trials).to_numpy()) for key in keys])
+    points = np.column_stack([key.unit(key.column(trials).to_numpy()) for key in keys])
     everything = np.arange(len(trials))
     ped = ped_anova(trials, keys, mode)
     shares, explained = fanova(points, values, TREES, seed)
@@ -242,7 +242,7 @@ def _distribution(key: Key) -> Any:
 
 
 def _optuna_values(key: Key, trials: pd.DataFrame) -> list[Any]:
-    values = key.values(trials)
+    values = key.column(trials)
     if key.choices:
         return values.astype(int).to_list()
     # A logarithm may leave the domain by a rounding error.

@@ -53,7 +53,7 @@ def contour_table(runs: Runs, importance: pd.DataFrame) -> pd.DataFrame:
             continue
         if len(ended) > MOST:
             ended = ended.sample(MOST, random_state=0)
-        x, y = (key.values(ended) for key in pair)
+        x, y = (key.column(ended) for key in pair)
         points = ended[["trial", "value"]].assign(kind="trial", x=x, y=y)
         points = points[x.notna() & y.notna()]
         both = [points]
@@ -141,6 +141,6 @@ def _two_keys(
     own = importance[(importance["method"] == method) & (importance["condition"] == condition)]
     own = own[own["evaluator"] == FANOVA]
     share = dict(zip(own["key"], own["share"].fillna(0), strict=True))
-    found = [key for key in keys if not key.choices and key.values(ended).nunique() > 1]
+    found = [key for key in keys if not key.choices and key.column(ended).nunique() > 1]
     found.sort(key=lambda key: -share.get(key.name, 0.0))
     return (found[0], found[1]) if len(found) > 1 else None

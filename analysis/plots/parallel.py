@@ -50,7 +50,7 @@ def line_table(trials: pd.DataFrame, keys: list[Key], metric: str, mode: str) ->
     """
     whole = pd.Series(True, index=trials.index)
     for key in keys:
-        whole &= key.values(trials).notna()
+        whole &= key.column(trials).notna()
     trials = trials[whole]
     if len(trials) > MOST_LINES:
         trials = trials.sample(MOST_LINES, random_state=0).sort_index()
@@ -63,7 +63,7 @@ def line_table(trials: pd.DataFrame, keys: list[Key], metric: str, mode: str) ->
     ends = (value - value.min()) / span if span else value * 0 + 0.5
     parts = []
     for key in keys:
-        x = key.values(trials)
+        x = key.column(trials)
         place = key.unit(x) + spread(trials, key) / max(1, len(key.choices))
         parts.append(trials[["trial"]].assign(axis=key.name, setting=key.texts(x), place=place))
     shown = (value_scale([metric])[0] * value).map("{:.4g}".format)

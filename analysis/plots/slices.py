@@ -15,6 +15,7 @@ from analysis.plots.base import Plot, Tables, by_condition, file_name
 from analysis.plots.search import MOST_POINTS, all_search_trials, subset_note, thinned, value_scale
 from analysis.read.load import Runs
 from analysis.read.search_space import Key, search_cells, searched_keys, spread
+from tune_ssl.records.domain import LOG_UNIFORM, UNIFORM
 
 COLUMNS = str.split("condition method panel trial status setting x value metric")
 PANEL_COLUMNS = 2
@@ -57,10 +58,10 @@ def merged(keys: list[Key]) -> Key:
     """One key with the choices of all, or the widest range."""
     if keys[0].choices:
         named = {(type(value), value): value for key in keys for value in key.choices}
-        return replace(keys[0], high=len(named) - 1, choices=tuple(named.values()))
+        return replace(keys[0], values=tuple(named.values()))
     low, high = min(key.low for key in keys), max(key.high for key in keys)
     log = low > 0 and any(key.log for key in keys)
-    return replace(keys[0], low=low, high=high, log=log)
+    return replace(keys[0], kind=LOG_UNIFORM if log else UNIFORM, values=(low, high))
 
 
 def slice_table(runs: Runs, axes: Axes) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def slice_table(runs: Runs, axes: Axes) -> pd.DataFrame:
         trials = trials[trials["value"].notna()]
         for key in searched_keys(study):
             panel, shared = axes[study.label, key.name]
-            x = shared.values(trials)
+            x = shared.column(trials)
             own = {"condition": condition, "method": study.label, "panel": panel}
             rows = trials[["trial", "status", "value"]].assign(
                 **own, x=x + spread(trials, shared), setting=shared.texts(x), metric=study.metric

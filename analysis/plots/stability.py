@@ -83,7 +83,7 @@ def bad_regions(runs: Runs) -> pd.DataFrame:
             continue
         bad = trials["status"].isin(log.BAD_ENDINGS)
         for key in searched_keys(study):
-            values = key.values(trials)
+            values = key.column(trials)
             place = values if key.choices else (key.unit(values) * 3).clip(upper=2.999) // 1
             own = {"condition": condition, "method": label, "panel": key.name, "key": key.name}
             for number, region in enumerate(_regions(key)):

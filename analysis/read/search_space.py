@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +14,17 @@ import pandas as pd
 from analysis.read.load import Runs
 from analysis.read.study import Study
 from tune_ssl.records import log
+from tune_ssl.records.domain import Domain
 
 
 @dataclass(frozen=True)
-class Key:
-    """One searched key: a range from `low` to `high`, both inside, or a list of `choices`.
-
-    Choices stand at positions 0, 1, ... in the order of study.yaml.
-    """
+class Key(Domain):
+    """One searched key: its domain, over columns of numbers. Choices stand at their places 0, 1, ..."""
 
     name: str
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-    choices: tuple[Any, ...] = ()
 
-    def values(self, trials: pd.DataFrame) -> pd.Series:
-        """Each trial's number, or the position of its choice; nan where it has none."""
+    def column(self, trials: pd.DataFrame) -> pd.Series:
+        """Each trial's number, or the place of its choice; nan where it has none."""
         column = f"config.{self.name}"
         if column not in trials:
             return pd.Series(math.nan, index=trials.index, dtype=float)
@@ -75,8 +69,12 @@ def spread(trials: pd.DataFrame, key: Key) -> pd.Series:
 def searched_keys(study: Study) -> list[Key]:
     """The keys under study.yaml's `study.search`, without those that have a single value."""
     search = (study.raw.get("study") or {}).get("search") or {}
-    found = [_key(str(name), leaf) for name, leaf in search.items()]
-    return [key for key in found if key is not None]
+    found = []
+    for name, leaf in search.items():
+        with contextlib.suppress(ValueError):  # somebody changed the file: no figure needs the key
+            domain = Domain.of(leaf)
+            found.append(Key(domain.kind, domain.values, str(name)))
+    return [key for key in found if key.low < key.high]
 
 
 def search_cells(runs: Runs) -> Iterator[tuple[Study, str, pd.DataFrame]]:
@@ -94,23 +92,6 @@ def finished(trials: pd.DataFrame) -> pd.DataFrame:
     """Those that finished with a finite value: the only ones whose values can be compared."""
     usable = (trials["status"] == log.FINISHED) & np.isfinite(trials["value"].astype(float))
     return trials.loc[usable]
-
-
-def _key(name: str, leaf: Any) -> Key | None:
-    """None for a leaf that is no domain, or one that leaves nothing to vary."""
-    if not isinstance(leaf, dict) or len(leaf) != 1:
-        return None
-    [(kind, values)] = leaf.items()
-    if not isinstance(values, (list, tuple)) or len(values) < 2:
-        return None
-    if kind == "choice":
-        return Key(name, 0, len(values) - 1, choices=tuple(values))
-    if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values):
-        return None
-    low, high = map(float, values)
-    if low >= high or (kind == "log_uniform" and low <= 0):
-        return None
-    return Key(name, low, high, log=kind == "log_uniform", whole=kind == "int")
 
 
 def _position(value: Any, choices: tuple[Any, ...]) -> float:

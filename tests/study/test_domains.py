@@ -1,14 +1,15 @@
-"""Search domains: what is one, where it ends, and what Optuna is asked."""
+"""Search domains: what is one, where it ends, and the grid over it."""
 
 import math
 
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
-from tune_ssl.study.domains import Domain, domain, grid
+from tune_ssl.search.rebuild import distribution
+from tune_ssl.study.domains import DomainSpec, domain, grid
 from tune_ssl.study.messages import validation_problems
 
 ranges = st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)).filter(lambda r: r[0] < r[1])
@@ -17,7 +18,7 @@ ranges = st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)).filter(lambda r: 
 def message(leaf) -> str:
     with pytest.raises(ValidationError) as caught:
         domain(leaf)
-    [problem] = validation_problems(caught.value, Domain, leaf, "search.optim.lr.")
+    [problem] = validation_problems(caught.value, DomainSpec, leaf, "search.optim.lr.")
     return str(problem)
 
 
@@ -54,21 +55,15 @@ def test_the_ends_are_those_that_were_written():
     assert domain({"choice": ["weak", None, 0, False]}).ends() == ["weak", None, 0, False]
 
 
-def test_optuna_is_asked_for_the_same_domain():
-    domains = {
-        "lr": domain({"log_uniform": [1e-4, 1e-1]}),
-        "ramp": domain({"uniform": [0, 0.8]}),
-        "mu": domain({"int": [1, 7]}),
-        "view": domain({"choice": ["weak", "strong"]}),
-    }
-    values = {"lr": 1e-4, "ramp": 0.8, "mu": 7, "view": "strong"}
-    trial = optuna.trial.FixedTrial(values)
-    assert {key: d.suggest(trial, key) for key, d in domains.items()} == values
-    asked = trial.distributions
-    assert asked["lr"] == optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)
-    assert asked["ramp"] == optuna.distributions.FloatDistribution(0, 0.8)
-    assert asked["mu"] == optuna.distributions.IntDistribution(1, 7)
-    assert asked["view"] == optuna.distributions.CategoricalDistribution(("weak", "strong"))
+def test_optuna_draws_from_the_same_domain():
+    kinds = [
+        ({"log_uniform": [1e-4, 1e-1]}, FloatDistribution(1e-4, 1e-1, log=True)),
+        ({"uniform": [0, 0.8]}, FloatDistribution(0, 0.8)),
+        ({"int": [1, 7]}, IntDistribution(1, 7)),
+        ({"choice": ["weak", None]}, CategoricalDistribution(("weak", None))),
+    ]
+    for leaf, expected in kinds:
+        assert distribution(domain(leaf)) == expected
 
 
 @given(ranges, st.sampled_from(["uniform", "log_uniform"]), st.integers(2, 9))

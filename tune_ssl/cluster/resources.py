@@ -31,7 +31,7 @@ def gpu_share(study: Study) -> tuple[float, str]:
     searched = study.search.get("model.encoder")
     encoders = {
         *(spec.model.encoder for spec in specs),
-        *(searched.choice or () if searched else ()),
+        *(searched.choices if searched else ()),
     }
     if encoders <= set(SMALL):
         return SHARE, f", {SMALL[0]} shares a GPU with others"

@@ -21,10 +21,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.records import log
+from tune_ssl.records.domain import Domain
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.records.log import Record
 from tune_ssl.search.samplers import rungs_of
-from tune_ssl.study.domains import Domain
 from tune_ssl.study.study import Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line for each study and trial
@@ -100,12 +100,11 @@ def state_of(status: str, value: float | None) -> tuple[TrialState, float | None
 
 def distribution(domain: Domain) -> BaseDistribution:
     """What Optuna draws a key's values from."""
-    if domain.choice is not None:
-        return CategoricalDistribution(domain.choice)
-    low, high = domain.bounds
-    if domain.int_ is not None:
-        return IntDistribution(int(low), int(high))
-    return FloatDistribution(low, high, log=domain.log_uniform is not None)
+    if domain.choices:
+        return CategoricalDistribution(domain.choices)
+    if domain.whole:
+        return IntDistribution(int(domain.low), int(domain.high))
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
 def frozen(

@@ -16,8 +16,9 @@ from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import Keys, YamlFile
 from tune_ssl.methods import method_names
 from tune_ssl.methods.measures import MEASURED
+from tune_ssl.records.domain import Domain
 from tune_ssl.records.log import REFERENCE
-from tune_ssl.study.domains import Domain, domain, grid
+from tune_ssl.study.domains import DomainSpec, domain, grid
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import SECTIONS
 from tune_ssl.study.trial import TrialSpec, build_trial, override
@@ -147,7 +148,7 @@ class Checks:
             try:
                 search[key] = domain(leaf)
             except ValidationError as error:
-                for problem in validation_problems(error, Domain, leaf, f"{name}."):
+                for problem in validation_problems(error, DomainSpec, leaf, f"{name}."):
                     inner = problem.key.removeprefix(name).strip(".")
                     self.add((*place, *inner.split(".")), problem.key, problem.text)
                 continue

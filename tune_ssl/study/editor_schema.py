@@ -10,7 +10,7 @@ from pydantic import create_model
 
 from tune_ssl.base.spec import Spec, StudySpec
 from tune_ssl.methods import method_names
-from tune_ssl.study.domains import Domain
+from tune_ssl.study.domains import DomainSpec
 from tune_ssl.study.trial import trial_model
 
 
@@ -20,7 +20,7 @@ def study_schema() -> dict[str, Any]:
     fields: dict[str, Any] = {
         "fixed": (trials, ...),
         "conditions": (dict[str, list[Any]], {}),
-        "search": (dict[str, Domain], {}),
+        "search": (dict[str, DomainSpec], {}),
         "ablate": (dict[str, dict[str, Any]], {}),
         "study": (StudySpec, StudySpec()),
     }

@@ -15,8 +15,8 @@ from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
+from tune_ssl.records.domain import Domain
 from tune_ssl.study.checks import Checks, cells, condition_id
-from tune_ssl.study.domains import Domain
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
@@ -92,10 +92,7 @@ class Study:
         return {
             "fixed": self.fixed.model_dump(mode="json"),
             "conditions": self.axes,
-            "search": {
-                key: d.model_dump(mode="json", by_alias=True, exclude_none=True)
-                for key, d in self.search.items()
-            },
+            "search": {key: domain.leaf() for key, domain in self.search.items()},
             "ablate": self.ablate,
             "study": self.settings.model_dump(mode="json"),
         }

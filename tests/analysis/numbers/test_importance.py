@@ -19,10 +19,10 @@ from analysis.read.load import load_runs
 from analysis.read.search_space import Key
 
 KEYS = [
-    Key("lr", 1e-4, 1e-1, log=True),
-    Key("aug", 0, 2, choices=("none", "weak", "strong")),
-    Key("wd", 1e-6, 1e-2, log=True),
-    Key("m", 1, 10, whole=True),
+    Key("log_uniform", (1e-4, 1e-1), "lr"),
+    Key("choice", ("none", "weak", "strong"), "aug"),
+    Key("log_uniform", (1e-6, 1e-2), "wd"),
+    Key("int", (1, 10), "m"),
 ]
 
 

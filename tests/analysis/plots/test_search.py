@@ -77,7 +77,7 @@ def _runs(tmp_path, searched_run):
 def test_keys_and_where_trials_stand(runs):
     weight, aug, m, lr = searched_keys(runs.studies[0])  # in the order of the file
     assert (lr.log, m.whole, aug.choices) == (True, True, (None, True, 1, "strong"))
-    assert aug.values(runs.trials).to_list() == [number % 4 for number in range(24)]
+    assert aug.column(runs.trials).to_list() == [number % 4 for number in range(24)]
     assert lr.unit(pd.Series([1e-4, 1e-1, 10**-2.5])).to_list() == pytest.approx([0, 1, 0.5])
     assert m.unit(pd.Series([1, 10])).to_list() == pytest.approx([0.05, 0.95])
     for key in (lr, m, weight):
@@ -86,9 +86,9 @@ def test_keys_and_where_trials_stand(runs):
 
 
 def test_whole_numbers_that_a_table_turned_into_floats_are_still_choices():
-    key = Key("x", 0, 2, choices=(8, 16, None))
+    key = Key("choice", (8, 16, None), "x")
     table = pd.DataFrame({"config.x": [8.0, 16.0, math.nan, 9.0]})
-    assert key.values(table).to_list()[:3] == [0, 1, 2] and math.isnan(key.values(table)[3])
+    assert key.column(table).to_list()[:3] == [0, 1, 2] and math.isnan(key.column(table)[3])
 
 
 def test_leaves_that_are_no_domain_are_no_keys(tmp_path, searched_run):
