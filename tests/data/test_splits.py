@@ -7,7 +7,7 @@ import pytest
 
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import DataSpec
-from tune_ssl.data.splits import Split, half_width, hold_out, make_split
+from tune_ssl.data.splits import Split, hold_out, make_split
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = np.repeat([0, 1, 2], [100, 60, 40])  # 200 images
@@ -154,10 +154,3 @@ def test_the_fixed_test_part_is_stratified_and_never_takes_a_classs_only_image()
     train, test = hold_out(labels)
     assert np.bincount(labels[test], minlength=3).tolist() == [10, 10, 0]
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
-
-
-def test_half_width_is_hoeffdings():
-    assert half_width(200) == pytest.approx(0.09603, abs=1e-5)
-    assert 2 * np.exp(-2 * 5000 * half_width(5000) ** 2) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="n is 0, but must be at least 1"):
-        half_width(0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import warnings
 
 from tune_ssl.base.errors import Stopped
-from tune_ssl.data.splits import half_width
 from tune_ssl.records import log
 from tune_ssl.records.log import Record
+from tune_ssl.records.ties import half_width
 from tune_ssl.runs.splits import validation_count
 from tune_ssl.tuning.job import Job
 from tune_ssl.tuning.phase import RepeatPhase, RunContext
