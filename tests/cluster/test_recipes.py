@@ -15,12 +15,14 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from tests.cluster.test_submit_job import STUDY, answers, wait_until
+from tests.cluster.test_submit_job import STUDY
+from tests.support.cluster import wait_until
 from tests.support.runs import descendants, endings, events
+from tune_ssl.base.network import probe
 from tune_ssl.cli import main as cli
 from tune_ssl.study.study import load_study
 
-RECIPES = Path(__file__).parents[2].parent / "docs" / "cluster"
+RECIPES = Path(__file__).parents[2] / "docs" / "cluster"
 SLURM = RECIPES / "slurm.sh"
 
 
@@ -163,14 +165,14 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_ends_all_it_started_and_goes
     job = slurm("one")
     wait_until(lambda: job.poll() is not None or len(log.read(run / log.HISTORY)) > 2, 240)
     assert job.poll() is None, log.read_text()
-    assert answers(port, "127.0.0.2")
+    assert probe(f"127.0.0.2:{port}", 1) is None
     token = tmp_path / "runs" / f".ray-token-{os.getpid()}"
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
     started = list(descendants(job.pid))
     job.terminate()
     assert job.wait(120) == 130, log.read_text()
     wait_until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], 60)
-    assert not answers(port, "127.0.0.2") and not token.exists()
+    assert probe(f"127.0.0.2:{port}", 1) and not token.exists()
     assert "Go on with: tune-ssl search --resume one" in log.read_text()
 
     # Submitted again, it goes on, and ends with the study.
@@ -179,4 +181,4 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_ends_all_it_started_and_goes
     assert set(endings(run).values()) == {log.FINISHED} and len(endings(run)) == 3
     assert log.RESUMED in {event["event"] for event in events(run)}
     assert (run / "report" / "index.html").exists() and not token.exists()
-    assert not answers(port, "127.0.0.2")
+    assert probe(f"127.0.0.2:{port}", 1)

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.runs import descendants, kill_all
+from tune_ssl.base.network import probe
 
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
 READY_SECONDS = 90
@@ -21,10 +22,11 @@ READY_SECONDS = 90
 class LocalCluster:
     """`address` is that of the head, on 127.0.0.2; each further node has the next loopback address.
 
-    `environment` is what a process needs to talk to it: the cluster asks for a token.
+    `environment` is what a process needs to talk to it: the cluster asks for a token. With `jobs` it has
+    a job server at `job_server`.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1) -> None:
+    def __init__(self, folder: Path, cpus: int = 1, jobs: bool = False) -> None:
         self.folder, self.cpus = folder, cpus
         self.temporary = tempfile.TemporaryDirectory(prefix="ry", ignore_cleanup_errors=True)
         token = folder / "token"
@@ -38,19 +40,20 @@ class LocalCluster:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.port = free_port()
+        self.port, *self.dashboard = free_ports(3 if jobs else 1)
         self.address = f"127.0.0.2:{self.port}"
         self.start_head()
 
     def start_head(self) -> None:
         """The head, also again after it was killed, at the same address."""
-        at = [
-            "--head",
-            f"--port={self.port}",
-            "--include-dashboard=false",
-            f"--num-cpus={self.cpus}",
-        ]
-        head = self._start(2, [*at, f"--temp-dir={self.temporary.name}"])
+        at = [f"--port={self.port}", f"--num-cpus={self.cpus}", f"--temp-dir={self.temporary.name}"]
+        served = f"--include-dashboard={str(bool(self.dashboard)).lower()}"
+        if self.dashboard:
+            port, agent = self.dashboard
+            self.job_server = f"http://127.0.0.2:{port}"
+            at += ["--dashboard-host=127.0.0.2", f"--dashboard-port={port}"]
+            at += [f"--dashboard-agent-listen-port={agent}"]
+        head = self._start(2, ["--head", served, *at])
         self.nodes[:1] = [head]
         self._wait(head, 1)
 
@@ -93,8 +96,7 @@ class LocalCluster:
             assert process.poll() is None, "".join(
                 log.read_text() for log in self.folder.glob("node*.log")
             )
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.2", self.port), 1).close()
+            if probe(self.address, 1) is None:
                 done = subprocess.run(
                     [sys.executable, "-c", count],
                     env=self.environment,
@@ -108,9 +110,11 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(folder: Path, nodes: int = 1, cpus: int = 1) -> Iterator[LocalCluster]:
+def local_cluster(
+    folder: Path, nodes: int = 1, cpus: int = 1, jobs: bool = False
+) -> Iterator[LocalCluster]:
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = LocalCluster(folder, cpus)
+    cluster = LocalCluster(folder, cpus, jobs)
     try:
         for _ in range(nodes - 1):
             cluster.add_node()
@@ -119,7 +123,17 @@ def local_cluster(folder: Path, nodes: int = 1, cpus: int = 1) -> Iterator[Local
         cluster.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.2", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.2 on which nothing listens."""
+    sockets = [socket.create_server(("127.0.0.2", 0)) for _ in range(count)]
+    ports = [int(opened.getsockname()[1]) for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the awaited state did not come"
+        time.sleep(0.2)

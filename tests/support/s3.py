@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class S3:
         self.start()
 
     def start(self) -> None:
+        if self.proxy is not None:
+            return
         command = [sys.executable, "-c", PROXY, str(self.port), str(self.inner_port)]
         self.proxy: Any = subprocess.Popen(command)
         _answers(self.port, self.proxy)
@@ -59,14 +62,20 @@ class S3:
             self.proxy.wait()
             self.proxy = None
 
+    def empty(self) -> None:
+        """Nothing is there but the bucket `runs`, without an object."""
+        reset = f"http://127.0.0.1:{self.inner_port}/moto-api/reset"
+        urllib.request.urlopen(urllib.request.Request(reset, method="POST")).close()
+        self.client().create_bucket(Bucket="runs")
+
     def close(self) -> None:
         self.stop()
         self.inner.kill()
         self.inner.wait()
 
-    def url(self, path: str, credentials: str = "") -> str:
+    def url(self, path: str) -> str:
         at = f"127.0.0.1:{self.port}"
-        return f"s3://{credentials}{path}?region=us-east-1&scheme=http&endpoint_override={at}"
+        return f"s3://{path}?region=us-east-1&scheme=http&endpoint_override={at}"
 
     def client(self) -> Any:
         import boto3

@@ -1,10 +1,10 @@
-"""The one question to a network address: does anything answer there?"""
+"""Network addresses: does anything answer there, and which kind is refused?"""
 
 from __future__ import annotations
 
 import socket
 
-from tune_ssl.base.errors import first_line
+from tune_ssl.base.errors import Problem, UserError, first_line
 
 
 def probe(address: str, seconds: float) -> str | None:
@@ -15,3 +15,13 @@ def probe(address: str, seconds: float) -> str | None:
     except (OSError, UnicodeError) as error:  # a name that no name can be
         return first_line(error)
     return None
+
+
+def refuse_ray_client(address: str, key: str) -> None:
+    """UserError for ray://HOST:PORT: a search must outlive the connection of whoever started it."""
+    if address.startswith("ray://"):
+        text = (
+            f"is {address!r}, but Ray Client is not supported: start the command as a job of the "
+            "cluster, tune-ssl submit --address http://HEAD:8265"
+        )
+        raise UserError(Problem(text, key))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-RAY_CLIENT = "ray://"  # how an --address begins that is reached through Ray Client
 
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Plugins = Annotated[
@@ -17,7 +16,13 @@ Plugins = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
     str | None,
-    typer.Option(
-        help="A Ray cluster: auto or HOST:PORT on one of its nodes, ray://HOST:10001 from outside."
-    ),
+    typer.Option(help="A Ray cluster of which this machine is a node: auto or HOST:PORT."),
 ]
+
+
+def all_overrides(
+    overrides: list[str] | None, data_root: str | None, no_cache: bool = False
+) -> list[str]:
+    """The overrides, with the options that are short for one; a path is quoted, for it may look like a number."""
+    root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
+    return [*(overrides or ()), *root, *(["compute.cache=false"] if no_cache else [])]

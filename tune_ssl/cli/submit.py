@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tune_ssl.base.errors import Interrupted, Problem, Stopped, UserError
-from tune_ssl.base.secrets import OPTUNA_STORAGE, STORAGE, redact_value
-from tune_ssl.cli.options import Debug
+from tune_ssl.base.secrets import STORAGE, has_secret, redact
+from tune_ssl.cli.options import Debug, all_overrides
 
 app = typer.Typer()
 submit_app = typer.Typer(invoke_without_command=True)
 app.add_typer(submit_app, name="submit")
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="The cluster's job server: http://HOST:8265, or ray://HOST:10001.",
-        envvar="RAY_API_SERVER_ADDRESS",
-    ),
+SERVER = "The cluster's job server: http://HOST:8265."
+Address = Annotated[str | None, typer.Option(help=SERVER)]
+AddressOrVariable = Annotated[
+    str | None, typer.Option(help=SERVER, envvar="RAY_API_SERVER_ADDRESS")
 ]
 Following = Annotated[
     bool, typer.Option("--follow/--no-follow", help="Show the job's log until it ends.")
@@ -36,19 +34,17 @@ Env = Annotated[
     ),
 ]
 Python = Annotated[
-    str | None,
-    typer.Option(help="The cluster's Python, which has tune-ssl's dependencies, if not `python`."),
+    str, typer.Option(help="The cluster's Python, which has tune-ssl's dependencies.")
 ]
 Rest = Annotated[
     list[str] | None, typer.Argument(help="What the command itself takes.", metavar="ARGUMENTS")
 ]
-PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
 @submit_app.callback()
 def submit(
     context: typer.Context,
-    address: Address = None,
+    address: AddressOrVariable = None,
     follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job's log.")] = None,
     stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job.")] = None,
     debug: Debug = False,
@@ -65,65 +61,39 @@ def submit(
         )
     from tune_ssl.cluster import submit_job
 
-    client = submit_job.connect(_needed(address))
+    address = _needed(address)
+    client = submit_job.connect(address)
     if stop is not None:
         asked = submit_job.stop(client, stop)
         print(f"{stop} is asked to stop" if asked else f"{stop} had ended already")
     else:
-        assert follow is not None
-        _follow(client, follow, _needed(address))
+        _follow(client, str(follow), address)
 
 
-@submit_app.command(context_settings=PASSED_ON)
-def search(
-    context: typer.Context,
-    rest: Rest = None,
-    address: Address = None,
-    follow: Following = True,
-    env: Env = None,
-    python: Python = None,
-) -> None:
-    """Submit `tune-ssl search ARGUMENTS`: a study's YAML file, overrides, options, or --resume RUN."""
-    _send(context, "search", rest or [], address, follow, env or [], python)
+def _add_command(name: str, takes: str) -> None:
+    def command(
+        context: typer.Context,
+        rest: Rest = None,
+        address: Address = None,
+        follow: Following = True,
+        env: Env = None,
+        python: Python = "python",
+    ) -> None:
+        parent: Any = context.find_root().command
+        asked = parent.commands[name].make_context(f"tune-ssl submit {name}", rest or [])
+        _send(asked, name, _needed(address or context.obj), follow, env or [], python)
+
+    passed_on = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+    text = f"Submit `tune-ssl {name} ARGUMENTS`: {takes}."
+    submit_app.command(name, help=text, context_settings=passed_on)(command)
 
 
-@submit_app.command(context_settings=PASSED_ON)
-def ablate(
-    context: typer.Context,
-    rest: Rest = None,
-    address: Address = None,
-    follow: Following = True,
-    env: Env = None,
-    python: Python = None,
-) -> None:
-    """Submit `tune-ssl ablate ARGUMENTS`: a run of the cluster, or a study's YAML file, and options."""
-    _send(context, "ablate", rest or [], address, follow, env or [], python)
+_add_command("search", "a study's YAML file, overrides, options, or --resume RUN")
+_add_command("ablate", "a run of the cluster, or a study's YAML file, and options")
 
 
 def _send(
-    context: typer.Context,
-    name: str,
-    rest: list[str],
-    address: str | None,
-    following: bool,
-    env: list[str],
-    python: str | None,
-) -> None:
-    typed = context.get_parameter_source("address")
-    own = typed is not None and typed.name == "COMMANDLINE"
-    address = _needed(address if own else context.obj)
-    command: Any = context.find_root().command
-    asked = command.commands[name].make_context(f"tune-ssl submit {name}", list(rest))
-    send(asked, name, address, following, env, python)
-
-
-def send(
-    asked: Any,
-    name: str,
-    address: str,
-    following: bool = True,
-    env: Sequence[str] = (),
-    python: str | None = None,
+    asked: Any, name: str, address: str, following: bool, env: list[str], python: str
 ) -> None:
     """Submit the command `name` as it was asked for: `asked` is its click context."""
     from tune_ssl.cluster import submit_job
@@ -131,41 +101,33 @@ def send(
     given = {
         key: value
         for key, value in asked.params.items()
-        if asked.get_parameter_source(key).name == "COMMANDLINE" and key != "address"
+        if asked.get_parameter_source(key).name == "COMMANDLINE"
     }
     variables = submit_job.forwarded(env, os.environ)
     takes_file = "target" if name == "ablate" else "study"
     path = _study_file(name, asked.params)
     plugins = [Path(plugin) for plugin in asked.params["plugin"] or ()]
-    _refuse_pipes([*([path] if path else ()), *plugins])
-    kept = _checked(path, plugins, asked.params, variables)
+    files = [*([path] if path else ()), *plugins]
+    if pipes := [file for file in files if file.is_fifo()]:  # it can be read only once
+        text = "is a pipe, which cannot be uploaded"
+        raise UserError([Problem(text, where=str(file)) for file in pipes])
+    place = _checked(path, plugins, asked.params, variables)
     _refuse_secrets(given)
     client = submit_job.connect(address)
-
-    def shell(staged: submit_job.Staged) -> str:
-        files = {"plugin": staged.plugins, takes_file: staged.study}
-        moved = {k: files[k] if files.get(k) else v for k, v in given.items()}
-        options, arguments = _spelt(asked.command, moved)
-        there = str(python or getattr(client, "python", "python"))
-        return submit_job.entrypoint(there, name, [("--address", "auto"), *options], arguments)
-
-    job = submit_job.submit(client, shell, path, plugins, variables)
-    print(f"submitted {job} to {address}; its runs are kept in {kept}")
+    with tempfile.TemporaryDirectory(prefix="tune-ssl-submit-") as temporary:
+        staged = submit_job.stage(Path(temporary), files)
+        if plugins:
+            given["plugin"] = [staged[plugin] for plugin in plugins]
+        if path:
+            given[takes_file] = staged[path]
+        options, arguments = _spelt(asked.command, given)
+        line = submit_job.entrypoint(python, name, [("--address", "auto"), *options], arguments)
+        job = submit_job.submit(client, line, Path(temporary), variables)
+    print(f"submitted {job} to {address}; its runs are kept in {place}")
     if following:
         _follow(client, job, address)
     else:
         print(_how(job, address))
-
-
-def _refuse_pipes(paths: Sequence[Path]) -> None:
-    """UserError for what can be read only once: it is checked here, and then uploaded."""
-    problems = [
-        Problem("is no regular file, which could be uploaded", where=str(path))
-        for path in paths
-        if path.exists() and not path.is_file() and not path.is_dir()
-    ]
-    if problems:
-        raise UserError(problems)
 
 
 def _study_file(command: str, asked: Mapping[str, Any]) -> Path | None:
@@ -189,18 +151,11 @@ def _checked(
         from tune_ssl.cluster.nodes import refuse_local_data
         from tune_ssl.study.study import check_name, load_study
 
-        root = asked["data_root"]
-        overrides = [*(asked["overrides"] or ())]
-        overrides += [] if root is None else [f"data.root={json.dumps(root)}"]
-        study = load_study(path, overrides, plugins)
+        study = load_study(path, all_overrides(asked["overrides"], asked["data_root"]), plugins)
         check_name(asked["name"] or study.settings.name or study.name)
         refuse_local_data(study)
-        settings = study.settings
-        _refuse_secrets(
-            {"study.storage": settings.storage, "study.optuna_storage": settings.optuna_storage}
-        )
-        if settings.storage is not None:
-            option, place = "study.storage", settings.storage
+        if study.settings.storage is not None:
+            option, place = "study.storage", study.settings.storage
     elif plugins:
         from tune_ssl.methods.plugins import load_plugins
 
@@ -209,19 +164,20 @@ def _checked(
         option, place = f"--env {STORAGE}", variables[STORAGE]
     if asked["storage"] is not None:
         option, place = "--storage", asked["storage"]
-    submit_job.refuse_what_is_lost(place, option)
-    return redact_value(place)
+    _refuse_secrets({option: place})
+    submit_job.refuse_lost_runs(place, option)
+    return place
 
 
 def _refuse_secrets(given: Mapping[str, Any]) -> None:
-    """UserError for a password in what the job server would store, and show to whoever may ask it."""
+    """UserError for a secret in what the job server would store, and show to whoever may ask it."""
     problems = []
     for key, value in given.items():
-        for text in value if isinstance(value, (list, tuple)) else [value]:
-            if text is not None and redact_value(str(text)) != str(text):
+        for text in map(str, value if isinstance(value, (list, tuple)) else [value]):
+            if has_secret(text):
                 hidden = (
-                    f"has a secret ({redact_value(str(text))}), which the job server would show: give it as "
-                    f"{STORAGE} or {OPTUNA_STORAGE}, by --env of `tune-ssl submit`"
+                    f"has a secret ({redact(text)}), which the job server would show: give it to the job in "
+                    "an environment variable, by --env NAME of `tune-ssl submit`"
                 )
                 problems.append(Problem(hidden, key))
     if problems:
@@ -250,9 +206,7 @@ def _spelt(
 
 def _needed(address: str | None) -> str:
     if address is None:
-        raise UserError(
-            "give --address http://HOST:8265, the cluster's job server, or ray://HOST:10001"
-        )
+        raise UserError("give --address http://HOST:8265, the cluster's job server")
     return address.rstrip("/")
 
 
@@ -266,8 +220,7 @@ def _follow(client: Any, job: str, address: str) -> None:
     from tune_ssl.cluster import submit_job
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        print(text, end="", flush=True)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr)

@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 import ray
 
 from tune_ssl.base.errors import Problem, Stopped, UserError, first_line
-from tune_ssl.base.network import probe
-from tune_ssl.cli.options import RAY_CLIENT
+from tune_ssl.base.network import probe, refuse_ray_client
 
 TCP_SECONDS = 3.0
 HEALTH_SECONDS = 20.0  # for the question whether it is a Ray cluster that takes our token
@@ -80,12 +79,7 @@ def resolved(address: str, key: str = "--address") -> str:
     """HOST:PORT of a cluster, or `local`. UserError for a malformed address, or `auto` without a cluster."""
     if address == "local":
         return address
-    if address.startswith(RAY_CLIENT):
-        text = (
-            f"is {address!r}, through which the commands search, ablate and submit start a job of the cluster; "
-            "a driver of this process needs auto or HOST:PORT"
-        )
-        raise UserError(Problem(text, key))
+    refuse_ray_client(address, key)
     if address == "auto":
         from ray._private.utils import read_ray_address
 
@@ -197,6 +191,7 @@ def quiet_environment() -> None:
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # the searcher says how many jobs there may be
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",

@@ -6,15 +6,15 @@ They lie at <run>/ray/session-NNN/<trial>/checkpoint_NNNNNN/. All goes through p
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 import threading
 from collections.abc import Callable, Collection
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tune_ssl.base.files import write_atomically
 from tune_ssl.base.retry import until_it_works
-from tune_ssl.records import log
 from tune_ssl.storage.places import Place, folder_of, is_url, place_of
 
 if TYPE_CHECKING:
@@ -102,17 +102,9 @@ class Checkpoints:
 
         def copy() -> None:
             for name in names:
-                temporary = folder / f".{name}"
-                with (
-                    source.filesystem.open_input_file(f"{source.path}/{name}") as remote,
-                    temporary.open("wb") as local,
-                ):
-                    while chunk := remote.read(1 << 24):
-                        local.write(chunk)
-                    local.flush()
-                    os.fsync(local.fileno())
-                temporary.replace(folder / name)
-            log.sync(folder)
+                with source.filesystem.open_input_file(f"{source.path}/{name}") as remote:
+                    fill = partial(shutil.copyfileobj, remote, length=1 << 24)
+                    write_atomically(folder / name, fill)
 
         self._waiting(copy)
 

@@ -12,13 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.base.secrets import redact
+from tune_ssl.base.files import sync, write_atomically
 from tune_ssl.records import log
 from tune_ssl.storage.mirror import FOLDERS, MANIFEST, appended
-from tune_ssl.storage.places import Place
+from tune_ssl.storage.places import Place, reason
 
 CHUNK = 1 << 24
 
@@ -34,10 +34,7 @@ def bring(place: Place, run: Path, *, report: bool = False) -> bool:
         return _bring(place, run, report)
     except OSError as error:
         where = run if error.filename else place.url
-        line = redact((error.strerror or str(error) or "?").splitlines()[0]).partition(
-            "; Details:"
-        )[0]
-        raise UserError(Problem(f"cannot be copied: {line}", str(where))) from None
+        raise UserError(Problem(f"cannot be copied: {reason(error)}", str(where))) from None
 
 
 def _bring(place: Place, run: Path, report: bool) -> bool:
@@ -54,7 +51,7 @@ def _bring(place: Place, run: Path, report: bool) -> bool:
                 _take(place, name, begun, _size(sizes, name))
             begun.chmod(0o755)
             begun.rename(run)
-            log.sync(run.parent)
+            sync(run.parent)
         except BaseException:
             shutil.rmtree(begun, ignore_errors=True)
             raise
@@ -63,8 +60,6 @@ def _bring(place: Place, run: Path, report: bool) -> bool:
         text = f"is another run than {place.url}: choose another --runs, or move it away"
         raise UserError(Problem(text, str(run)))
     newer = [n for n in names if n.endswith(".jsonl") and _is_newer(place, n, run, _size(sizes, n))]
-    if log.TRIALS in newer or not (run / log.JOURNAL).exists():
-        newer += [name for name in names if name == log.JOURNAL]
     for name in names:
         wanted = name.startswith(log.MODELS) or (report and "/" in name)
         if wanted and (log.TRIALS in newer or not (run / name).exists()):
@@ -138,16 +133,15 @@ def _take(place: Place, name: str, run: Path, size: int | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.parent.resolve().is_relative_to(run.resolve()):
         raise UserError(Problem("is a link that leads out of the run folder", str(target.parent)))
-    temporary = target.with_name(f".{target.name}.part")
-    left: Any = size
-    source = f"{place.path}/{name}"
-    with place.filesystem.open_input_file(source) as remote, temporary.open("wb") as local:
-        while chunk := remote.read(CHUNK if left is None else min(CHUNK, left)):
-            local.write(chunk)
-            left = None if left is None else left - len(chunk)
+
+    def fill(local: BinaryIO) -> None:
+        left: Any = size
+        with place.filesystem.open_input_file(f"{place.path}/{name}") as remote:
+            while chunk := remote.read(CHUNK if left is None else min(CHUNK, left)):
+                local.write(chunk)
+                left = None if left is None else left - len(chunk)
         if left:
             text = f"has less of {name} than {MANIFEST} says; try again in a minute"
             raise UserError(Problem(text, place.url))
-        local.flush()
-        os.fsync(local.fileno())
-    temporary.replace(target)
+
+    write_atomically(target, fill)

@@ -1,6 +1,6 @@
 """A run folder's copy under a URL, from which another machine can go on: pushed by the run's driver.
 
-    <run>/study.yaml, *.jsonl, optuna.log, models/, report/    as in the run folder
+    <run>/study.yaml, *.jsonl, models/, report/    as in the run folder
     <run>/mirror.json    bytes of each append-only file up to which they agree; written last
     <run>/driver.json    who drives the run now, and when that was last true
 
@@ -25,9 +25,8 @@ from typing import Any
 
 from tune_ssl.base import retry
 from tune_ssl.base.errors import Problem, Stopped, UserError
-from tune_ssl.base.secrets import redact
 from tune_ssl.records import log
-from tune_ssl.storage.places import Place
+from tune_ssl.storage.places import Place, reason
 
 DRIVER, MANIFEST = "driver.json", "mirror.json"
 FOLDERS = (log.MODELS, "report")
@@ -43,7 +42,7 @@ _mirrors: dict[Path, Mirror] = {}  # of the runs that this process has driven
 
 def appended(name: str) -> bool:
     """Whether a file of a run folder only ever grows."""
-    return "/" not in name and (name.endswith(".jsonl") or name == log.JOURNAL)
+    return "/" not in name and name.endswith(".jsonl")
 
 
 class Mirror:
@@ -68,7 +67,9 @@ class Mirror:
         try:
             self._write_json(DRIVER, {**self.me, "time": time.time()})
         except OSError as error:
-            raise UserError(Problem(f"cannot be written: {_line(error)}", self.place.url)) from None
+            raise UserError(
+                Problem(f"cannot be written: {reason(error)}", self.place.url)
+            ) from None
         self.beaten = time.monotonic()
 
     def start(self) -> None:
@@ -136,7 +137,7 @@ class Mirror:
                 self.pushes += 1
             except Exception as error:  # of any file system
                 if not self.away and self.lost is None:
-                    self.tell(f"{self.place.url} cannot be written: {_line(error)}; trying again")
+                    self.tell(f"{self.place.url} cannot be written: {reason(error)}; trying again")
                 self.away = True
                 return False
             if self.away:
@@ -250,7 +251,7 @@ def refuse_driven(place: Place) -> None:
     try:
         other = driver(place)
     except OSError as error:
-        raise UserError(Problem(f"cannot be read: {_line(error)}", place.url)) from None
+        raise UserError(Problem(f"cannot be read: {reason(error)}", place.url)) from None
     if other is not None and _fresh(other):
         ago = max(0, round(time.time() - other["time"]))
         text = (
@@ -303,8 +304,3 @@ def _alive(pid: Any) -> bool:
 
 def _who(other: dict[str, Any]) -> str:
     return f"process {other.get('pid')} on {other.get('host')}"
-
-
-def _line(error: Exception) -> str:
-    first = redact((str(error).strip() or type(error).__name__).splitlines()[0])
-    return first.partition("; Details:")[0]

@@ -1,8 +1,7 @@
 """Where runs are kept: a local folder, or a place that a URL names.
 
 All of it goes through pyarrow.fs: its own file systems (s3, gs, abfs, hdfs, file) and those of fsspec.
-Credentials in a URL are given to this process's environment and taken out of the URL: whoever gets a Place,
-Ray included, gets none.
+A URL with a password is refused: Ray keeps what it gets.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from tune_ssl.base.errors import Problem, Stopped, UserError, nearest, shown
+from tune_ssl.base.errors import Problem, Stopped, UserError, first_line, nearest, shown
 from tune_ssl.base.retry import until_it_works
-from tune_ssl.base.secrets import STORAGE, credentials, effective, redact, redact_value
+from tune_ssl.base.secrets import STORAGE, redact, refuse_secret
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -40,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of a file system. `url` has no credentials; of a local folder it is the path."""
+    """A folder of a file system. `url` has no password; of a local folder it is the path."""
 
     url: str
     filesystem: FileSystem
@@ -105,14 +104,16 @@ def as_oserror() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {_line(error)}") from error
+        raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """One line of an error, without a client's trace of how it came about."""
+    return redact(first_line(error)).partition("; Details:")[0]
 
 
 class Home(NamedTuple):
-    """Where runs are kept: run folders in `runs`, and what is in them at `place` too if it is not None.
-
-    `text` is the setting behind it, with its secrets.
-    """
+    """Where runs are: their folders in `runs`, their copies at `place` if it is not None; `text` is the setting."""
 
     runs: Path
     place: Place | None
@@ -124,11 +125,11 @@ def is_url(text: str) -> bool:
 
 
 def home_of(setting: str | None, runs: Path, where: str = "") -> Home:
-    """Where `study.storage` (or TUNE_SSL_STORAGE, which wins) keeps runs; None: in `runs`.
+    """The home of runs by `study.storage`, or by TUNE_SSL_STORAGE, which wins; None: the folder `runs`.
 
     UserError where a URL cannot be read, or the storage takes or gives back no file.
     """
-    text = effective(setting or "", STORAGE, KEY, where)
+    text = os.environ.get(STORAGE) or setting
     if not text:
         return Home(runs, None, None)
     if not is_url(text):
@@ -150,23 +151,23 @@ def folder_of(text: str) -> Place:
 
 def place_of(url: str, where: str = "") -> Place:
     """The place that a URL names. UserError, in a bounded time; that it can be used is not sure yet."""
-    bare = _without_credentials(url, where)
-    scheme = urlsplit(bare).scheme
-    if ".." in urlsplit(bare).path.split("/"):
+    refuse_secret(url, KEY, where)
+    scheme = urlsplit(url).scheme
+    if ".." in urlsplit(url).path.split("/"):
         raise _problem(url, "but must have no '..' in its path", where)
     try:
-        filesystem, path = _bounded(lambda: _resolved(scheme, bare))
+        filesystem, path = _bounded(lambda: _resolved(scheme, url))
     except ImportError as error:
-        raise _problem(url, f"which needs a package: {_line(error)}", where) from None
+        raise _problem(url, f"which needs a package: {reason(error)}", where) from None
     except NotImplementedError as error:
-        raise _problem(url, _line(error), where) from None
+        raise _problem(url, reason(error), where) from None
     except ValueError as error:  # pyarrow's ArrowInvalid is one
-        raise _problem(url, f"which cannot be read: {_line(error)}", where) from None
+        raise _problem(url, f"which cannot be read: {reason(error)}", where) from None
     except Exception as error:
-        raise _problem(url, f"which cannot be used: {_line(error)}", where) from None
+        raise _problem(url, f"which cannot be used: {reason(error)}", where) from None
     if not path.strip("/"):
         raise _problem(url, "but must have a path", where)
-    return Place(bare.rstrip("/"), filesystem, path.rstrip("/"))
+    return Place(url.rstrip("/"), filesystem, path.rstrip("/"))
 
 
 def check(place: Place, where: str = "") -> None:
@@ -182,7 +183,7 @@ def check(place: Place, where: str = "") -> None:
     try:
         _bounded(ask)
     except Exception as error:
-        raise _problem(place.url, f"which cannot be used: {_line(error)}", where) from None
+        raise _problem(place.url, f"which cannot be used: {reason(error)}", where) from None
 
 
 def read(path: str) -> bytes:
@@ -225,25 +226,6 @@ def _waiting(once: Callable[[], bytes]) -> bytes:
     if found is None:
         raise FileNotFoundError("the checkpoint is gone")
     return found
-
-
-def _without_credentials(url: str, where: str) -> str:
-    """The URL as everybody may see it; S3's credentials go where its clients look for them."""
-    bare, user, password = credentials(url)
-    scheme = urlsplit(bare).scheme
-    if password is not None and scheme == "s3":
-        os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = user or "", password
-        for stale in ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):  # of another identity
-            os.environ.pop(stale, None)
-    elif password is not None:
-        text = "but must have no password, which Ray would write down: give it by the environment"
-        raise _problem(url, text, where)
-    if redact_value(bare) != bare:
-        text = (
-            "but must have no secrets in its query, which Ray would write down: use the environment"
-        )
-        raise _problem(url, text, where)
-    return bare
 
 
 @cache
@@ -302,10 +284,4 @@ def _bounded(do: Callable[[], T]) -> T:
 
 
 def _problem(url: str, text: str, where: str) -> UserError:
-    return UserError(Problem(f"is {shown(redact_value(url))}, {text}", KEY, where))
-
-
-def _line(error: BaseException) -> str:
-    """One line of an error, without a client's trace of how it came about."""
-    text = redact((str(error).strip() or type(error).__name__).splitlines()[0])
-    return text.partition("; Details:")[0]
+    return UserError(Problem(f"is {shown(url)}, {text}", KEY, where))
