@@ -167,7 +167,11 @@ def test_what_can_be_known_here_to_fail_is_one_line_and_nothing_is_sent(submit, 
 
 @pytest.mark.parametrize(
     "command",
-    [("search", "s.yaml"), ("ablate", "s.yaml", "--auto"), ("submit", "search", "s.yaml", *KEPT)],
+    [
+        ("search", "s.yaml"),
+        ("ablate", "s.yaml", "--auto", "method.name=kmeans"),
+        ("submit", "search", "s.yaml", *KEPT),
+    ],
 )
 def test_ray_client_is_refused_with_what_to_use_instead(submit, monkeypatch, capsys, command):
     code, out, err = called(monkeypatch, capsys, *command, "--address", "ray://head:10001")

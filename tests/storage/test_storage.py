@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from tune_ssl.base.errors import UserError
+from tune_ssl.base.errors import Stopped, UserError
 from tune_ssl.storage import places
 from tune_ssl.storage.checkpoints import Checkpoints
 
@@ -189,48 +190,44 @@ def test_what_ray_gets_of_a_storage_has_no_credentials(server):
     assert b"not-a-real-secret" not in pickle.dumps((place.filesystem, place.path))
 
 
-def test_the_checkpoints_of_a_trial_that_a_stopped_run_left_open_stay(tmp_path):
-    from types import SimpleNamespace
-
+def test_the_checkpoints_of_a_trial_that_a_stopped_run_left_open_stay(tmp_path, monkeypatch):
     from tests.support.runs import CONFIRMED, run_here
-    from tune_ssl.base.errors import Stopped
+    from tune_ssl.records.ledger import Ledger
     from tune_ssl.runs.folder import reopen
-    from tune_ssl.runs.splits import check_data, record_splits
-    from tune_ssl.search.condition import StudySource
-    from tune_ssl.tuning.ray_adapters import REPORT, Bookkeeper, RoutingScheduler
+    from tune_ssl.runs.splits import check_data
+    from tune_ssl.tuning.job import REPORT
+    from tune_ssl.tuning.ray_adapters import Caretaker, StreamScheduler
+    from tune_ssl.tuning.run import open_run, searching
+    from tune_ssl.tuning.stream import JobStream
 
     run, study = reopen(run_here(tmp_path, CONFIRMED, dry=True).parent, "one")
-    splits = record_splits(run, study, check_data(study), study.settings.tuning_seeds)
-    source = StudySource(run, study, splits)
-    job = source.next()
-    folder = source.checkpoints.place.at("session-001", job.trial, "checkpoint_000000")
+    context = open_run(run, study, check_data(study), Ledger(), print)
+    stream = JobStream(context, searching(context))
+    job = stream.next()
+    folder = context.checkpoints.place.at("session-001", job.trial, "checkpoint_000000")
     folder.write("state.pt", iter([b"state"]))
-    bookkeeper = Bookkeeper(source, "session-001")
-    scheduler = RoutingScheduler(source, bookkeeper)
-    trial = SimpleNamespace(config=job.to_config(), last_result={})
+    caretaker = Caretaker(stream, context.checkpoints, "session-001", None)
+    scheduler = StreamScheduler(stream, caretaker)
+    trial = SimpleNamespace(config=job.to_config(), last_result={}, local_path=None)
 
     def away(*_):
         raise Stopped("the disk is full")
 
-    source.report = away
+    monkeypatch.setattr(stream, "report", away)
     result = {REPORT: '{"status": "running"}'}
-    assert (
-        scheduler.on_trial_result(None, trial, result) == "STOP"
-    )  # and Ray says that it is complete
-    scheduler.on_trial_complete(None, trial, result)
-    bookkeeper.on_trial_complete(0, [], trial)
-    assert job.trial in source.running and len(source.checkpoints.of(job.trial)) == 1
-    del source.running[job.trial]
-    bookkeeper.on_trial_complete(0, [], trial)
-    assert source.checkpoints.of(job.trial) == ()
+    assert scheduler.on_trial_result(None, trial, result) == "STOP"
+    scheduler.on_trial_complete(None, trial, result)  # for Ray the trial is complete
+    caretaker.on_trial_complete(0, [], trial)
+    assert job.trial in stream.running and len(context.checkpoints.of(job.trial)) == 1
+    del stream.running[job.trial]
+    caretaker.on_trial_complete(0, [], trial)
+    assert context.checkpoints.of(job.trial) == ()
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"PK torn", b"[1]"])
+@pytest.mark.parametrize("content", [b"\0" * 1000, b"PK torn"])
 def test_a_checkpoint_that_a_crash_left_torn_gives_way_to_an_older_one(
     tmp_path, monkeypatch, content
 ):
-    from types import SimpleNamespace
-
     import torch
 
     from tune_ssl.tuning import worker
@@ -248,8 +245,6 @@ def test_a_checkpoint_that_a_crash_left_torn_gives_way_to_an_older_one(
 
 
 def test_a_retry_whose_newest_checkpoint_is_torn_takes_the_one_before(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     import torch
     from pyarrow.fs import LocalFileSystem
 

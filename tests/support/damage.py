@@ -413,7 +413,7 @@ def call(*arguments: object) -> Outcome:
 
     patches = [mock.patch.object(sys, "argv", ["tune-ssl", *map(str, arguments)])]
     if arguments[0] in ("search", "ablate"):
-        patches.append(mock.patch("tune_ssl.tuning.cluster", no_ray))
+        patches.append(mock.patch("tune_ssl.tuning.run.cluster", no_ray))
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
