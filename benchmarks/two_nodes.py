@@ -18,7 +18,8 @@ from typing import Any
 
 from tests.support.cluster import LocalCluster, local_cluster
 from tests.support.runs import COMMAND, events, trial_workers, wait_for
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger, latest_reports
 
 STUDY = """
 fixed:
@@ -38,9 +39,9 @@ def search(folder: Path, cluster: LocalCluster, name: str, kill: bool) -> dict[s
     """One search through --address; with `kill` the second node dies in the middle of a trial."""
     study = folder / "study.yaml"
     study.write_text(STUDY)
-    run, log = folder / "runs" / name, folder / f"{name}.log"
+    run, output = folder / "runs" / name, folder / f"{name}.log"
     began = time.monotonic()
-    with log.open("w") as out:
+    with output.open("w") as out:
         process = subprocess.Popen(
             [
                 *COMMAND,
@@ -63,17 +64,17 @@ def search(folder: Path, cluster: LocalCluster, name: str, kill: bool) -> dict[s
         wait_for(process, lambda: len(history(run)) >= 20 and bool(trial_workers(node)), 300)
         cluster.kill_node(1)
     code = process.wait(timeout=900)
-    assert code == 0, log.read_text()
-    ended = ledger.endings(events(run))
+    assert code == 0, output.read_text()
+    ended = Ledger(events(run)).ended
     return {
         "seconds": time.monotonic() - began,
         "values": {trial: e["value"] for trial, e in ended.items()},
         "endings": Counter(e["event"] for e in ended.values()),
         "ending lines": sum(e["event"] in log.ENDINGS for e in events(run)),
         "resumed": sum(e["event"] == log.RESUMED for e in events(run)),
-        "reports": len(ledger.latest_reports(history(run))),
+        "reports": len(latest_reports(history(run))),
         "history lines": len(history(run)),
-        "log": log.read_text(),
+        "log": output.read_text(),
     }
 
 

@@ -67,6 +67,14 @@ class StreamScheduler(NotPickled, FIFOScheduler):
         super().__init__()
         self.stream, self.caretaker = stream, caretaker
 
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """None: Ray starts pending trials by itself, and gives a free worker to the newest one.
+
+        The oldest one has a worker that is starting, perhaps on a node that has just joined. With the free worker
+        it would drop that one, again and again, and the cluster's new places would stay empty.
+        """
+        return None
+
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
