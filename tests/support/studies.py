@@ -1,25 +1,24 @@
-"""Searches whose trials only report, for tests of the studies: a whole one takes a second."""
+"""Searches whose trials only report, for tests of what decides about them: a whole one takes a second."""
 
 from __future__ import annotations
 
-import contextlib
-import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from math import log10
 from pathlib import Path
 from typing import Any
 
-import optuna
-
-from tests.support.runs import drive, events, run_here
+from tests.support.runs import run_here
 from tune_ssl.records import log
-from tune_ssl.runs.folder import reopen
-from tune_ssl.runs.splits import check_data, record_splits
-from tune_ssl.search.condition import StudySource
-from tune_ssl.search.storage import open_reading, study_prefix
-from tune_ssl.tuning import worker
-from tune_ssl.tuning.job import Job
+from tune_ssl.records.ledger import Ledger
+from tune_ssl.runs.splits import check_data
+from tune_ssl.study.study import load_study
+from tune_ssl.tuning.job import BROKEN, Job
+from tune_ssl.tuning.run import open_run, searching
+from tune_ssl.tuning.stream import JobStream
 
-METRIC = "val/mean_class_accuracy"
-EVALUATIONS = 9
+METRIC, STAND_IN = "val/mean_class_accuracy", "val/probe_accuracy"
+EVERY = 5  # steps between two reports
 STUDY = """
 fixed:
   data: {dataset: digits}
@@ -31,116 +30,93 @@ search:
   optim.lr: {log_uniform: [1e-4, 1e-1]}
   model.feature_dim: {int: [8, 64]}
   method.labeled_view: {choice: [weak, strong, none]}
-study: {num_trials: 8, grace_period: 0.1, optuna_storage: "STORAGE"}
+study: {num_trials: 8, grace_period: 0.1, finalists: 2, finalist_seeds: [1001], seeds: [0, 1]}
 """
 
+Reports = Iterator[dict[str, Any]]
 
-def begun(folder: Path, storage: str = "journal", name: str = "r", body: str = STUDY) -> Path:
+
+def begun(folder: Path, body: str = STUDY, name: str = "r") -> Path:
     """A run folder in which nothing has run yet."""
-    return run_here(folder, body.replace("STORAGE", storage), name, dry=True)
+    return run_here(folder, body, name, dry=True)
 
 
-def source_of(run: Path, told: list[str] | None = None) -> StudySource:
-    """The search of a run, as a driver opens it; what the user is told goes to `told`."""
-    run, study = reopen(run.parent, run.name)
-    splits = record_splits(run, study, check_data(study), study.settings.tuning_seeds)
-
-    class Telling(StudySource):
-        tell = property(lambda self: told.append if told is not None else print, lambda *_: None)
-
-    return Telling(run, study, splits)
+def stream_of(run: Path, told: list[str] | None = None, confirm: bool = True) -> JobStream:
+    """The stream of a run, as a driver that takes it up opens it; what the user is told goes to `told`."""
+    study = load_study(run.parents[1] / "study.yaml")
+    tell = print if told is None else told.append
+    context = open_run(run, study, check_data(study), Ledger.read(run), tell)
+    return JobStream(context, searching(context, confirm))
 
 
 def value(job: Job, evaluation: int) -> float:
-    """Better with a higher rate, and over time."""
-    return 0.9 + 0.1 * math.log10(job.config["optim.lr"]) + 0.01 * evaluation
+    """Better with a higher rate, a little other on each seed, and better over time."""
+    rate = job.spec["optim"]["lr"]
+    return 0.9 + 0.1 * log10(rate) + 0.001 * (job.seed % 10) + 0.01 * evaluation
 
 
-def report_of(job: Job, evaluation: int) -> dict[str, Any]:
-    result = {METRIC: value(job, evaluation)}
-    return {
-        "status": "finished" if evaluation == EVALUATIONS else "running",
-        "stage": "train",
-        "step": 5 * evaluation,
-        "evaluation": evaluation,
-        "metrics": result,
-        "result": result,
-        "stand_in": None,
-        "seconds": 0.1,
-        "images_seen": 1,
-        "split": job.split,
-    }
+def reports(job: Job) -> Reports:
+    """All that a trial tells from its beginning to its end, one for each EVERY steps of its stages."""
+    budget = job.spec["budget"]["steps"]
+    stages = budget if isinstance(budget, dict) else {"train": budget}
+    step, end = 0, sum(stages.values())
+    for number, (stage, steps) in enumerate(stages.items(), start=1):
+        key = METRIC if number == len(stages) else STAND_IN
+        for _ in range(0, steps, EVERY):
+            step += EVERY
+            evaluation = step // EVERY
+            found = value(job, evaluation)
+            yield {
+                "status": "running" if step < end else log.FINISHED,
+                "stage": stage,
+                "step": step,
+                "evaluation": evaluation,
+                "metrics": {key: found},
+                "result": {key: found},
+                "stand_in": found if key == STAND_IN else None,
+                "seconds": 0.1 * evaluation,
+                "images_seen": 8 * step,
+                "split": job.split,
+            }
 
 
-def reporting(config: dict[str, Any]) -> None:
-    job = Job.from_config(config)
-    for evaluation in range(1, EVALUATIONS + 1):
-        worker._send(report_of(job, evaluation))
+def broken(
+    cause: str = "RuntimeError: this device is broken", place: str = "a", again: bool = False
+) -> dict[str, Any]:
+    """The report of an attempt that an exception ended; `again`: another one may help."""
+    about = {"reason": f"Traceback\n{cause}", "cause": cause}
+    return {"status": BROKEN, "again": again, "place": place, **about}
 
 
-class Enough(BaseException):
-    """The driver is gone: nothing of it runs on."""
+def play(
+    stream: JobStream,
+    slots: int = 1,
+    until: Callable[[], bool] = lambda: False,
+    work: Callable[[Job], Reports] = reports,
+) -> deque[Job]:
+    """Trials report in turn at so many places, to the end or until that holds; what runs then."""
+    running: deque[tuple[Job, Reports]] = deque()
+    while not until():
+        while len(running) < slots and (job := stream.next()):
+            running.append((job, work(job)))
+        if not running:
+            break
+        job, left = running.popleft()
+        report = next(left)
+        if not stream.report(job, log.plain(report)):
+            if report["status"] == BROKEN:
+                stream.recover(job)
+                left = work(job)
+            running.append((job, left))
+    return deque(job for job, _ in running)
 
 
-def search(run: Path, told: list[str] | None = None, reports: int | None = None) -> None:
-    """Search the run; after so many reports in all the driver dies, in the middle of a trial."""
-    left = [reports]
+def after(count: int) -> Callable[[], bool]:
+    """`until` for `play`: so many reports later."""
+    left = [count + 1]
 
-    def work(config: dict[str, Any]) -> None:
-        job = Job.from_config(config)
-        for evaluation in range(1, EVALUATIONS + 1):
-            if left[0] == 0:
-                raise Enough
-            worker._send(report_of(job, evaluation))
-            left[0] = left[0] - 1 if left[0] else None
+    def over() -> bool:
+        left[0] -= 1
+        return left[0] <= 0
 
-    with contextlib.suppress(Enough):
-        drive(source_of(run, told), work)
-
-
-def studies_of(run: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
-    """condition -> the trials of its study"""
-    storage, prefix = open_reading(run), study_prefix(run)
-    return {
-        s.study_name.removeprefix(prefix): storage.get_all_trials(s._study_id)
-        for s in storage.get_all_studies()
-    }
-
-
-def content(run: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """What makes a study what it is: numbers, states, configs, values and the pruner's rungs."""
-    return {
-        name: [
-            (t.number, t.state.name, t.params, t.values, t.intermediate_values, rungs(t))
-            for t in trials
-        ]
-        for name, trials in studies_of(run).items()
-    }
-
-
-def rungs(trial: optuna.trial.FrozenTrial) -> dict[str, float]:
-    return {k: v for k, v in trial.system_attrs.items() if k.startswith("completed_rung_")}
-
-
-def agree(run: Path) -> None:
-    """The studies say of every trial what the records say, and each trial ended once."""
-    from tune_ssl.search.rebuild import state_of
-
-    trials = studies_of(run)
-    ends = [e for e in events(run) if e["event"] in log.ENDINGS]
-    assert len({e["trial"] for e in ends}) == len(ends)
-    starts = {e["trial"]: e for e in events(run) if e["event"] in log.BEGINNINGS}
-    mine = {e["trial"]: e for e in ends if e["phase"] == log.SEARCH}
-    names = []
-    for index, (condition, own) in enumerate(trials.items()):
-        for trial in own:
-            name = f"c{index}-t{trial.number:04d}"
-            names.append(name)
-            assert starts[name]["condition"] == condition
-            assert starts[name]["config"] == trial.params
-            if name in mine:
-                state, final = state_of(mine[name]["event"], mine[name]["value"])
-                assert (trial.state, final) == (state, trial.value if final is not None else None)
-            else:
-                assert trial.state.name == "RUNNING"
-    assert {n for n in starts if "-t" in n} == set(names)
+    return over
