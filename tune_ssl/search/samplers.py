@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ class NumberedQMC(optuna.samplers.QMCSampler):
     """Trial n takes point n of the scrambled Sobol sequence; Optuna counts them by a note in the study."""
 
     def __init__(self, number: int, seed: int) -> None:
-        super().__init__(seed=seed % 2**32, scramble=True, independent_sampler=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(seed=seed % 2**32, scramble=True, independent_sampler=None)
         self.number = number
 
     def _find_sample_id(self, study: Any, search_space: Any) -> int:
