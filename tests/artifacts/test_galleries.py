@@ -14,18 +14,22 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.support.helpers import small_spec
+from tests.support.runs import run_here
 from tune_ssl.artifacts import galleries
 from tune_ssl.artifacts.model_files import load_model, save_model
 from tune_ssl.base.errors import UserError
 from tune_ssl.data.loading import load_data
-from tune_ssl.data.store import prepare
 from tune_ssl.methods import method_names
-from tune_ssl.records import ledger, log
-from tune_ssl.runs.splits import record_splits
-from tune_ssl.study.study import load_study
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger, latest_galleries
+from tune_ssl.runs.folder import reopen
+from tune_ssl.runs.splits import check_data
 from tune_ssl.training.evaluation import predict
 from tune_ssl.training.loop import Trained
-from tune_ssl.tuning.confirm import ConfirmSource, keep
+from tune_ssl.tuning.run import open_run, searching
+from tune_ssl.tuning.stream import JobStream
+from tune_ssl.tuning.test_data import keep
+from tune_ssl.tuning.writer import Writer
 
 CPU = torch.device("cpu")
 
@@ -231,29 +235,31 @@ def test_a_damaged_model_is_one_clear_line(tmp_path):
 
 @pytest.fixture
 def confirming(tmp_path):
-    """`confirming()` -> a confirmation of one finished search trial in each of two conditions."""
-    path = tmp_path / "study.yaml"
-    path.write_text(
+    """`confirming()` -> the stream of a run whose two conditions have one finished search trial each."""
+    body = (
         "fixed: {model: {feature_dim: 16, hidden_dim: 16}, method: {name: supervised}}\n"
         "conditions: {data.num_labels: [20, 40]}\n"
         "search: {optim.lr: {log_uniform: [1e-3, 1e-2]}}\n"
         "study: {num_trials: 1, finalists: 1, seeds: [5, 6]}\n"
     )
-    run, study = tmp_path / "run", load_study(path)
-    run.mkdir()
-    stores = {c.id: prepare(c.spec.data) for c in study.conditions}
-    splits = record_splits(run, study, stores, [1000, 5, 6])
+    run = run_here(tmp_path, body, dry=True)
+    _, study = reopen(run.parent, run.name)
     for i, condition in enumerate(study.conditions):
-        own = {"phase": "search", "trial": f"c{i}-t0", "condition": condition.id}
+        own = {"phase": "search", "trial": f"c{i}-t0", "condition": condition.id, "time": 0}
         start = {"config": {"optim.lr": 0.01}, "seed": 1000, "digest": "d", "number": 0}
         log.append(run / log.TRIALS, {"event": log.STARTED, **own, **start})
         log.append(run / log.TRIALS, {"event": log.FINISHED, **own, "value": 0.5})
-    return lambda: ConfirmSource(run, study, stores, splits)
+
+    def confirming() -> JobStream:
+        context = open_run(run, study, check_data(study), Ledger.read(run), print)
+        return JobStream(context, searching(context))
+
+    return confirming
 
 
-def checkpoint_of(run, job, trained, session="session-001", number=3):
+def checkpoint_of(stream, job, trained, session="session-001", number=3):
     """What a worker's last report carries, where Ray puts it before the driver sees the report."""
-    folder = run / "ray" / session / job.trial / f"checkpoint_{number:06d}"
+    folder = stream.context.run / "ray" / session / job.trial / f"checkpoint_{number:06d}"
     folder.mkdir(parents=True)
     kept = keep(job, trained, folder)
     return {"status": log.FINISHED, "result": {"val/accuracy": 0.5}, "split": job.split, **kept}
@@ -262,74 +268,71 @@ def checkpoint_of(run, job, trained, session="session-001", number=3):
 def test_the_first_seed_of_each_condition_leaves_galleries_and_a_model_before_its_ending(
     confirming, monkeypatch
 ):
-    source = confirming()
+    stream = confirming()
     trained, _ = untrained()
-    jobs = [source.next() for _ in range(4)]
-    assert [(job.trial, job.keep) for job in jobs] == [
-        ("c0-confirm-s5", True),
-        ("c0-confirm-s6", False),
-        ("c1-confirm-s5", True),
-        ("c1-confirm-s6", False),
-    ]
-    report = checkpoint_of(source.run, jobs[2], trained)
-    event = type(source)._event
+    run, jobs = stream.context.run, {(job := stream.next()).trial: job for _ in range(4)}
+    assert {trial for trial, job in jobs.items() if job.keep} == {"c0-confirm-s5", "c1-confirm-s5"}
+    job = jobs["c1-confirm-s5"]
+    report = checkpoint_of(stream, job, trained)
+    event = Writer.event
 
-    def ending(self, job, status, **fields):
-        assert (self.run / "models" / "1" / log.MODEL).exists()
-        assert log.read(self.run / log.GALLERIES)
-        event(self, job, status, **fields)
+    def ending(self, line):
+        assert (run / "models" / "1" / log.MODEL).exists()
+        assert log.read(run / log.GALLERIES)
+        event(self, line)
 
-    monkeypatch.setattr(type(source), "_event", ending)
-    source.report(jobs[2], report)
-    assert source.report(jobs[2], report)  # a report of what has ended already changes nothing
-    folder = source.run / "models" / "1"
+    monkeypatch.setattr(Writer, "event", ending)
+    assert stream.report(job, report)
+    assert stream.report(job, report)  # a report of what has ended already changes nothing
+    folder = run / "models" / "1"
     assert sorted(path.name for path in folder.iterdir()) == [log.MODEL, log.WEIGHTS]
     assert load_model(folder).card.condition == "data.num_labels=40"
-    (line,) = log.read(source.run / log.GALLERIES)
+    (line,) = log.read(run / log.GALLERIES)
     assert (line["trial"], line["condition"], line["seed"], line["name"]) == (
         "c1-confirm-s5",
         "data.num_labels=40",
         5,
         "neighbours",
     )
-    assert not (source.run / "models" / "0").exists()
+    assert not (run / "models" / "0").exists()
 
 
 def test_the_galleries_of_a_resumed_run_count_once_the_last_one(confirming):
     trained, _ = untrained()
     for session in ("session-001", "session-002"):  # the first driver dies before the ending
-        source = confirming()
-        job = source.next()
-        report = checkpoint_of(source.run, job, trained, session)
+        stream = confirming()
+        job = stream.next()
+        report = checkpoint_of(stream, job, trained, session)
         report["galleries"][0]["title"] = session
-        source.finishing(job, report)
-    lines = log.read(source.run / log.GALLERIES)
+        stream.of[job.condition].phase.finishing(job, report)
+    run = stream.context.run
+    lines = log.read(run / log.GALLERIES)
     assert [line["title"] for line in lines] == ["session-001", "session-002"]
-    assert [g["title"] for g in ledger.latest_galleries(lines)] == ["session-002"]
-    assert load_model(source.run / "models" / "0").card.trial == job.trial
+    assert [g["title"] for g in latest_galleries(lines)] == ["session-002"]
+    assert load_model(run / "models" / "0").card.trial == job.trial == "c0-confirm-s5"
 
 
 def test_a_model_that_cannot_be_saved_costs_the_confirmation_nothing(confirming, monkeypatch):
-    source = confirming()
+    stream = confirming()
     trained, _ = untrained()
-    job, other = source.next(), [source.next() for _ in range(2)][1]
+    job, other = stream.next(), stream.next()
     monkeypatch.setattr("tune_ssl.artifacts.model_files.safe.save_file", lambda *_: 1 / 0)
-    report = checkpoint_of(source.run, job, trained)
+    report = checkpoint_of(stream, job, trained)
     with pytest.warns(UserWarning, match="c0-confirm-s5: its model was not saved: ZeroDivision"):
-        assert source.report(job, report)
+        assert stream.report(job, report)
     with pytest.warns(UserWarning, match="c1-confirm-s5: its model was not saved: no checkpoint"):
-        source.report(other, {"status": log.FINISHED, "result": {}})
-    ended = ledger.endings(log.read(source.run / log.TRIALS))
-    assert ended["c0-confirm-s5"]["event"] == ended["c1-confirm-s5"]["event"] == log.FINISHED
-    assert log.read(source.run / log.GALLERIES)
+        stream.report(other, {"status": log.FINISHED, "result": {}})
+    ended = Ledger.read(stream.context.run)
+    assert {ended.status(trial) for trial in ("c0-confirm-s5", "c1-confirm-s5")} == {log.FINISHED}
+    assert log.read(stream.context.run / log.GALLERIES)
 
 
 def test_a_run_of_other_data_than_the_drivers_leaves_nothing(confirming):
-    source = confirming()
-    job = source.next()
-    report = checkpoint_of(source.run, job, untrained()[0]) | {"split": "another"}
+    stream = confirming()
+    job = stream.next()
+    report = checkpoint_of(stream, job, untrained()[0]) | {"split": "another"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source.report(job, report)
-    assert not (source.run / log.GALLERIES).exists()
-    assert not (source.run / log.MODELS).exists()
+        stream.report(job, report)
+    assert not (stream.context.run / log.GALLERIES).exists()
+    assert not (stream.context.run / log.MODELS).exists()

@@ -1,4 +1,4 @@
-"""`tune-ssl neighbors` on a real small run, and every way in which it has nothing to show."""
+"""`tune-ssl neighbors` on a confirmed run, and every way in which it has nothing to show."""
 
 from __future__ import annotations
 
@@ -10,19 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.runs import called, events, finish, start, write_study
+from tests.support.runs import called, events, write_study
 from tune_ssl.records import log
 
-STUDY = """
-fixed:
-  data: {dataset: digits, batch_size: 8}
-  model: {feature_dim: 16, hidden_dim: 16}
-  method: {name: fixmatch_cvae, width: 8}
-  budget: {steps: 6, eval_every: 3}
-conditions:
-  data.num_labels: [20, 40]
-study: {num_trials: 1, finalists: 1, seeds: [3, 4], max_concurrent: 1}
-"""
 IMAGES = """
 fixed:
   data: {dataset: folder, root: images, num_labels: 12, batch_size: 8}
@@ -33,82 +23,45 @@ study: {num_trials: 1, finalists: 1, seeds: [0]}
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folder with runs/one, which is confirmed, and runs/searched, which has its search alone."""
-    folder = tmp_path_factory.mktemp("neighbors")
-    code, out, err = finish(start(folder, "search", write_study(folder, STUDY), "--name", "one"))
-    assert code == 0, out + err
-    one, searched = folder / "runs" / "one", folder / "runs" / "searched"
-    searched.mkdir()
-    shutil.copy(one / log.STUDY, searched)
-    for event in events(one):
-        if event["phase"] == log.SEARCH:
-            log.append(searched / log.TRIALS, event)
-    return one.parent
+ONE = Path("runs/one")
 
 
 @pytest.fixture
-def neighbors(runs, tmp_path, monkeypatch, capsys):
-    """`neighbors("one", "--k", 3)` -> exit code, stdout, stderr; of the runs there are"""
-    return command(runs.parent, monkeypatch, capsys)
-
-
-def command(folder, monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("COLUMNS", "120")
-        return called(monkeypatch, capsys, "neighbors", *arguments)
-
-    return call
+def neighbors(command):
+    """`neighbors("one", "--k", 3)` -> exit code, stdout, stderr; runs/searched is not confirmed yet."""
+    searched = Path("runs/searched")
+    searched.mkdir()
+    shutil.copy(ONE / log.STUDY, searched)
+    for event in events(ONE):
+        if event["phase"] == log.SEARCH:
+            log.append(searched / log.TRIALS, event)
+    return lambda *arguments: command("neighbors", *arguments)
 
 
 def files(folder):
     return {path: path.stat().st_mtime for path in folder.rglob("*")}
 
 
-# ---- what a real run leaves -------------------------------------------------------------------------
-
-
-def test_each_condition_has_a_saved_model(runs):
-    one = runs / "one"
-    models = {str(path.relative_to(one)) for path in one.rglob("model*.*")}
+def test_a_confirmation_leaves_a_model_and_galleries_of_the_first_seed_of_each_condition(confirmed):
+    models = {str(path.relative_to(confirmed)) for path in confirmed.rglob("model*.*")}
     assert models == {f"models/{i}/{name}" for i in (0, 1) for name in (log.MODEL, log.WEIGHTS)}
-    assert not (one / "ray").exists()
-
-
-def test_the_galleries_are_of_the_first_seed_of_each_condition(runs):
-    found = log.read(runs / "one" / log.GALLERIES)
-    assert {(g["trial"], g["condition"], g["seed"], g["name"]) for g in found} == {
-        (f"c{i}-confirm-s3", f"data.num_labels={labels}", 3, name)
-        for i, labels in enumerate((20, 40))
-        for name in ("pictures", "neighbours")
+    found = log.read(confirmed / log.GALLERIES)
+    assert {(g["trial"], g["condition"], g["seed"], g["name"], g["error"]) for g in found} == {
+        (f"c{i}-confirm-s3", f"data.num_labels={labels}", 3, "neighbours", None)
+        for i, labels in enumerate((20, 100))
     }
-    for gallery in found:
-        assert gallery["error"] is None
-        if gallery["name"] == "pictures":
-            titles = [row["title"] for row in gallery["rows"]]
-            assert titles == ["weak", "strong", "sampled", "smoothed"]
-
-
-def test_what_is_recorded_of_a_trial_is_as_before(runs):
-    for event in events(runs / "one"):
+    for event in events(confirmed):
         assert "galleries" not in event and "galleries" not in event.get("metrics", {})
-
-
-def test_the_report_has_the_section(runs):
-    page = (runs / "one" / "report" / "index.html").read_text()
-    assert "What the model sees" in page and "of the 5 nearest validation images, " in page
 
 
 # ---- the command ------------------------------------------------------------------------------------
 
 
-def test_the_table_and_the_grid_agree_with_the_gallery(runs, neighbors, tmp_path):
+def test_the_table_and_the_grid_agree_with_the_gallery(neighbors, tmp_path):
     code, out, err = neighbors("one", "-o", tmp_path / "grid.png")
     assert (code, err) == (0, "")
     assert out.startswith("data.num_labels=20, c0-confirm-s3\n")
-    gallery = next(g for g in log.read(runs / "one" / log.GALLERIES) if g["name"] == "neighbours")
+    gallery = next(g for g in log.read(ONE / log.GALLERIES) if g["name"] == "neighbours")
     rows = [line.strip("│").split("│") for line in out.splitlines() if line.startswith("│")]
     for (query, nearest, agree), row in zip(rows, gallery["rows"], strict=True):
         first, *others = row["captions"]
@@ -124,19 +77,17 @@ def test_the_table_and_the_grid_agree_with_the_gallery(runs, neighbors, tmp_path
         assert grid.format == "PNG" and grid.size == (6 * 50, 4 * (50 + 14))
 
 
-def test_a_condition_and_other_numbers(runs, neighbors):
-    condition = "data.num_labels=40"
+def test_a_condition_and_other_numbers(neighbors):
+    condition = "data.num_labels=100"
     code, out, _ = neighbors("one", "--condition", condition, "--query", 20, "--k", 100)
     assert code == 0 and out.startswith(f"{condition}, c1-confirm-s3\n")
-    written = runs / "one" / "neighbors.png"
-    assert f"images: {Path('runs') / 'one' / 'neighbors.png'}" in out
+    written = ONE / "neighbors.png"
+    assert f"images: {written}" in out
     with Image.open(written) as grid:
         assert grid.size == (101 * 50, 20 * (50 + 14))
-    written.unlink()
-    assert neighbors(runs / "one", "--query", 1, "--k", 1)[0] == 0
+    assert neighbors(ONE, "--query", 1, "--k", 1)[0] == 0
     with Image.open(written) as grid:
         assert grid.size == (2 * 50, 50 + 14)
-    written.unlink()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +113,7 @@ def test_a_condition_and_other_numbers(runs, neighbors):
             ["one", "--condition", "data.num_labels=30"],
             [
                 "--condition is 'data.num_labels=30', but must be a known condition; did you mean "
-                "'data.num_labels=40'? (known: data.num_labels=20, data.num_labels=40)"
+                "'data.num_labels=20'? (known: data.num_labels=100, data.num_labels=20)"
             ],
         ),
         (
@@ -174,23 +125,28 @@ def test_a_condition_and_other_numbers(runs, neighbors):
         ),
         (["one", "-o", "runs"], ["runs is a folder, but must be a file's name"]),
         (["one", "-o", "no/such/a.png"], ["no/such/a.png cannot be written: No such file or di"]),
-        (["one", "-o", "study.yaml/a.png"], ["study.yaml/a.png cannot be written: Not a direct"]),
+        (
+            ["one", "-o", f"{ONE}/study.yaml/a.png"],
+            ["runs/one/study.yaml/a.png cannot be written: Not a directory"],
+        ),
     ],
 )
-def test_bad_input_is_one_line_each_and_nothing_is_written(runs, neighbors, arguments, expected):
-    before = files(runs.parent)
+def test_bad_input_is_one_line_each_and_nothing_is_written(
+    neighbors, tmp_path, arguments, expected
+):
+    before = files(tmp_path)
     code, out, err = neighbors(*arguments)
     assert (code, out) == (2, "")
     lines = err.splitlines()
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
-    assert files(runs.parent) == before
+    assert files(tmp_path) == before
 
 
-def test_why_a_confirmed_run_has_no_model(runs, neighbors):
+def test_why_a_confirmed_run_has_no_model(neighbors):
     """From before models were saved; or the run that would have saved it diverged."""
-    folder = runs / "older"
-    shutil.copytree(runs / "one", folder)
+    folder = ONE.with_name("older")
+    shutil.copytree(ONE, folder)
     shutil.rmtree(folder / log.MODELS)
     code, _, err = neighbors("older")
     assert code == 2 and err == (
@@ -203,12 +159,11 @@ def test_why_a_confirmed_run_has_no_model(runs, neighbors):
             event["event"] = log.DIVERGED
         lines.append(json.dumps(event) + "\n")
     (folder / log.TRIALS).write_text("".join(lines) + '{"torn')
-    code, _, err = neighbors("older", "--condition", "data.num_labels=40")
+    code, _, err = neighbors("older", "--condition", "data.num_labels=100")
     assert code == 2 and err == (
-        "runs/older has no saved model of condition data.num_labels=40: the run of its first fresh "
+        "runs/older has no saved model of condition data.num_labels=100: the run of its first fresh "
         "seed, c1-confirm-s3, diverged\n"
     )
-    shutil.rmtree(folder)
 
 
 # ---- other data -------------------------------------------------------------------------------------
@@ -222,7 +177,11 @@ def test_data_that_is_gone_or_was_changed_is_refused(tmp_path, monkeypatch, caps
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     saved_run(tmp_path, monkeypatch)
-    neighbors = command(tmp_path, monkeypatch, capsys)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def neighbors(*arguments):
+        return called(monkeypatch, capsys, "neighbors", *arguments)
+
     code, out, err = neighbors("f", "--k", 100)
     assert code == 0, err
     assert "│ [b]cat " in out and "[b]cat, " in out  # a name is no markup

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.runs import events, run_here
+from tests.support.runs import run_here
 from tune_ssl.artifacts.model_files import load_model, read_card
 from tune_ssl.data.folder import decode_image
 from tune_ssl.data.loading import load_data
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.training.evaluation import predict
 
 ONE = Path("runs/one")
@@ -66,7 +67,7 @@ def test_what_is_exported_is_the_saved_model_and_a_card_for_people(exported):
     for name in (log.WEIGHTS, log.MODEL):
         assert (Path("model") / name).read_bytes() == (source / name).read_bytes()
     card, text = read_card(source), Path("model/README.md").read_text()
-    ended = ledger.endings(events(ONE))
+    ended = Ledger.read(ONE).ended
     metrics = [ended[f"c1-confirm-s{seed}"]["metrics"] for seed in (3, 4)]
     values = [m["test/mean_class_accuracy"] for m in metrics]
     assert text.startswith("# supervised on digits, 100 labels\n")

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.helpers import small_spec
 from tune_ssl.data import loading
-from tune_ssl.data.loading import Loader, Order, in_chunks, load_data, stream
+from tune_ssl.data.loading import EndlessShuffle, Loader, in_chunks, load_data, stream
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def test_every_labeled_image_comes_once_before_any_comes_again():
 
 
 def test_an_order_walks_through_all_before_it_starts_again():
-    order = Order(5, stream(0, 1))
+    order = EndlessShuffle(5, stream(0, 1))
     drawn = order.draw(13)
     assert sorted(drawn[:5].tolist()) == sorted(drawn[5:10].tolist()) == list(range(5))
 

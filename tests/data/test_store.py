@@ -112,7 +112,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_finished(tmp_pa
         import os, sys
         from pathlib import Path
         import numpy as np
-        from tune_ssl.data.datasets import Part, Source, dataset
+        from tune_ssl.data.datasets import SourcePart, Source, dataset
         from tune_ssl.data.store import prepare
         from tune_ssl.base.spec import DataSpec
 
@@ -123,7 +123,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_finished(tmp_pa
 
         @dataset("digits", flip=False)
         def dies(spec):
-            return Source(("a",), (3, 64, 64), {"train": Part(np.zeros(3000, np.int64), images())})
+            return Source(("a",), (3, 64, 64), {"train": SourcePart(np.zeros(3000, np.int64), images())})
 
         prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1]))
     """

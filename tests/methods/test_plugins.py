@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,16 +13,7 @@ import pytest
 import torch
 
 from tests.support.helpers import small_spec
-from tests.support.runs import (
-    COMMAND,
-    called,
-    endings,
-    events,
-    finish,
-    start,
-    wait_for,
-    write_study,
-)
+from tests.support.runs import called, endings, finish, run_here, start, wait_for, write_study
 from tune_ssl import methods
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.yaml_file import read_yaml
@@ -32,7 +22,8 @@ from tune_ssl.methods import find_method, method_names, plugins
 from tune_ssl.methods.base import Ratio, StepOutput
 from tune_ssl.methods.contract import breaches, check_output, file_of
 from tune_ssl.methods.plugins import Plugin, digest_of, load_plugins, restore_plugins
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import reopen
 from tune_ssl.study.trial import trial_model
 from tune_ssl.training.encoder_cache import _source_digest
@@ -239,27 +230,20 @@ def installing(tmp_path, monkeypatch):
 
 
 def test_an_installed_packages_method_is_searched_and_one_that_misbehaves_fails(
-    tmp_path, monkeypatch
+    run, tmp_path, installing
 ):
-    install(tmp_path / "site")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    installing()
+    assert '"toy"' in run("check", "--schema")[1]
     body = STUDY.replace("entropy_min", "toy").replace("steps: 40", "steps: 10")
-    body = re.sub(
-        "search:.*study:.*", "search:\n  method.broken: {choice: [false, true]}\n", body, flags=re.S
-    )
-    study = write_study(
-        tmp_path, body + "study: {num_trials: 2, searcher: grid, max_concurrent: 1}"
-    )
-    options = dict(cwd=tmp_path, capture_output=True, text=True)
-    schema = subprocess.run([*COMMAND, "check", "--schema"], **options)
-    assert '"toy"' in schema.stdout, schema.stderr
-
-    command = ("search", study, "--name", "e", "--no-confirm", "--no-report")
-    code, out, err = finish(start(tmp_path, *command))
-    assert code == 0, out + err
-    folder = tmp_path / "runs" / "e"
-    assert endings(folder) == {"c0-t0000": log.FINISHED, "c0-t0001": log.FAILED}
-    assert "supervised" in ledger.endings(events(folder))["c0-t0001"]["reason"]
+    search = "search:\n  method.broken: {choice: [false, true]}\n"
+    settings = "study: {num_trials: 2, searcher: grid, finalists: 1, seeds: [0]}\n"
+    folder = run_here(tmp_path, re.sub("search:.*", search + settings, body, flags=re.S))
+    assert endings(folder) == {
+        "c0-t0000": log.FINISHED,
+        "c0-t0001": log.FAILED,
+        "c0-confirm-s0": log.FINISHED,
+    }
+    assert "supervised" in Ledger.glance(folder).ended["c0-t0001"]["reason"]
     assert read_yaml(folder / log.STUDY).data["versions"]["toy-package"] == "1.2"
 
 

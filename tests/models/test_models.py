@@ -14,9 +14,9 @@ from tune_ssl.models import (
     ClusterClassifier,
     ConditionalVAE,
     PerturbedClassifier,
-    Predicted,
-    Probed,
-    Projected,
+    PredictorNetwork,
+    ProbeNetwork,
+    ProjectorNetwork,
     TransferClassifier,
     check_encoder,
     encoder_for,
@@ -140,14 +140,14 @@ def test_no_block_is_only_a_normalisation():
 
 
 def test_simclrs_projector_is_two_layers_with_batchnorm_and_relu_between():
-    network = Projected(encoder_for(DIGITS, ModelSpec()), (32, 16))
+    network = ProjectorNetwork(encoder_for(DIGITS, ModelSpec()), (32, 16))
     kinds = [type(layer).__name__ for layer in network.projector]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert network(torch.randn(5, 1, 8, 8)).shape == (5, 16)
 
 
 def test_simsiams_projection_is_normalised_over_the_batch_without_scale_or_shift():
-    network = Predicted(encoder_for(DIGITS, ModelSpec()), (32, 16), 4)
+    network = PredictorNetwork(encoder_for(DIGITS, ModelSpec()), (32, 16), 4)
     projected = network(torch.randn(64, 1, 8, 8))
     assert projected.shape == (64, 16)
     assert torch.allclose(projected.mean(dim=0), torch.zeros(16), atol=1e-5)
@@ -157,17 +157,17 @@ def test_simsiams_projection_is_normalised_over_the_batch_without_scale_or_shift
 
 def test_simsiams_predictor_is_a_bottleneck_or_nothing():
     encoder = encoder_for(DIGITS, ModelSpec())
-    network = Predicted(encoder, (32, 16), 4)
+    network = PredictorNetwork(encoder, (32, 16), 4)
     kinds = [type(layer).__name__ for layer in network.predictor]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert network.predictor[0].out_features == 4
     assert network.predictor(torch.randn(5, 16)).shape == (5, 16)
     rows = torch.randn(5, 16)
-    assert torch.equal(Predicted(encoder, (32, 16), None).predictor(rows), rows)
+    assert torch.equal(PredictorNetwork(encoder, (32, 16), None).predictor(rows), rows)
 
 
 def test_the_joint_network_has_a_linear_probe_and_no_batchnorm_in_its_projector():
-    network = Probed(encoder_for(DIGITS, ModelSpec()), (32, 16), 10)
+    network = ProbeNetwork(encoder_for(DIGITS, ModelSpec()), (32, 16), 10)
     assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in network.modules())
     images = torch.randn(5, 1, 8, 8)
     assert network(images).shape == (5, 16)

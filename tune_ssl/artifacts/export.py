@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_ssl.artifacts.model_files import Card, model_folder, read_card
-from tune_ssl.base.errors import Problem, UserError, printable
+from tune_ssl.base.errors import Problem, UserError, first_line, printable
 from tune_ssl.base.files import refuse_filled
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import digest
@@ -49,7 +49,7 @@ def export_model(run: Path, condition: str | None, out: Path) -> Card:
         (temporary / README).write_text(text, encoding="utf-8")
         temporary.replace(out)  # an empty folder gives way
     except OSError as error:
-        raise UserError(Problem(f"cannot be written: {error.strerror}", str(out))) from None
+        raise UserError(Problem(f"cannot be written: {first_line(error)}", str(out))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return card
@@ -63,7 +63,7 @@ def check_weights(folder: Path) -> None:
         with safetensors.safe_open(path, "np"):
             pass
     except OSError as error:
-        raise UserError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
+        raise UserError(Problem(f"cannot be read: {first_line(error)}", str(path))) from None
     except safetensors.SafetensorError:
         raise UserError(Problem("is torn or no safetensors file", str(path))) from None
 

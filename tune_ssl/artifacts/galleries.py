@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tune_ssl.data.batch import Batch
-from tune_ssl.data.loading import Side, stream
+from tune_ssl.data.loading import SetLoader, stream
 from tune_ssl.data.sets import LabeledSet
 from tune_ssl.training.evaluation import predict
 from tune_ssl.training.loop import Trained
@@ -39,7 +39,7 @@ TITLES = {
 }
 
 Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
+Uint8s = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ def pictures(trained: Trained, seed: int) -> Gallery | None:
 def _pictures(trained: Trained, seed: int) -> dict[str, torch.Tensor]:
     """`Stage.pictures` of ROW_LENGTH images of each set; the same ones for the same seed."""
     stage, network, data = trained.stage, trained.network, trained.data
-    sides = (
-        Side(data, on, views, ROW_LENGTH, stream(seed, order), stream(seed, order + 1))
+    loaders = (
+        SetLoader(data, on, views, ROW_LENGTH, stream(seed, order), stream(seed, order + 1))
         for on, views, order in (
             (data.sets.labeled, stage.labeled_views, 50),
             (data.sets.unlabeled, stage.unlabeled_views, 52),
         )
     )
-    labeled, unlabeled = (side.draw(1)[0] for side in sides)
+    labeled, unlabeled = (loader.draw(1)[0] for loader in loaders)
     training = network.training
     network.eval()
     try:
@@ -198,7 +198,7 @@ def choose_queries(labels_N: Ints, count: int) -> Ints:
 # ---- drawing -----------------------------------------------------------------------------------
 
 
-def strip(images_n: Pixels) -> tuple[str, int]:
+def strip(images_n: Uint8s) -> tuple[str, int]:
     """Images (n, C, side, side) side by side as a PNG in base64, and its width in pixels.
 
     Where a full strip would be large, it has 256 colours, and at last smaller images.
@@ -220,7 +220,7 @@ def shown_side(side: int) -> int:
     return side * math.ceil(SMALLEST / side) if side < SMALLEST else min(side, LARGEST)
 
 
-def sheet(rows: Sequence[Pixels], side: int, below: int = 0) -> Image.Image:
+def sheet(rows: Sequence[Uint8s], side: int, below: int = 0) -> Image.Image:
     """Rows of images (n, C, H, H), each `side` pixels large, left to right in a grey frame.
 
     A cell is `side + GAP` wide; `below` each row that many pixels are left free for text.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict
 
 from tune_ssl import __version__
-from tune_ssl.base.errors import Problem, UserError, unknown
+from tune_ssl.base.errors import Problem, UserError, first_line, unknown
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import Size, Spec
 from tune_ssl.data.batch import Task
@@ -23,9 +23,6 @@ from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import condition_ids
 from tune_ssl.study.trial import TrialSpec, build_trial
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     import safetensors
@@ -70,6 +67,7 @@ class Model:
     spec: TrialSpec
     stage: Stage[Any]
     network: nn.Module
+    device: torch.device
 
 
 def save_model(
@@ -108,7 +106,7 @@ def read_card(folder: Path) -> Card:
     try:
         card = Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
+        raise UserError(Problem(f"cannot be read: {first_line(error)}", str(path))) from None
     except (ValueError, RecursionError) as error:  # pydantic's and json's own are ValueErrors
         text = f"is no description of a model: {' '.join(str(error).split())}"
         raise UserError(Problem(text[:200], str(path))) from None
@@ -141,14 +139,14 @@ def load_model(folder: Path, device: str = "cpu") -> Model:
     try:
         network.load_state_dict(safe.load_file(weights))
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(Problem(f"cannot be read: {reason}", str(weights))) from None
+        raise UserError(Problem(f"cannot be read: {first_line(error)}", str(weights))) from None
     except safetensors.SafetensorError:
         raise UserError(Problem("is torn or no safetensors file", str(weights))) from None
     except RuntimeError:
         text = f"does not fit the network that tune-ssl {__version__} builds from {log.MODEL}"
         raise UserError(Problem(f"{text} (saved by {card.tune_ssl})", str(weights))) from None
-    return Model(card, spec, stage, network.to(device).eval().requires_grad_(False))
+    network = network.to(device).eval().requires_grad_(False)
+    return Model(card, spec, stage, network, torch.device(device))
 
 
 def model_folder(run: Path, condition: str | None) -> Path:

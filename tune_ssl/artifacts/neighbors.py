@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_ssl.artifacts.model_files import Card, load_model, model_folder, read_card
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line
+from tune_ssl.base.files import write_atomically
 from tune_ssl.runs.folder import run_plugins
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ OTHER = (213, 94, 0)  # behind the name of a class that is not the query's
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedNeighbours:
     """What the command shows, with the names of the classes."""
 
     condition: str
@@ -53,7 +52,7 @@ def check_counts(queries: int, k: int) -> None:
         raise UserError(problems)
 
 
-def find(run: Path, condition: str | None, queries: int, k: int) -> Found:
+def find(run: Path, condition: str | None, queries: int, k: int) -> NamedNeighbours:
     """The nearest validation images under the model of a condition; the first one unless given.
 
     Raises:
@@ -77,7 +76,7 @@ def find(run: Path, condition: str | None, queries: int, k: int) -> Found:
         found = find_neighbours(trained, queries, k)
     except ValueError as error:
         raise UserError(Problem(f"cannot be used: {error}", str(folder))) from None
-    return Found(card.condition, card.trial, found, tuple(card.classes))
+    return NamedNeighbours(card.condition, card.trial, found, tuple(card.classes))
 
 
 def same_data(spec: Any, card: Card, device: Any) -> Any:
@@ -101,7 +100,7 @@ def same_data(spec: Any, card: Card, device: Any) -> Any:
 # ---- what is shown -----------------------------------------------------------------------------
 
 
-def table(found: Found) -> Table:
+def table(found: NamedNeighbours) -> Table:
     """One line per query; the share of its neighbours that have its class at the end."""
     shown = Table()
     shown.add_column("query", no_wrap=True)
@@ -118,7 +117,7 @@ def table(found: Found) -> Table:
     return shown
 
 
-def sentence(found: Found) -> str:
+def sentence(found: NamedNeighbours) -> str:
     """The class agreement over all validation images, in words."""
     near = found.neighbours
     share = f"{100 * near.agreement:.1f} %"
@@ -128,7 +127,7 @@ def sentence(found: Found) -> str:
     )
 
 
-def grid(found: Found) -> Image.Image:
+def grid(found: NamedNeighbours) -> Image.Image:
     """A row per query: itself, then its neighbours, each with its class below it."""
     from PIL import ImageDraw, ImageFont
 
@@ -161,18 +160,14 @@ def fitted(name: str, font: Any, width: int) -> str:
     return plain
 
 
-def write_grid(found: Found, out: Path) -> None:
+def write_grid(found: NamedNeighbours, out: Path) -> None:
     """Write the grid as a PNG, whole or not at all. UserError if it cannot be written."""
     from tune_ssl.artifacts.galleries import png
 
     if out.is_dir():
         raise UserError(Problem("is a folder, but must be a file's name", str(out)))
     content = png(grid(found))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(out)
+        write_atomically(out, lambda file: file.write(content))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(Problem(f"cannot be written: {error.strerror}", str(out))) from None
+        raise UserError(Problem(f"cannot be written: {first_line(error)}", str(out))) from None

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tune_ssl.artifacts.model_files import Card, Model, load_model, read_card
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line
+from tune_ssl.base.files import write_atomically
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.data.folder import ImageFile, ImageReader, Pixels, find_images, named
+from tune_ssl.data.folder import ImageFile, ImageReader, Uint8s, find_images, first_names
 from tune_ssl.methods import method_names
 from tune_ssl.methods.plugins import load_plugins
 from tune_ssl.records import log
@@ -30,15 +30,8 @@ else:
 Tell = Callable[[str], None]
 
 
-class Ready(NamedTuple):
-    """A network on its device."""
-
-    model: Model
-    device: torch.device
-
-
 def image_files(paths: Iterable[Path]) -> list[ImageFile]:
-    """The files that are named, and all image files below the folders that are, each one once.
+    """The files that are first_names, and all image files below the folders that are, each one once.
 
     A file that is named is taken whatever its suffix; in folders those of `data.folder` count.
 
@@ -57,7 +50,7 @@ def image_files(paths: Iterable[Path]) -> list[ImageFile]:
             try:
                 status = path.stat()
             except OSError as error:
-                problems.append(Problem(f"cannot be read: {error.strerror}", str(path)))
+                problems.append(Problem(f"cannot be read: {first_line(error)}", str(path)))
                 continue
             files = [ImageFile(str(path), status.st_size, status.st_mtime_ns)]
         found |= {file.path: file for file in files}
@@ -66,7 +59,7 @@ def image_files(paths: Iterable[Path]) -> list[ImageFile]:
     return list(found.values())
 
 
-def load(folder: Path, device: str, plugins: Sequence[Path] = ()) -> Ready:
+def load(folder: Path, device: str, plugins: Sequence[Path] = ()) -> Model:
     """The network of a model's folder. Of a run's own model the plugins are the run's, unless given.
 
     Raises:
@@ -93,40 +86,44 @@ def load(folder: Path, device: str, plugins: Sequence[Path] = ()) -> Ready:
         place = pick_device(device)
     except UserError as error:
         raise UserError(replace(problem, key="--device") for problem in error.problems) from None
-    return Ready(load_model(folder, str(place)), place)
+    return load_model(folder, str(place))
 
 
 def probabilities(
-    ready: Ready, files: Sequence[ImageFile], batch_size: int, tell: Tell
+    model: Model, files: Sequence[ImageFile], batch_size: int, tell: Tell
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """(path, probabilities (K,)) of each file that can be read, in order; `tell` gets a line of the others.
 
     Raises:
         UserError: the network has no classes, or its probabilities are not finite.
     """
-    card = ready.model.card
+    card = model.card
     size = (card.channels, card.image_size, card.image_width or card.image_size)
     # Where images were used as they are, and are not square, there is no rule to fit others by.
     side = card.image_size if size[1] == size[2] else None
     reader = ImageReader(Path(), side)
-    batch: list[tuple[str, Pixels]] = []
+    batch: list[tuple[str, Uint8s]] = []
     for file, pixels in zip(files, reader.read(files, card.channels), strict=True):
         if pixels is None:
-            tell(f"{named([file.path])} cannot be read: {' '.join(reader.bad[file.path].split())}")
+            tell(
+                f"{first_names([file.path])} cannot be read: {' '.join(reader.bad[file.path].split())}"
+            )
         elif pixels.shape != size:
             is_, must = (f"{shape[2]}x{shape[1]}" for shape in (pixels.shape, size))
-            tell(f"{named([file.path])} cannot be read: is {is_} pixels large, but must be {must}")
+            tell(
+                f"{first_names([file.path])} cannot be read: is {is_} pixels large, but must be {must}"
+            )
         else:
             batch.append((file.path, pixels))
         if len(batch) == batch_size:
-            yield from _classified(ready, batch)
+            yield from _classified(model, batch)
             batch = []
     if batch:
-        yield from _classified(ready, batch)
+        yield from _classified(model, batch)
 
 
 def write_csv(
-    ready: Ready, files: Sequence[ImageFile], out: Path | None, batch_size: int, tell: Tell
+    model: Model, files: Sequence[ImageFile], out: Path | None, batch_size: int, tell: Tell
 ) -> int:
     """Write path, class, confidence, and a column `p_<class>` per class to `out`, or to stdout.
 
@@ -135,27 +132,47 @@ def write_csv(
     Raises:
         UserError: as `probabilities`, or the file cannot be written.
     """
-    classes, rows = ready.model.card.classes, 0
-    with _opened(out) as file:
+    classes, rows = model.card.classes, 0
+
+    def write(file: TextIO) -> None:
+        nonlocal rows
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class", "confidence", *(f"p_{name}" for name in classes)])
-        for path, shares_K in probabilities(ready, files, batch_size, tell):
+        for path, shares_K in probabilities(model, files, batch_size, tell):
             best = int(shares_K.argmax())
             shown = [f"{share:.6f}" for share in shares_K]
             writer.writerow([path, classes[best], shown[best], *shown])
             rows += 1
+
+    def fill(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+        write(text)
+        text.flush()
+        text.detach()  # the file is closed by who opened it
+
+    if out is None:
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        write(sys.stdout)  # a path's bytes as they are
+        sys.stdout.flush()
+    elif out.is_dir():
+        raise UserError(Problem("is a folder, but must be a file's name", str(out)))
+    else:
+        try:
+            write_atomically(out, fill)
+        except OSError as error:
+            raise UserError(Problem(f"cannot be written: {first_line(error)}", str(out))) from None
     return len(files) - rows
 
 
 def _classified(
-    ready: Ready, batch: list[tuple[str, Pixels]]
+    model: Model, batch: list[tuple[str, Uint8s]]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    from tune_ssl.data.loading import Scale
+    from tune_ssl.data.loading import Normalizer
 
-    (model, device), card = ready, ready.model.card
+    card, device = model.card, model.device
     images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(device)
     with torch.no_grad():
-        inputs = Scale(card.mean, card.std, device).normalize(images)
+        inputs = Normalizer(card.mean, card.std, device).normalize(images)
         logits_NK = model.stage.predict(model.network, inputs).logits_NK
     if logits_NK is None:
         text = f"has no classes: its last stage, {card.stage}, gives features only"
@@ -163,31 +180,9 @@ def _classified(
     shares_NK = logits_NK.float().softmax(dim=1).cpu().numpy()
     for (path, _), shares_K in zip(batch, shares_NK, strict=True):
         if not np.isfinite(shares_K).all():
-            text = f"gives probabilities that are not finite, first for {named([path])}"
+            text = f"gives probabilities that are not finite, first for {first_names([path])}"
             raise UserError(Problem(text, card.trial))
         yield path, shares_K
-
-
-@contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[TextIO]:
-    """stdout, or a file that appears under its name when the block is over."""
-    if out is None:
-        stream: Any = sys.stdout
-        stream.reconfigure(errors="surrogateescape")  # a path's bytes as they are
-        yield stream
-        stream.flush()
-        return
-    if out.is_dir():
-        raise UserError(Problem("is a folder, but must be a file's name", str(out)))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(Problem(f"cannot be written: {error.strerror}", str(out))) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _models(run: Path) -> str:

@@ -65,7 +65,7 @@ SMALL = 16
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageTraits:
     """What a view may know about the data it is for."""
 
     size: int
@@ -81,17 +81,17 @@ class Images:
         return (Flip(),) if self.flip else ()
 
 
-def none(images: Images) -> tuple[Op, ...]:
+def none(images: ImageTraits) -> tuple[Op, ...]:
     """The image as it is."""
     return ()
 
 
-def weak(images: Images) -> tuple[Op, ...]:
+def weak(images: ImageTraits) -> tuple[Op, ...]:
     """Flip and reflect-padded crop by 1/8 of the side (FixMatch, arXiv 2001.07685)."""
     return (*images.flips, ReflectCrop())
 
 
-def strong(images: Images) -> tuple[Op, ...]:
+def strong(images: ImageTraits) -> tuple[Op, ...]:
     """Weak, then colour jitter, histogram operations and random erasing."""
     return (
         *weak(images),
@@ -104,7 +104,7 @@ def strong(images: Images) -> tuple[Op, ...]:
     )
 
 
-def randaugment(images: Images) -> tuple[Op, ...]:
+def randaugment(images: ImageTraits) -> tuple[Op, ...]:
     """Weak, two of FixMatch's 14 operations, Cutout (arXiv 2001.07685, appendix D)."""
     mild = 0.5 if images.small else 1.0
     degrees, part = 30 * mild, 0.3 * mild
@@ -121,19 +121,19 @@ def randaugment(images: Images) -> tuple[Op, ...]:
     return (*weak(images), RandAugment(choices), Cutout(0.25 if images.small else 0.5))
 
 
-def contrastive(images: Images) -> tuple[Op, ...]:
+def contrastive(images: ImageTraits) -> tuple[Op, ...]:
     """SimCLR (arXiv 2002.05709): crop, flip, colour distortion; blur only from 96 pixels on."""
     gray = (Apply("grayscale", p=0.2),) if images.channels == 3 else ()
     blur = (GaussianBlur(kernel=images.size // 20 * 2 + 1),) if images.size >= 96 else ()
     return (_crop(images, 0.08), *images.flips, _jitter(images), *gray, *blur)
 
 
-def contrastive_noise(images: Images) -> tuple[Op, ...]:
+def contrastive_noise(images: ImageTraits) -> tuple[Op, ...]:
     """Crop, colour jitter, Gaussian noise, flip: the recipe for a small encoder on STL-10."""
     return (_crop(images, 0.2), _jitter(images), GaussianNoise(), *images.flips)
 
 
-def joint_contrastive(images: Images) -> tuple[Op, ...]:
+def joint_contrastive(images: ImageTraits) -> tuple[Op, ...]:
     """Flip, crop, colour matrix: the contrastive view where labels and contrast train together.
 
     Source: https://keras.io/examples/vision/semisupervised_simclr/ (`contrastive_augmentation`).
@@ -142,7 +142,7 @@ def joint_contrastive(images: Images) -> tuple[Op, ...]:
     return (*images.flips, TranslateZoom(area), ColorAffine(brightness=0.6, jitter=0.2))
 
 
-def joint_classification(images: Images) -> tuple[Op, ...]:
+def joint_classification(images: ImageTraits) -> tuple[Op, ...]:
     """The same, milder, for the labelled images.
 
     Source: https://keras.io/examples/vision/semisupervised_simclr/ (`classification_augmentation`).
@@ -150,15 +150,15 @@ def joint_classification(images: Images) -> tuple[Op, ...]:
     return (*images.flips, TranslateZoom(0.75), ColorAffine(brightness=0.3, jitter=0.1))
 
 
-def _crop(images: Images, smallest: float) -> ResizedCrop:
+def _crop(images: ImageTraits, smallest: float) -> ResizedCrop:
     return ResizedCrop(scale=(0.5 if images.small else smallest, 1.0))
 
 
-def _jitter(images: Images) -> ColorJitter:
+def _jitter(images: ImageTraits) -> ColorJitter:
     return ColorJitter() if images.channels == 3 else ColorJitter(saturation=0.0, hue=0.0)
 
 
-_VIEWS: dict[str, Callable[[Images], tuple[Op, ...]]] = {
+_VIEWS: dict[str, Callable[[ImageTraits], tuple[Op, ...]]] = {
     recipe.__name__: recipe
     for recipe in (
         *(none, weak, strong, randaugment, contrastive, contrastive_noise),
@@ -185,4 +185,4 @@ def view(name: str, *, image_size: int, channels: int, flip: bool) -> View:
         problems.append(Problem(f"is {channels}, but must be 1 or 3", key="channels"))
     if problems:
         raise UserError(problems)
-    return View(name, _VIEWS[name](Images(image_size, channels, flip)))
+    return View(name, _VIEWS[name](ImageTraits(image_size, channels, flip)))

@@ -17,7 +17,7 @@ from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.folder import ImageFile, ImageReader, Listing, fit, list_images, to_array
 from tune_ssl.data.splits import hold_out
 
-Pixels = NDArray[np.uint8]
+Uint8s = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 DEFAULT_ROOT = "~/.cache/tune-ssl/data"
@@ -37,11 +37,11 @@ IMAGENETTE_CLASSES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """Labels (N,), -1 where unknown, and lazily one uint8 (C, H, W) per label; None for a bad image."""
 
     labels: Ints
-    images: Iterable[Pixels | None]
+    images: Iterable[Uint8s | None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Source:
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
-    parts: dict[str, Part]
+    parts: dict[str, SourcePart]
     bad: dict[str, str] = field(default_factory=dict)
     ignored_files: int = 0
 
@@ -105,8 +105,8 @@ def digits(spec: DataSpec) -> Source:
     train, test = hold_out(labels)
     side = spec.image_size or 8
     parts = {
-        "train": Part(labels[train], _fitted(pixels[train, None], side)),
-        "test": Part(labels[test], _fitted(pixels[test, None], side)),
+        "train": SourcePart(labels[train], _fitted(pixels[train, None], side)),
+        "test": SourcePart(labels[test], _fitted(pixels[test, None], side)),
     }
     return Source(tuple("0123456789"), (1, side, side), parts)
 
@@ -123,7 +123,9 @@ def mnist(spec: DataSpec) -> Source:
     )
     side = spec.image_size or 28
     parts = {
-        name: Part(np.asarray(data.targets, np.int64), _fitted(data.data.numpy()[:, None], side))
+        name: SourcePart(
+            np.asarray(data.targets, np.int64), _fitted(data.data.numpy()[:, None], side)
+        )
         for name, data in (("train", train), ("test", test))
     }
     return Source(tuple("0123456789"), (1, side, side), parts)
@@ -138,7 +140,7 @@ def cifar10(spec: DataSpec) -> Source:
     )
     side = spec.image_size or 32
     parts = {
-        name: Part(
+        name: SourcePart(
             np.asarray(data.targets, np.int64), _fitted(data.data.transpose(0, 3, 1, 2), side)
         )
         for name, data in (("train", train), ("test", test))
@@ -154,13 +156,13 @@ def stl10(spec: DataSpec) -> Source:
     )
     side = spec.image_size or 96
     parts = {
-        name: Part(np.asarray(data.labels, np.int64), _fitted(data.data, side))
+        name: SourcePart(np.asarray(data.labels, np.int64), _fitted(data.data, side))
         for name, data in (("train", train), ("test", test))
     }
     # 2.7 GB, which torchvision would read at once: columns come first in the file, as it says
     flat = np.memmap(_root(spec) / "stl10_binary" / "unlabeled_X.bin", dtype=np.uint8, mode="r")
     extra = flat.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
-    parts["unlabeled"] = Part(np.full(len(extra), -1, dtype=np.int64), _fitted(extra, side))
+    parts["unlabeled"] = SourcePart(np.full(len(extra), -1, dtype=np.int64), _fitted(extra, side))
     return Source(tuple(train.classes), (3, side, side), parts)
 
 
@@ -220,7 +222,7 @@ def _from_files(listing: Listing, class_names: tuple[str, ...], side: int | None
     every: list[ImageFile] = [file for files in listing.files.values() for file in files]
     shape = reader.shape(every)
     parts = {
-        part: Part(listing.labels[part], reader.read(files, shape[0]))
+        part: SourcePart(listing.labels[part], reader.read(files, shape[0]))
         for part, files in listing.files.items()
     }
     return Source(class_names, shape, parts, reader.bad, listing.ignored)
@@ -251,7 +253,7 @@ def _torchvision(name: str, spec: DataSpec, folder: str, **options: Any) -> Any:
         raise problem(f"the files in '{root / folder}' are incomplete or damaged") from error
 
 
-def _fitted(images: Pixels, side: int) -> Iterator[Pixels]:
+def _fitted(images: Uint8s, side: int) -> Iterator[Uint8s]:
     """The rows of (N, C, H, W), each scaled to `side`."""
     if images.shape[2:] == (side, side):
         yield from images

@@ -19,7 +19,7 @@ from tune_ssl.base.errors import Problem, UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-Pixels = NDArray[np.uint8]
+Uint8s = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
@@ -133,10 +133,10 @@ class ImageReader:
         width, height = next(iter(sizes))
         return channels, height, width
 
-    def read(self, files: Sequence[ImageFile], channels: int) -> Iterator[Pixels | None]:
+    def read(self, files: Sequence[ImageFile], channels: int) -> Iterator[Uint8s | None]:
         """One image per file, large files decoded by threads a little ahead; None for a bad one."""
 
-        def decode(file: ImageFile) -> Pixels | None:
+        def decode(file: ImageFile) -> Uint8s | None:
             if file.path in self.bad:
                 return None
             try:
@@ -168,7 +168,7 @@ class ImageReader:
             self.bad[file.path] = reason
 
 
-def decode_image(path: Path, channels: int, side: int | None) -> Pixels:
+def decode_image(path: Path, channels: int, side: int | None) -> Uint8s:
     """The file as uint8 (channels, H, W), fitted to `side`. Raises what Pillow raises."""
     from PIL import Image
 
@@ -198,17 +198,17 @@ def fit(image: Image.Image, side: int | None) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def to_array(image: Image.Image) -> Pixels:
+def to_array(image: Image.Image) -> Uint8s:
     """uint8 (C, H, W) of an L or RGB image."""
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def named(paths: Iterable[str], limit: int = LISTED) -> str:
+def first_names(names: Iterable[str], limit: int = LISTED) -> str:
     """The first names, printable on any terminal, and how many more there are."""
-    paths = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
-    more = len(paths) - limit
-    return ", ".join(paths[:limit]) + (f" and {more} more" if more > 0 else "")
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def _classes(top: Path) -> tuple[list[str], int]:

@@ -28,7 +28,7 @@ START_PIXELS = 1 << 22  # likewise, for the images that a stage starts from
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
 
 
-class Scale:
+class Normalizer:
     """How pixels become floats and back; `mean` and `std` (C,) are of the train part, in 0..1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -45,7 +45,7 @@ class Scale:
         return values.round_().clamp_(0, 255).to(torch.uint8)
 
 
-class Data(Scale):
+class Data(Normalizer):
     """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats."""
 
     def __init__(self, store: Store, split: Split, device: torch.device) -> None:
@@ -75,7 +75,7 @@ def _store(spec: DataSpec) -> Store:
     return prepare(spec)
 
 
-class Pixels:
+class DeviceImages:
     """Images to gather from: on the device when they fit there, else from the memory map."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
@@ -97,7 +97,7 @@ class Pixels:
         return found
 
 
-class Order:
+class EndlessShuffle:
     """An endless shuffled walk over `size` images: each one once, then a new order."""
 
     def __init__(self, size: int, generator: Generator) -> None:
@@ -128,7 +128,7 @@ class Order:
         self.generator.set_state(state["generator"])
 
 
-class Side:
+class SetLoader:
     """The labeled or the unlabeled half of the batches: `size` images a step, seen through `views`."""
 
     def __init__(
@@ -144,15 +144,15 @@ class Side:
         labels = on.labels if isinstance(on, LabeledSet) else on.hidden_labels
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.views = [data.view(name) for name in views]
-        self.pixels = Pixels(on.images, data.device)
-        self.order, self.augmentation = Order(len(self.labels), order), augmentation
+        self.images = DeviceImages(on.images, data.device)
+        self.order, self.augmentation = EndlessShuffle(len(self.labels), order), augmentation
 
     def draw(self, steps: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
         """Per step: a float tensor (size, C, H, W) for each view, and the labels (size,)."""
         if not self.size:
             return [((), self.labels[:0].to(self.data.device))] * steps
         at = self.order.draw(steps * self.size)
-        images, labels = self.pixels(at), self.labels[at].to(self.data.device)
+        images, labels = self.images(at), self.labels[at].to(self.data.device)
         seen = [
             self.data.normalize(view(images, self.augmentation)).split(self.size)
             for view in self.views
@@ -162,7 +162,7 @@ class Side:
     def sample(self, most: int, generator: Generator) -> tuple[tuple[Tensor], Tensor]:
         """At most `most` random images, un-augmented, and their labels."""
         at = torch.randperm(len(self.labels) if most else 0, generator=generator)[:most]
-        images = self.data.normalize(self.pixels(at))
+        images = self.data.normalize(self.images(at))
         return (images,), self.labels[at].to(self.data.device)
 
     def state(self) -> dict[str, Any]:
@@ -185,10 +185,10 @@ class Loader:
         seed: int,
     ) -> None:
         size = spec.batch_size
-        self.labeled = Side(
+        self.labeled = SetLoader(
             data, data.sets.labeled, labeled_views, size, stream(seed, 1), stream(seed, 3)
         )
-        self.unlabeled = Side(
+        self.unlabeled = SetLoader(
             data,
             data.sets.unlabeled,
             unlabeled_views,
@@ -261,6 +261,6 @@ def stream(seed: int, number: int) -> Generator:
 
 def in_chunks(data: Data, labeled: LabeledSet, size: int = 512) -> Iterator[Tensor]:
     """Un-augmented float images over a whole set, for evaluation; one chunk at a time in memory."""
-    pixels = Pixels(labeled.images, torch.device("cpu"))
+    images = DeviceImages(labeled.images, torch.device("cpu"))
     for positions in torch.arange(len(labeled)).split(size):
-        yield data.normalize(pixels(positions).to(data.device))
+        yield data.normalize(images(positions).to(data.device))

@@ -11,14 +11,14 @@ from tune_ssl.data.splits import Split
 from tune_ssl.data.store import Store
 
 Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
+Uint8s = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Piece:
     """Rows `indices` (n,) of `images`, a memory-mapped uint8 array (N, C, H, W)."""
 
-    images: Pixels
+    images: Uint8s
     indices: Ints
 
 
@@ -37,7 +37,7 @@ class Images:
         channels, height, width = self.pieces[0].images.shape[1:]
         return len(self), channels, height, width
 
-    def gather(self, positions: Ints) -> Pixels:
+    def gather(self, positions: Ints) -> Uint8s:
         """uint8 (m, C, H, W): a copy of the images at `positions` (m,), in that order."""
         out = np.empty((len(positions), *self.shape[1:]), dtype=np.uint8)
         start = 0

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.spec import DataSpec
+from tune_ssl.data.folder import first_names
 
 Ints = NDArray[np.int64]
 
 HOLD_OUT_RATIO = 0.2
 HOLD_OUT_SEED = 20_240_601  # never to change: it says which images are test images
-LISTED = 5  # names in one message
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,6 @@ def hold_out(labels: Ints) -> tuple[Ints, Ints]:
     return _others(len(labels), test), test
 
 
-def half_width(n: int) -> float:
-    """Half-width of the 95 % interval of an accuracy measured on `n` images: sqrt(ln(40) / 2n).
-
-    Hoeffding's bound, P(|mean - expected| >= t) <= 2 exp(-2 n t^2), set to 0.05. Two configs nearer
-    than this are a tie on that validation set. 0.096 for 200 images, 0.019 for 5,000.
-    """
-    if n < 1:
-        raise ValueError(f"n is {n}, but must be at least 1")
-    return math.sqrt(math.log(40) / (2 * n))
-
-
 @dataclass(frozen=True)
 class _Order:
     """Random keys (uint64) of images and classes, from which every order follows."""
@@ -210,7 +199,7 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
     pool, classes = int(counts.sum()), len(class_names)
     empty = [class_names[k] for k in np.flatnonzero(counts == 0).tolist()]
     if empty:
-        text = f"is {spec.val_ratio}, but leaves no training image of {_named(empty)}"
+        text = f"is {spec.val_ratio}, but leaves no training image of {first_names(empty)}"
         raise UserError(Problem(text, key="data.val_ratio"))
 
     budget = pool
@@ -239,7 +228,7 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
         if short:
             text = (
                 f"is {value}, which takes up to {share} images per class, but in the training pool "
-                f"{_named(short)}; at most {classes * int(counts.min())} can be balanced"
+                f"{first_names(short)}; at most {classes * int(counts.min())} can be balanced"
             )
             raise UserError(Problem(text, key=key))
     return budget
@@ -252,7 +241,7 @@ def _refuse_thin(spec: DataSpec, labels: Ints, class_names: Sequence[str], *, le
         key, value = _asked(spec)
         lack = "without a label" if least == 1 else "with fewer than 2 labels"
         cure = "" if spec.split == "stratified" else ", or data.split: stratified"
-        text = f"is {value}, but leaves {_named(thin)} {lack}; it takes more labels{cure}"
+        text = f"is {value}, but leaves {first_names(thin)} {lack}; it takes more labels{cure}"
         raise UserError(Problem(text, key=key))
 
 
@@ -260,11 +249,6 @@ def _asked(spec: DataSpec) -> tuple[str, object]:
     if spec.num_labels is not None:
         return "data.num_labels", spec.num_labels
     return "data.labeled_ratio", 1.0 if spec.labeled_ratio is None else spec.labeled_ratio
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _others(size: int, rows: Ints) -> Ints:

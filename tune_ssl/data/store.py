@@ -17,24 +17,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line
+from tune_ssl.base.files import write_atomically
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.datasets import Dataset, Source, find_dataset
-from tune_ssl.data.folder import named
+from tune_ssl.data.folder import first_names
 
 FORMAT = 1  # part of every key: raise it when the files below change
 DEFAULT_CACHE = "~/.cache/tune-ssl"
 BLOCK_BYTES = 4 << 20
 PARTS = ("train", "val", "test", "unlabeled")
 
-Pixels = NDArray[np.uint8]
+Uint8s = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class LabeledPart:
     """`images` uint8 (N, C, H, W), a read-only memory map; `labels` int64 (N,) in 0..K-1."""
 
-    images: Pixels
+    images: Uint8s
     labels: NDArray[np.int64]
 
 
@@ -42,7 +43,7 @@ class LabeledPart:
 class UnlabeledPart:
     """As LabeledPart, but every label is -1."""
 
-    images: Pixels
+    images: Uint8s
     labels: NDArray[np.int64]
 
 
@@ -167,7 +168,7 @@ def _opened(path: Path) -> Store | None:
     )
 
 
-def _part(path: Path, meta: dict[str, Any], name: str) -> tuple[Pixels, NDArray[np.int64]]:
+def _part(path: Path, meta: dict[str, Any], name: str) -> tuple[Uint8s, NDArray[np.int64]]:
     count, shape, images = meta["counts"][name], meta["shape"], path / f"{name}.images.bin"
     if images.stat().st_size != count * int(np.prod(shape)):
         raise ValueError(f"{images} has another size than its meta.json says")
@@ -188,7 +189,8 @@ def _build(dataset: Dataset, spec: DataSpec, target: Path) -> None:
         meta = {"dataset": dataset.name, "flip": dataset.flip, **_write(source, spec, temp, target)}
         meta["build_seconds"] = round(time.monotonic() - started, 2)
         with _writing(target):
-            _write_synced(temp / "meta.json", json.dumps(meta, indent=1).encode())
+            content = json.dumps(meta, indent=1).encode()
+            write_atomically(temp / "meta.json", lambda file: file.write(content))
             temp.chmod(0o755)  # mkdtemp's 0700 would shut out others who share the cache
             shutil.rmtree(target, ignore_errors=True)  # damaged, else it had been opened
             temp.rename(target)
@@ -231,7 +233,7 @@ def _write(source: Source, spec: DataSpec, temp: Path, target: Path) -> dict[str
     lost = [source.class_names[k] for k in np.flatnonzero(sizes == 0).tolist()]
     lost += [f"the {name} part" for name in ("val", "test") if counts.get(name) == 0]
     if lost:
-        raise UserError(f"no image of {named(lost)} can be read, or none is left for it")
+        raise UserError(f"no image of {first_names(lost)} can be read, or none is left for it")
     pixels = counts["train"] * source.shape[1] * source.shape[2]
     mean = moments[0] / (255 * pixels)
     variance = moments[1] / (255**2 * pixels) - mean**2
@@ -267,24 +269,17 @@ def _blocks(
         yield rows, block[: len(rows)]
 
 
-def _moments(block: Pixels) -> NDArray[np.uint64]:
+def _moments(block: Uint8s) -> NDArray[np.uint64]:
     sums = block.sum(axis=(0, 2, 3), dtype=np.uint64)
     squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64)
     return np.stack([sums, squares])
 
 
-def _write_whole(file: Any, block: Pixels) -> None:
+def _write_whole(file: Any, block: Uint8s) -> None:
     """An unbuffered write may take only a part of the bytes, as on a disk that fills up."""
     rest = block.data.cast("B")
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _refuse_if_full(source: Source, target: Path) -> None:
@@ -299,7 +294,7 @@ def _refuse_if_full(source: Source, target: Path) -> None:
 
 def _bad_images(bad: dict[str, str], total: int) -> UserError:
     text = (
-        f"is 'refuse', but {len(bad)} of {total} images cannot be read: {named(sorted(bad))}; "
+        f"is 'refuse', but {len(bad)} of {total} images cannot be read: {first_names(sorted(bad))}; "
         "'skip' leaves them out"
     )
     return UserError(Problem(text, key="data.on_bad_image"))
@@ -311,6 +306,6 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the data cache '{target.parent}' cannot be written: {error.strerror or error}; "
+            f"the data cache '{target.parent}' cannot be written: {first_line(error)}; "
             "TUNE_SSL_CACHE names another folder"
         ) from error

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from tune_ssl import methods
-from tune_ssl.base.errors import Problem, UserError, nearest, shown
+from tune_ssl.base.errors import Problem, UserError, first_line, nearest, shown
 from tune_ssl.methods.base import Method
 from tune_ssl.methods.contract import breaches, line_of, raised
 
@@ -31,12 +31,12 @@ class Plugin(NamedTuple):
     digest: str
 
 
-class Loaded(NamedTuple):
+class LoadedFile(NamedTuple):
     digest: str
     methods: list[type[Method[Any]]]
 
 
-_loaded: dict[str, Loaded] = {}  # by path
+_loaded: dict[str, LoadedFile] = {}  # by path
 
 
 def load_plugins(files: Iterable[str | Path]) -> tuple[Plugin, ...]:
@@ -56,7 +56,7 @@ def restore_plugins(recorded: Iterable[Plugin], run: str = "the run") -> tuple[P
         try:
             now = digest_of(Path(path).read_bytes())
         except OSError as error:
-            problem = f"it cannot be read now: {error.strerror}"
+            problem = f"it cannot be read now: {first_line(error)}"
         else:
             problem = "" if now == began else f"its digest is {now} now"
         if problem:
@@ -78,7 +78,7 @@ def _moved(plugin: Plugin) -> Plugin:
 
 
 def _load(files: Iterable[str | Path], *, replace: bool) -> tuple[Plugin, ...]:
-    found: dict[str, Loaded] = {}
+    found: dict[str, LoadedFile] = {}
     problems: list[Problem] = []
     cause: BaseException | None = None
     for file in files:
@@ -87,7 +87,7 @@ def _load(files: Iterable[str | Path], *, replace: bool) -> tuple[Plugin, ...]:
             continue
         try:
             source = _read(Path(file))
-            found[path] = Loaded(digest_of(source), _methods(str(file), path, source))
+            found[path] = LoadedFile(digest_of(source), _methods(str(file), path, source))
             problems += _clashes(str(file), path, found, replace)
         except UserError as error:
             problems += error.problems
@@ -164,7 +164,9 @@ def _beside(error: BaseException, path: str) -> str:
     return ""
 
 
-def _clashes(file: str, path: str, found: dict[str, Loaded], replace: bool) -> Iterator[Problem]:
+def _clashes(
+    file: str, path: str, found: dict[str, LoadedFile], replace: bool
+) -> Iterator[Problem]:
     """Names that another method has: one of ours, of a package, of another file, of this file."""
     names = [method.name for method in found[path].methods]
     others = {m.name: at for at, loaded in found.items() if at != path for m in loaded.methods}
@@ -188,5 +190,5 @@ def _read(path: Path) -> bytes:
     except IsADirectoryError:
         text = "is a folder, but must be a Python file"
     except OSError as error:
-        text = f"cannot be read: {error.strerror}"
+        text = f"cannot be read: {first_line(error)}"
     raise UserError(Problem(text, str(path)))

@@ -34,13 +34,13 @@ else:
     F = LazyModule("torch.nn.functional")
     models = LazyModule("tune_ssl.models")
 
-View = Literal["contrastive", "contrastive_noise", "joint_contrastive", "weak", "strong"]
+TwoViews = Literal["contrastive", "contrastive_noise", "joint_contrastive", "weak", "strong"]
 
 
 class ContrastSpec(TransferSpec):
     """What the methods share that pretrain on two views of an image."""
 
-    view: View = Field("contrastive", description="both views are drawn from it")
+    view: TwoViews = Field("contrastive", description="both views are drawn from it")
     projector_hidden: Size = 512
     projector_dim: Size = 128
     collapse_below: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -85,7 +85,7 @@ class SimCLRPretrain(PretrainStage[SimCLRSpec]):
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         sizes = (self.spec.projector_hidden, self.spec.projector_dim)
-        return models.Projected(models.encoder_for(task, model), sizes)
+        return models.ProjectorNetwork(models.encoder_for(task, model), sizes)
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         first_UD, second_UD = network(torch.cat(batch.unlabeled)).chunk(2)

@@ -58,7 +58,7 @@ class JointStage(Stage[SimCLRJointSpec]):
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         sizes = (self.spec.projector_hidden, self.spec.projector_dim)
-        return models.Probed(models.encoder_for(task, model), sizes, task.num_classes)
+        return models.ProbeNetwork(models.encoder_for(task, model), sizes, task.num_classes)
 
     def parts(self, network: Network) -> dict[str, nn.Module]:
         return {"probe": network.probe}

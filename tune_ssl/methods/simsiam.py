@@ -48,7 +48,7 @@ class SimSiamPretrain(PretrainStage[SimSiamSpec]):
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         sizes = (self.spec.projector_hidden, self.spec.projector_dim)
         bottleneck = self.spec.predictor_hidden if self.spec.predictor else None
-        return models.Predicted(models.encoder_for(task, model), sizes, bottleneck)
+        return models.PredictorNetwork(models.encoder_for(task, model), sizes, bottleneck)
 
     def parts(self, network: Network) -> dict[str, nn.Module]:
         return {"predictor": network.predictor}

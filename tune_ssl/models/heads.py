@@ -161,7 +161,7 @@ class Centroids(nn.Module):
         self.cluster_of_class.copy_(torch.from_numpy(columns))
 
 
-class Projected(nn.Module):
+class ProjectorNetwork(nn.Module):
     """Encoder -> Linear -> BatchNorm -> ReLU -> Linear to D = `sizes[1]` (SimCLR's projector).
 
     `forward` gives the projection (N, D); the encoder is what is kept. `norm=False` is without
@@ -184,7 +184,7 @@ class Projected(nn.Module):
         return projected
 
 
-class Predicted(Projected):
+class PredictorNetwork(ProjectorNetwork):
     """SimSiam's heads: a projector that ends in BatchNorm without affine, and a predictor.
 
     The predictor is Linear -> BatchNorm -> ReLU -> Linear through `bottleneck` dimensions; without
@@ -205,7 +205,7 @@ class Predicted(Projected):
             )
 
 
-class Probed(Projected):
+class ProbeNetwork(ProjectorNetwork):
     """A projector without BatchNorm, and beside it a linear probe on the encoder's features."""
 
     def __init__(self, encoder: nn.Module, sizes: tuple[int, int], num_classes: int) -> None:

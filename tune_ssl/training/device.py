@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.spec import ComputeSpec
 
 
@@ -16,8 +16,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).split("\n")[0]
-        text = f"is {name!r}, but must be auto, cpu or a device of this machine ({first})"
+        text = (
+            f"is {name!r}, but must be auto, cpu or a device of this machine ({first_line(error)})"
+        )
         raise UserError(Problem(text, "compute.device")) from None
     return device
 

@@ -27,10 +27,12 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from tune_ssl.base.code_digest import source_digest
+from tune_ssl.base.errors import first_line
+from tune_ssl.base.files import write_atomically
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data
 from tune_ssl.data.store import cache_folder
@@ -80,13 +82,10 @@ class Shelf:
             key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for key, value in network.state_dict().items()
         }
-        temporary = self.folder / f".{step}"
+        content = save(weights, {"means": json.dumps(means)})
         try:
-            save_file(weights, temporary, {"means": json.dumps(means)})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self._file(step))
-        except (OSError, SafetensorError) as error:
+            write_atomically(self._file(step), lambda file: file.write(content))
+        except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._give_up(error)
         else:
@@ -96,13 +95,15 @@ class Shelf:
     def _give_up(self, error: Exception) -> None:
         self.writable = False
         place = self.folder.parent
-        warnings.warn(f"'{place}' does not keep this pretrained network: {error}", stacklevel=3)
+        warnings.warn(
+            f"'{place}' does not keep this pretrained network: {first_line(error)}", stacklevel=3
+        )
 
     def _file(self, step: int) -> Path:
         return self.folder / f"{step:06d}.safetensors"
 
 
-def take(file: Any, network: nn.Module) -> dict[str, float]:
+def load_weights(file: Any, network: nn.Module) -> dict[str, float]:
     """Load the weights of one of `Shelf.open`'s files into `network`; returns the means."""
     network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     means: dict[str, float] = json.loads(file.metadata()["means"])

@@ -22,7 +22,7 @@ from tune_ssl.data.sets import LabeledSet
 from tune_ssl.methods.base import Stage
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_device
-from tune_ssl.training.encoder_cache import Shelf, reusable, shelf_key, take
+from tune_ssl.training.encoder_cache import Shelf, load_weights, reusable, shelf_key
 from tune_ssl.training.evaluation import evaluate
 from tune_ssl.training.guard import Collapsed, Diverged
 from tune_ssl.training.stepper import Stepper
@@ -117,7 +117,7 @@ def train(
             evaluations_before += len(targets)
             continue
         stepper = Stepper(spec, stage, network, data, steps, steps_before)
-        best = Best(metric, mode) if spec.budget.checkpoint == "best" else None
+        best = BestWeights(metric, mode) if spec.budget.checkpoint == "best" else None
         if resume is not None and index == at_stage:
             images_before = resume["images_before"]
             stepper.load(resume["stepper"])
@@ -143,7 +143,9 @@ def train(
                 progress = {"stage": index, "images_before": images_before, "seconds": seconds}
 
                 def snapshot(
-                    stepper: Stepper = stepper, best: Best | None = best, progress: Any = progress
+                    stepper: Stepper = stepper,
+                    best: BestWeights | None = best,
+                    progress: Any = progress,
                 ) -> dict[str, Any]:
                     kept = best.state() if best else None
                     spec_and_state = {"spec": digest(spec), "stepper": stepper.state()}
@@ -192,7 +194,7 @@ def points(
             if target <= stepper.step:  # before an interruption
                 continue
             if kept:
-                means = take(kept[target], stepper.averaged)
+                means = load_weights(kept[target], stepper.averaged)
                 stepper.step = target
             else:
                 means = stepper.advance_to(target)
@@ -201,7 +203,7 @@ def points(
             yield means, kept is not None
 
 
-class Best:
+class BestWeights:
     """Keeps the weights with the best validation value of a stage (the first one of equals)."""
 
     def __init__(self, metric: str, mode: str) -> None:

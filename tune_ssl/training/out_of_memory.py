@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import TypeVar
 
+from tune_ssl.base.errors import first_line
 from tune_ssl.study.trial import TrialSpec, override
 
 # What allocators say where they raise a bare RuntimeError: CUDA, HIP, MPS, cuBLAS and cuDNN, the CPU's.
@@ -55,7 +56,7 @@ def with_retry(attempt: Callable[[TrialSpec], T], spec: TrialSpec, *, ran_out: b
     except Exception as error:
         if not out_of_memory(error):
             raise
-        said = _first_line(error)
+        said = first_line(error).rstrip(".")
     free()  # here the error is gone, and with it every frame that it kept
     less = smaller(spec)
     if isinstance(less, str):
@@ -65,7 +66,7 @@ def with_retry(attempt: Callable[[TrialSpec], T], spec: TrialSpec, *, ran_out: b
     except Exception as error:
         if not out_of_memory(error):
             raise
-        said = _first_line(error)
+        said = first_line(error).rstrip(".")
     free()
     tried = f"also with each batch in {less.compute.accumulate} parts"
     raise TooLarge(f"out of memory: {said}; {tried}; {REMEDY}")
@@ -80,7 +81,3 @@ def free() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
