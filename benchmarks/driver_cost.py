@@ -1,6 +1,6 @@
 """What the driver costs at scale: `python -m benchmarks.driver_cost [TRIALS ...]`.
 
-For each count a search of that many trials goes the whole real way (Optuna's studies on disk, Ray's Tuner,
+For each count a search of that many trials goes the whole real way (Optuna's studies, Ray's Tuner,
 the records with their fsyncs), with a trainable that only reports: 5 reports of 16 metrics, and values
 of which the pruner stops next to none. Each count has a process of its own. Seconds inside the driver's calls are put
 down to Optuna (what its studies do), to our disk writes, to the rest of our code, or to Ray (all the rest of
@@ -119,73 +119,83 @@ def watch(clock: Clock) -> None:
     import optuna
 
     from tune_ssl.records import log
-    from tune_ssl.search.condition import RoutingSearcher
     from tune_ssl.tuning.live_table import LiveTable
-    from tune_ssl.tuning.ray_adapters import Bookkeeper, RoutingScheduler, WhenStopped
+    from tune_ssl.tuning.ray_adapters import (
+        Caretaker,
+        Room,
+        StreamScheduler,
+        StreamSearcher,
+        WhenStopped,
+    )
+    from tune_ssl.tuning.stream import JobStream
 
-    clock.wrap(RoutingSearcher, "suggest", "ours", "suggestion")
-    clock.wrap(RoutingSearcher, "on_trial_complete", "ours")
-    clock.wrap(RoutingScheduler, "on_trial_result", "ours", "report")
-    clock.wrap(RoutingScheduler, "on_trial_complete", "ours")
+    clock.wrap(StreamSearcher, "suggest", "ours", "asked for a job")
+    clock.wrap(StreamSearcher, "on_trial_complete", "ours")
+    clock.wrap(StreamScheduler, "on_trial_result", "ours", "report")
+    clock.wrap(StreamScheduler, "choose_trial_to_run", "ours")
+    clock.wrap(StreamScheduler, "on_trial_complete", "ours")
     clock.wrap(WhenStopped, "stop_all", "ours")
-    for name in ("on_trial_complete", "on_checkpoint", "on_trial_error", "on_trial_recover"):
-        clock.wrap(Bookkeeper, name, "ours")
+    for name in ("on_trial_complete", "on_checkpoint", "on_trial_error", "on_step_end"):
+        clock.wrap(Caretaker, name, "ours")
+    clock.wrap(Room, "on_step_end", "ours")
     clock.wrap(LiveTable, "on_step_end", "ours")
+    clock.wrap(JobStream, "next", "ours", "suggestion")
+    clock.wrap(JobStream, "end", "ours", "ending")
     clock.wrap(optuna.Study, "ask", "optuna", "ask")
-    for name in ("tell", "get_trials"):
-        clock.wrap(optuna.Study, name, "optuna")
-    for name in ("suggest_float", "suggest_int", "suggest_categorical", "report", "set_user_attr"):
-        clock.wrap(optuna.Trial, name, "optuna")
+    clock.wrap(optuna.Study, "tell", "optuna")
+    clock.wrap(optuna.Trial, "report", "optuna")
     clock.wrap(optuna.Trial, "should_prune", "optuna", "should_prune")
-    clock.wrap(log, "append", "disk", "append")
-    clock.wrap(log, "sync", "disk", "sync")
+    clock.wrap(log, "append_all", "disk", "append")
+    clock.wrap(log, "sync", "disk")
+    clock.wrap(os, "fsync", "disk", "fsync")
 
 
 def measure(folder: Path, trials: int, sampler: str, scheduler: str) -> dict[str, Any]:
     """One search of `trials` simulated trials; its figures."""
     from rich.console import Console
 
-    from tune_ssl.cluster.connect import cluster
-    from tune_ssl.records import ledger, log
-    from tune_ssl.runs.folder import create
-    from tune_ssl.runs.splits import check_data, record_splits
-    from tune_ssl.search.condition import StudySource
+    from tune_ssl.records import log
+    from tune_ssl.records.ledger import Ledger
     from tune_ssl.study.study import load_study
-    from tune_ssl.tuning import run
+    from tune_ssl.tuning import run as road
 
     path = folder / "study.yaml"
     path.write_text(STUDY.format(trials=trials, sampler=sampler, scheduler=scheduler))
-    study = load_study(path)
-    stores = check_data(study)
     clock = Clock()
     watch(clock)
-    with cluster(verbose=False), open(os.devnull, "w") as nowhere:
-        run = create(
-            study, stores, folder / "runs", "simulated", "python -m benchmarks.driver_cost"
-        )
-        seeds = [*study.settings.tuning_seeds, *study.settings.seeds]
-        source = StudySource(run, study, record_splits(run, study, stores, seeds))
+    spent: dict[str, float] = {}
+    train_all = road.train_all
+
+    def timed(*arguments: Any) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
+        train_all(*arguments)
+        spent.update(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+
+    road.train_all, road.train_job = timed, simulated_trial
+    with open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere)
-        run.run_jobs(source, simulated_trial, study.settings, "simulated", console)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    ended = ledger.endings(log.read(run / log.TRIALS))
+        run = road.run_study(
+            load_study(path), name="simulated", runs=folder / "runs", confirm=False, console=console
+        )
+    ended = Ledger.read(run).ended
     reports = len(log.read(run / log.HISTORY))
     assert len(ended) == trials, f"only {len(ended)} of {trials} trials ended"
     times = sorted(event["time"] for event in ended.values())
     tenth = max(1, trials // 10)
+    wall = spent["wall"]
     return {
         "trials": trials,
         "reports": reports,
         "sampler": sampler,
         "scheduler": scheduler,
         "wall": wall,
-        "driver_cpu": cpu,
+        "driver_cpu": spent["cpu"],
         "ours": clock.wall["ours"],
         "optuna": clock.wall["optuna"],
         "disk": clock.wall["disk"],
         "ray": wall - sum(clock.wall.values()),
         "cpu": dict(clock.cpu),
+        "fsyncs": len(clock.calls["fsync"]),
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "files": {str(p.relative_to(run)): p.stat().st_size for p in run.rglob("*") if p.is_file()},
         "tenths": {
@@ -214,7 +224,7 @@ def shown(figures: dict[str, Any]) -> str:
         sizes["ray/" if name.startswith("ray") else name] += size
     kept = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in sorted(sizes.items()))
     parts = [
-        part for part in figures["tenths"].items() if not part[0].startswith(("append", "sync"))
+        part for part in figures["tenths"].items() if not part[0].startswith(("append", "fsync"))
     ]
     tenths = [("a trial, end to end", figures["trial_ms"]), *parts]
     lines = [
@@ -223,6 +233,7 @@ def shown(figures: dict[str, Any]) -> str:
         f"report; the driver's CPU {figures['driver_cpu']:.1f} s, "
         f"{1000 * figures['driver_cpu'] / trials:.1f} ms per trial",
         "  of the wall: " + ", ".join(map(share, ("ours", "disk", "optuna", "ray"))),
+        f"  fsyncs {figures['fsyncs']}: {figures['fsyncs'] / trials:.2f} per trial",
         f"  peak memory of the driver {figures['rss_mib']:.0f} MiB",
         f"  run folder: {kept}",
         "  ms in the first and in the last tenth: "

@@ -125,7 +125,7 @@ def test_a_recorded_config_outside_the_search_space_is_one_line(tmp_path):
 
 def test_tpe_is_told_what_others_try_and_that_keys_belong_together():
     """Explicitly: what Optuna does by itself has changed from version to version."""
-    sampler = build_sampler(StudySpec(), seed=1, number=0)
+    sampler = build_sampler(StudySpec(), {}, seed=1, number=0)
     assert sampler._constant_liar is True and sampler._multivariate is True
 
 

@@ -98,7 +98,7 @@ class ConditionSearch:
                 self.study.enqueue_trial(p)
             seed = self.settings.tuning_seed + 7919 * self.index
             seed = (seed + zlib.crc32((self.variant or "").encode())) % 2**32
-            self.study.sampler = build_sampler(self.settings, seed, number)
+            self.study.sampler = build_sampler(self.settings, self.kinds, seed, number)
             self.live[number] = self.study.ask(self.kinds)
             self.reported[number] = set()
         return number, {**self.base, **self.live[number].params}

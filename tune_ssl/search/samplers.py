@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 
 from tune_ssl.base.spec import StudySpec
 
 
-def build_sampler(settings: StudySpec, seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number` of a study.
+def build_sampler(
+    settings: StudySpec, kinds: Mapping[str, BaseDistribution], seed: int, number: int
+) -> optuna.samplers.BaseSampler:
+    """The sampler that draws trial `number` of a study, which has the keys of `kinds`.
 
     What it draws depends on the seed, the number and the trials before it, and on nothing that a process
     remembers: a search that goes on after a kill draws what it would have drawn.
@@ -22,7 +26,8 @@ def build_sampler(settings: StudySpec, seed: int, number: int) -> optuna.sampler
     if settings.searcher in ("random", "grid"):  # a grid's values are given
         return optuna.samplers.RandomSampler(seed=fresh)
     samplers: dict[str, Any] = {
-        "tpe": lambda: optuna.samplers.TPESampler(
+        "tpe": lambda: FixedSpaceTPE(
+            kinds,
             seed=fresh,
             n_startup_trials=max(4, min(10, settings.num_trials // 3)),
             multivariate=True,
@@ -34,6 +39,17 @@ def build_sampler(settings: StudySpec, seed: int, number: int) -> optuna.sampler
     }
     sampler: optuna.samplers.BaseSampler = samplers[settings.sampler]()
     return sampler
+
+
+class FixedSpaceTPE(optuna.samplers.TPESampler):
+    """Every trial has every key: the space need not be looked for in all trials before each draw."""
+
+    def __init__(self, kinds: Mapping[str, BaseDistribution], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.space = {key: kind for key, kind in sorted(kinds.items()) if not kind.single()}
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return self.space
 
 
 class NumberedQMC(optuna.samplers.QMCSampler):
