@@ -25,6 +25,7 @@ class LiveTable(NotPickled, tune.Callback):
         self.stream, self.title, self.console = stream, title, console
         self.metric = stream.context.study.settings.metric
         self.began, self.drawn = time.monotonic(), 0.0
+        self.done_before = self._done()
         self.live = Live(console=console, auto_refresh=False, transient=False)
         stream.on_end = self._line if not console.is_terminal else None
 
@@ -47,8 +48,13 @@ class LiveTable(NotPickled, tune.Callback):
 
     def table(self) -> Table:
         progress = [line.progress for line in self.stream.lines]
-        done = sum(p.done_before + p.ended.total() for p in progress)
-        caption = f"{done} trials, {_span(time.monotonic() - self.began)}; best {self.metric}"
+        done, expected = self._done(), sum(line.expected for line in self.stream.lines)
+        spent = time.monotonic() - self.began
+        caption = f"{done} of {expected} trials, {_span(spent)}"
+        if done > self.done_before and done < expected:
+            left = spent / (done - self.done_before) * (expected - done)
+            caption += f", about {_span(left)} left"
+        caption += f"; best {self.metric}"
         table = Table(title=escape(self.title), caption=caption)
         table.add_column("condition", no_wrap=True)
         table.add_column("phase", no_wrap=True)
@@ -65,6 +71,9 @@ class LiveTable(NotPickled, tune.Callback):
                 "-" if p.best is None else f"{p.best:.4f}",
             )
         return table
+
+    def _done(self) -> int:
+        return sum(p.done_before + p.ended.total() for p in (x.progress for x in self.stream.lines))
 
     def _line(self, job: Job, status: str, value: float | None) -> None:
         progress = self.stream.of[job.condition].progress

@@ -155,17 +155,31 @@ def open_run(
 
 def searching(context: RunContext, confirm: bool = True) -> list[Sequence[Begin]]:
     """The phases of each condition: its search, and then its finalists and its confirmation."""
-    then = (FinalistPhase, ConfirmPhase) if confirm else ()
+    settings = context.study.settings
+    best = min(settings.finalists, settings.num_trials)
+    repeats = best * len(settings.finalist_seeds) if best > 1 else 0
+
+    def then(index: int) -> list[Begin]:
+        return [
+            Begin(partial(FinalistPhase, context, index), repeats),
+            Begin(partial(ConfirmPhase, context, index), len(settings.seeds)),
+        ]
+
     return [
-        [search, *(partial(kind, context, index) for kind in then)]
+        [Begin(search), *(then(index) if confirm else ())]
         for index, search in enumerate(search_phases(context))
     ]
 
 
 def ablating(context: RunContext) -> list[Sequence[Begin]]:
     """The phases of each condition: the retuning of its rows, and the rows."""
+    rows = [context.ledger.planned.get(c.id, {}) for c in context.study.conditions]
+    seeds = len(context.study.settings.seeds)
     return [
-        [retuning, partial(AblationPhase, context, index)]
+        [
+            Begin(retuning),
+            Begin(partial(AblationPhase, context, index), len(rows[index]) * seeds),
+        ]
         for index, retuning in enumerate(search_phases(context, retuning=True))
     ]
 

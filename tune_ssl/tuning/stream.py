@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tune_ssl.base.errors import Stopped
 from tune_ssl.base.secrets import redact
@@ -21,7 +22,12 @@ from tune_ssl.tuning.phase import Phase, RunContext
 
 FEWEST = 3  # failed trials after which it is asked whether all of them fail
 
-Begin = Callable[[], Phase | None]
+
+class Begin(NamedTuple):
+    """How a phase begins, and how many jobs it may be expected to have."""
+
+    make: Callable[[], Phase | None]
+    expected: int = 0
 
 
 @dataclass
@@ -59,6 +65,12 @@ class ConditionLine:
                 self._advance()
         return self.next_job
 
+    @property
+    def expected(self) -> int:
+        """Jobs of all its phases, those that ended included."""
+        later = sum(begin.expected for begin in self.waiting)
+        return self.progress.done_before + self.progress.planned + later
+
     def count(self, status: str, value: float | None) -> None:
         self.progress.ended[status] += 1
         if status == log.FINISHED and value is not None:
@@ -70,7 +82,7 @@ class ConditionLine:
         """On to the next phase that has something to do, or to the end."""
         self.phase = None
         while self.phase is None and self.waiting:
-            self.phase = self.waiting.pop(0)()
+            self.phase = self.waiting.pop(0).make()
             if self.phase is not None and not self.phase.planned:
                 self.phase = None
         if self.phase is None:
