@@ -8,7 +8,7 @@ demo: .venv/installed          ## search, confirm and report the embedded defaul
 	$(BIN)/tune-ssl search search_spaces/simclr.yaml
 
 test: .venv/installed          ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: .venv/installed          ## clusters, killed processes, a soak of TUNE_SSL_SOAK_MINUTES (30)
 	$(BIN)/python -m pytest -m slow
@@ -30,7 +30,9 @@ bench: .venv/installed         ## measure steps, what a trial costs beyond train
 	$(BIN)/python -m benchmarks.report_scale
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.driver_cost 100 1000
+	$(BIN)/python -m benchmarks.slot_share search search_spaces/simclr.yaml
 	$(BIN)/python -m benchmarks.two_nodes
+	$(BIN)/python -m benchmarks.growing_cluster
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
