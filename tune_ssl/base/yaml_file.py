@@ -76,12 +76,10 @@ def read_yaml(path: Path, expected: str = "the keys fixed, search and study") ->
     """Parse a mapping; UserError with file:line when it cannot be read or is no mapping."""
     text = _text(path)
     try:
-        node = _parsed("compose", text)
         file = YamlFile(path, {})
+        data, node = _parsed(text, f"{path}:")
         if node is not None:
-            _refuse_odd(node, f"{path}:")
             _walk(node, (), file)
-        data = _parsed("load", text)
     except UserError:
         raise
     except Exception as error:  # ruamel raises many kinds
@@ -104,10 +102,7 @@ def read_yaml(path: Path, expected: str = "the keys fixed, search and study") ->
 def parse_value(text: str) -> Any:
     """One value as YAML 1.2 reads it: `1e-3` is a number, `off` a text. ValueError if none."""
     try:
-        node = _parsed("compose", text)
-        if node is not None:
-            _refuse_odd(node, "")
-        return _parsed("load", text)
+        return _parsed(text, "")[0]
     except UserError as error:
         raise ValueError(f"it {error.problems[0].text}") from None
     except Exception as error:  # ruamel raises many kinds
@@ -171,14 +166,19 @@ def _text(path: Path) -> str:
     raise UserError(Problem(problem, str(path)))
 
 
-def _parsed(how: str, text: str) -> Any:
+def _parsed(text: str, path: str) -> tuple[Any, Node | None]:
+    """The values of a text and the nodes that they are made of; UserError for odd ones, at `path`."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", ReusedAnchorWarning
         )  # YAML allows it, and it fills ten lines
         yaml = YAML(typ="safe", pure=True)
         yaml.allow_duplicate_keys = True  # `_walk` reports them all, with their lines
-        return getattr(yaml, how)(text)
+        node = yaml.compose(text)
+        if node is None:
+            return None, None
+        _refuse_odd(node, path)
+        return yaml.constructor.construct_document(node), node
 
 
 def _reason(error: Exception) -> str:
