@@ -315,19 +315,23 @@ def fuzz_run(
 
 def take_up(run: Path, tally: Counter[str]) -> None:
     """What a resume does before Ray is started."""
+    from tune_ssl.records.ledger import Ledger
     from tune_ssl.runs.folder import refuse_other_data, reopen
-    from tune_ssl.runs.resuming import found
-    from tune_ssl.runs.splits import check_data, record_splits
-    from tune_ssl.search.condition import StudySource
+    from tune_ssl.runs.splits import check_data
+    from tune_ssl.runs.status import what_was_found
+    from tune_ssl.tuning.run import open_run, searching
+    from tune_ssl.tuning.stream import JobStream
 
     tally["run folders, taken up: tried"] += 1
+    told: list[str] = []
     try:
         _, study = reopen(run.parent, run.name)
-        found(run, None)
+        ledger = Ledger.glance(run)
+        told += what_was_found(run, ledger, None)
         stores = check_data(study)
         refuse_other_data(run, study, stores)
-        splits = record_splits(run, study, stores, study.settings.tuning_seeds)
-        StudySource(run, study, splits).remaining()
+        context = open_run(run, study, stores, ledger, told.append)
+        told.append(f"over: {JobStream(context, searching(context)).over}")
     except (UserError, Stopped):
         tally["run folders, taken up: refused"] += 1
     except Exception as error:
