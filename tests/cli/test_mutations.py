@@ -1,4 +1,7 @@
-"""Whatever a file, an override or a run folder has become: an answer, or lines on stderr and exit code 2."""
+"""Whatever a file, an override or a run folder has become: an answer, or lines on stderr and exit code 2.
+
+The fast cases are a sample; `make slow` draws more, `python -m tests.mutations` as many as are asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,10 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests import mutations
 from tests.support.runs import CONFIRMED
 from tune_ssl.study.study import load_study
-
-SEEDS = st.integers(0, 2**64).map(random.Random)
-QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-def few(examples):
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=QUIET,
-    )
 
 
 @pytest.fixture
@@ -33,30 +21,40 @@ def here(tmp_path):
         yield tmp_path
 
 
-@few(120)
-@given(draw=SEEDS)
-def test_a_changed_study_file_is_checked_or_refused_in_plain_lines(here, draw):
-    mutations.fuzz_file(draw, here, Counter())
+def seeds(few: int, many: int):
+    """A test for each of two parts of the seeds 0 to `many`: the first `few`, and the slow rest."""
+    parts = [range(few), pytest.param(range(few, many), marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("seeds", parts, ids=["few", "many"])
 
 
-@few(120)
-@given(draw=SEEDS)
-def test_an_odd_override_is_taken_or_refused_in_plain_lines(here, draw):
+@seeds(30, 200)
+def test_a_changed_study_file_is_checked_or_refused_in_plain_lines(here, seeds):
+    for seed in seeds:
+        mutations.fuzz_file(random.Random(seed), here, Counter())
+
+
+@seeds(30, 200)
+def test_an_odd_override_is_taken_or_refused_in_plain_lines(here, seeds):
     (here / "s.yaml").write_text(CONFIRMED)
     keys = mutations.known_keys(load_study(here / "s.yaml"))
-    mutations.fuzz_overrides(draw, here, keys, Counter())
+    for seed in seeds:
+        mutations.fuzz_overrides(random.Random(seed), here, keys, Counter())
 
 
-@few(60)
-@given(draw=SEEDS)
-def test_a_damaged_run_folder_is_read_and_taken_up_or_refused_in_plain_lines(here, confirmed, draw):
-    mutations.fuzz_run(draw, here, confirmed, Counter(), report=False)
+@seeds(12, 60)
+@pytest.mark.filterwarnings("ignore:.*torn line.*dropped")
+def test_a_damaged_run_folder_is_read_and_taken_up_or_refused_in_plain_lines(
+    here, confirmed, seeds
+):
+    for seed in seeds:
+        mutations.fuzz_run(random.Random(seed), here, confirmed, Counter(), report=False)
 
 
-@few(4)
-@given(draw=SEEDS)
-def test_a_damaged_run_folder_is_reported_or_refused_in_plain_lines(here, confirmed, draw):
-    mutations.fuzz_run(draw, here, confirmed, Counter(), report=True)
+@seeds(1, 6)
+@pytest.mark.filterwarnings("ignore:.*torn line.*dropped")
+def test_a_damaged_run_folder_is_reported_or_refused_in_plain_lines(here, confirmed, seeds):
+    for seed in seeds:
+        mutations.fuzz_run(random.Random(seed), here, confirmed, Counter(), report=True)
 
 
 def test_the_detector_sees_a_traceback(here, monkeypatch):

@@ -118,7 +118,7 @@ def test_a_choice_may_be_null(sound):
         ),
         (b"a: 1\nb: \x00\n", "s.yaml:2: the file is not valid YAML: unacceptable character #x0000"),
         (b"\xff\xfe\x00", "s.yaml is not a text in UTF-8 (byte 0)"),
-        ("a: " + "[" * 3000, "s.yaml: the file is not valid YAML: it is nested too deeply"),
+        ("a: " + "[" * 600, "s.yaml: the file is not valid YAML: it is nested too deeply"),
     ],
 )
 def test_what_is_no_yaml_mapping_is_one_line(problems, text, expected):
