@@ -190,8 +190,8 @@ study:
         ("[0.1, 0.25]", "[0.1, 0.1]", "is [0.1, 0.1], but must name each value once"),
         ("data.mu: {int: [1, 3]}", "data.mu: {int: [0, 3]}", "s.yaml:10: search.data.mu is 0, but"),
         ("data.mu: {int", "data.mu: {uniform", "search.data.mu is 1.0, but must be a whole number"),
-        ("data.mu: {int", "data.labeled_ratio: {uniform", "is in conditions too, but a key is"),
-        ("data.mu: {int", "seed: {int", "search.seed must not be here: seeds are given by study."),
+        ("data.mu: {int", "data.labeled_ratio: {uniform", "is in conditions too, but a key can"),
+        ("data.mu: {int", "seed: {int", "search.seed must not be here: study.tuning_seed"),
         ("data.mu: {int", "data.num_labels: {int", "search.data.num_labels must not be searched"),
         ("{losses.cluster.weight: 0}", "0", "ablate.no_cluster is 0, but must map a trial's keys"),
         ("cluster.weight: 0", "cluster.weight: -1", "s.yaml:12: ablate.no_cluster.losses.cluster."),
@@ -216,12 +216,12 @@ study:
         (
             "losses.cluster.weight: 0",
             "data.val_ratio: 0.1",
-            "ablate.no_cluster.data.val_ratio must not be here: the rows of an ablation see the same",
+            "ablate.no_cluster.data.val_ratio must not be changed by a variant: all rows of an abl",
         ),
         (
             "losses.cluster.weight: 0",
             "budget.steps: 200",
-            "budget.steps makes 200 steps of 400: the rows of an ablation have equal budgets",
+            "budget.steps changes 400 steps to 200, but all rows of an ablation must have equally",
         ),
         ("num_trials: 12", "num_trials: 0", "s.yaml:13: study.num_trials is 0, but must be"),
         ("num_trials: 12", "tuning_seed: 2", "study.seeds is [0, 1, 2], but must not have the tun"),
@@ -318,11 +318,11 @@ def test_overrides_reach_every_section_and_the_last_one_wins(sound):
         ("study.searcher=gird", "override study.searcher=gird: study.searcher is 'gird', but"),
         (
             "optim.lr=0.01",
-            "override optim.lr=0.01: optim.lr is set by search too; search.optim.lr=null takes",
+            "override optim.lr=0.01: optim.lr is in search too; search.optim.lr=null takes",
         ),
         (
             "data.labeled_ratio=0.5",
-            "data.labeled_ratio is set by conditions too; conditions.data.labeled_ratio=null takes",
+            "data.labeled_ratio is in conditions too; conditions.data.labeled_ratio=null takes",
         ),
     ],
 )

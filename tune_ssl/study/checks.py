@@ -26,7 +26,7 @@ from tune_ssl.study.variants import RETUNE
 
 MOST_CONDITIONS = 1000
 SAMPLER_PACKAGES = {"cmaes": "cmaes"}  # others need only what tune-ssl itself needs
-CHECKED = ("searcher", "sampler", "metric", "mode")  # checked further when another key is wrong
+CHECKED = ("searcher", "sampler", "metric", "mode")  # still checked when another key is wrong
 SEEDS = ("seed", "data.split_seed")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # What decides which images are labeled is the same for all trials of a condition.
@@ -34,7 +34,7 @@ LABELING = ("dataset", "root", "labeled_ratio", "num_labels", "split", "validati
 
 
 class Checks:
-    """A study file's sections, checked, and the problems found so far."""
+    """The checks of one study file: its sections, and the problems found so far."""
 
     def __init__(self, file: YamlFile, problems: list[Problem]) -> None:
         self.file, self.problems = file, [*file.twice, *problems]
@@ -135,14 +135,15 @@ class Checks:
             place, name = ("search", key), f"search.{key}"
             self._no_seed(place, key, "search.")
             if key in self.sections["conditions"]:
-                text = "is in conditions too, but a key is either compared within or searched"
+                text = "is in conditions too, but a key can be in only one of conditions and search"
                 self.add(place, name, text)
             if key in [f"data.{part}" for part in LABELING]:
-                text = "must not be searched, for it decides what is labeled; use conditions"
+                text = "must not be searched, because it decides which images are labeled; use conditions"
                 self.add(place, name, text)
             if key == "budget.eval_every" or key.startswith("budget.steps"):
                 text = (
-                    "must not be searched, for only trials of equal budgets compare; use conditions"
+                    "must not be searched, because only trials with equal budgets can be compared; "
+                    "use conditions"
                 )
                 self.add(place, name, text)
             try:
@@ -177,27 +178,27 @@ class Checks:
             for key, problem in wrong:
                 self.add((*place, key), f"{name}.{problem.key}", problem.text)
             if not wrong:
-                self._same_terms(place, name, changes)
+                self._comparable(place, name, changes)
             self._retune((*place, RETUNE), f"{name}.{RETUNE}", values.get(RETUNE, []), changes)
         return self.sections["ablate"]
 
-    def _same_terms(self, place: Keys, name: str, changes: dict[str, Any]) -> None:
-        """The rows of an ablation see the same labels. Steps may move between stages, not grow fewer."""
+    def _comparable(self, place: Keys, name: str, changes: dict[str, Any]) -> None:
+        """All rows of an ablation have the same labels and steps; steps may move from stage to stage."""
         if not self.method_known:
             return
         row, base = override(self.base, changes), self.base
         others = [part for part in LABELING if getattr(row.data, part) != getattr(base.data, part)]
         for key in dict.fromkeys(_own(f"data.{part}", changes) for part in others):
-            text = "must not be here: the rows of an ablation see the same labels"
+            text = "must not be changed by a variant: all rows of an ablation have the same labels"
             self.add((*place, key), f"{name}.{key}", text)
         for key in changes:
             if key in self.sections["conditions"] and key not in [f"data.{p}" for p in others]:
-                text = "is in conditions too, and a row is compared within each of them"
+                text = "is in conditions too, and a variant must not change a condition"
                 self.add((*place, key), f"{name}.{key}", text)
         own = [key for key in changes if key.partition(".")[0] == "budget"]
         steps, whole = (sum(spec.stage_steps().values()) for spec in (row, base))
         if own and steps != whole:
-            text = f"makes {steps} steps of {whole}: the rows of an ablation have equal budgets"
+            text = f"changes {whole} steps to {steps}, but all rows of an ablation must have equally many"
             self.add((*place, own[0]), f"{name}.{own[0]}", text)
 
     def _retune(self, place: Keys, name: str, keys: Any, changes: dict[str, Any]) -> None:
@@ -217,7 +218,7 @@ class Checks:
             key = ".".join(keys[1:])
             for section in ("conditions", "search"):
                 if keys[0] == "fixed" and key in self.sections[section]:
-                    text = f"is set by {section} too; {section}.{key}=null takes it out of there"
+                    text = f"is in {section} too; {section}.{key}=null takes it out of there"
                     self.add(keys, key, text)
 
     def together(
@@ -229,17 +230,17 @@ class Checks:
     ) -> None:
         """What single keys cannot show: each condition with the domains' ends, and the grid."""
         ends = {key: d.ends() for key, d in search.items()}
-        for cell in cells(axes):
+        for cell in condition_cells(axes):
             for i in range(max(map(len, ends.values()), default=1)):
                 values = cell | {key: of[i % len(of)] for key, of in ends.items()}
-                self._corner(fixed, values, cell)
+                self._check_values(fixed, values, cell)
         if settings.searcher == "grid":
             try:
                 grid(search, settings.num_trials)
             except ValueError as error:
                 self.add(("study", "num_trials"), "study.num_trials", str(error))
 
-    def _corner(self, fixed: TrialSpec, values: dict[str, Any], cell: dict[str, Any]) -> None:
+    def _check_values(self, fixed: TrialSpec, values: dict[str, Any], cell: dict[str, Any]) -> None:
         try:
             override(fixed, values)
         except UserError as error:
@@ -253,7 +254,7 @@ class Checks:
         if not self.method_known:
             return
         spec = self.base
-        better = measured(spec)
+        better = metric_directions(spec)
         if settings.metric not in better:
             text = unknown(f"metric of {spec.method.name}", settings.metric, better)
             self.add(("study", "metric"), "study.metric", text)
@@ -264,7 +265,7 @@ class Checks:
 
     def _no_seed(self, place: Keys, key: str, prefix: str) -> None:
         if key in SEEDS:
-            text = "must not be here: seeds are given by study.tuning_seed and study.seeds"
+            text = "must not be here: study.tuning_seed and study.seeds set the seeds"
             self.add(place, prefix + key, text)
 
     def _override_problems(self, values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
@@ -279,13 +280,13 @@ class Checks:
                 yield _own(problem.key, values), problem
 
 
-def measured(spec: TrialSpec) -> dict[str, str | None]:
+def metric_directions(spec: TrialSpec) -> dict[str, str | None]:
     """val/<metric> -> which way is better (None: neither), of what a run of `spec` ends with."""
     stage = spec.stages()[-1]
     return {f"val/{k}": way for e in stage.evaluators for k, way in MEASURED[e].items()}
 
 
-def cells(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+def condition_cells(axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """The product of the condition axes, in order; one empty cell without any."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 

@@ -16,11 +16,11 @@ from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
 from tune_ssl.records.domain import Domain
-from tune_ssl.study.checks import Checks, cells, condition_id
+from tune_ssl.study.checks import Checks, condition_cells, condition_id
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
-from tune_ssl.study.variants import Variant, written
+from tune_ssl.study.variants import Variant, variants_from_file
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Study:
         """The product of the condition axes, in the file's order; `all` without any."""
         return [
             Condition(condition_id(cell), cell, override(self.fixed, cell))
-            for cell in cells(self.axes)
+            for cell in condition_cells(self.axes)
         ]
 
     @property
     def variants(self) -> list[Variant]:
         """The ablation variants that the file writes down."""
-        return written(self.ablate)
+        return variants_from_file(self.ablate)
 
     def resolved(self) -> dict[str, Any]:
         """Nested plain values that `study_from` reads back into an equal study."""

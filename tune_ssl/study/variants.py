@@ -30,7 +30,7 @@ class Variant:
     switches: tuple[str, ...] | None = None
 
 
-def written(section: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
+def variants_from_file(section: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
     """The variants of a study's checked `ablate` section."""
     return [
         Variant(
@@ -42,7 +42,7 @@ def written(section: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
     ]
 
 
-def generated(spec: TrialSpec) -> list[Variant]:
+def generated_variants(spec: TrialSpec) -> list[Variant]:
     """What can be taken out of any method: each loss term, all others, ramp-ups, the method itself.
 
     Terms are switched off within their stage; a stage with one term keeps it. What changes nothing
@@ -87,7 +87,7 @@ def _supervised(spec: TrialSpec) -> dict[str, Any]:
     return changes
 
 
-def combined(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
+def factorial_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
     """The full factorial design over the named variants: every combination but the empty one.
 
     A combination's name has them in the order of `variants`, however they were asked for.
@@ -102,7 +102,7 @@ def combined(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]
     by_name = {variant.name: variant for variant in variants}
     names = [name for name in by_name if name in names]
     if len(JOIN.join(names)) > LONGEST:
-        text = f"has names of {len(JOIN.join(names))} characters together, of at most {LONGEST}"
+        text = f"makes a name of {len(JOIN.join(names))} characters, but at most {LONGEST} fit"
         raise UserError(Problem(text, "--factorial"))
     rows = []
     for size in range(1, len(names) + 1):
@@ -111,7 +111,7 @@ def combined(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]
             changes: dict[str, Any] = {}
             for part in parts:
                 if clash := [k for k, v in part.changes.items() if changes.get(k, v) != v]:
-                    text = f"has {clash[0]} in two of {', '.join(chosen)}, with different values"
+                    text = f"combines {', '.join(chosen)}, which set {clash[0]} to different values"
                     raise UserError(Problem(text, "--factorial"))
                 changes |= part.changes
             retune = tuple(dict.fromkeys(key for part in parts for key in part.retune))
@@ -119,7 +119,9 @@ def combined(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]
     return rows
 
 
-def merged(config: Mapping[str, Any], changes: Mapping[str, Any], method: str) -> dict[str, Any]:
+def changed_config(
+    config: Mapping[str, Any], changes: Mapping[str, Any], method: str
+) -> dict[str, Any]:
     """The reference's config with a variant's changes: flat, as `override` and a command line take it.
 
     What a change replaces goes, and with another method than `method` whatever only that one knows.
@@ -140,7 +142,7 @@ def _of_method(key: str) -> bool:
     return first in ("method", "losses") or (first == "optim" and len(rest) > 1)
 
 
-def distinct(
+def distinct_variants(
     spec: TrialSpec, config: Mapping[str, Any], variants: Iterable[Variant]
 ) -> Iterator[tuple[Variant, dict[str, Any], str]]:
     """(variant, its config, why it is left out or ""): it changes nothing, or is another one again.
@@ -151,7 +153,7 @@ def distinct(
     reference = override(spec, config)
     seen = {digest(reference): "the reference"}
     for variant in variants:
-        values = merged(config, variant.changes, reference.method.name)
+        values = changed_config(config, variant.changes, reference.method.name)
         built = digest(override(spec, values))
         same = None if variant.retune else seen.get(built)
         yield variant, values, f"is the same as {same}" if same else ""

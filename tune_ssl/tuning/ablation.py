@@ -16,11 +16,16 @@ from tune_ssl.records import log
 from tune_ssl.records.ledger import TUNING, Ledger
 from tune_ssl.records.log import Record
 from tune_ssl.runs.describe import code_revision, command_line
-from tune_ssl.study.checks import measured
+from tune_ssl.study.checks import metric_directions
 from tune_ssl.study.domains import trials_of
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
-from tune_ssl.study.variants import Variant, combined, distinct, generated
+from tune_ssl.study.variants import (
+    Variant,
+    distinct_variants,
+    factorial_variants,
+    generated_variants,
+)
 from tune_ssl.tuning.phase import RepeatPhase, RunContext
 
 Tell = Callable[[str], None]
@@ -152,12 +157,14 @@ class Planner:
         variants = self._variants(condition, config, wanted)
         rows = []
         try:
-            for variant, values, same in distinct(condition.spec, config, variants):
+            for variant, values, same in distinct_variants(condition.spec, config, variants):
                 spec = override(condition.spec, values)
                 for key in variant.retune:
                     for end in self.study.search[key].ends():
                         override(condition.spec, {**values, key: end})
-                unmeasured = "" if self.metric in measured(spec) else f"has no {self.metric}"
+                unmeasured = (
+                    "" if self.metric in metric_directions(spec) else f"has no {self.metric}"
+                )
                 steps, whole = (sum(s.stage_steps().values()) for s in (spec, base))
                 if steps != whole and not same:
                     tell(f"{condition.id}: {variant.name} trains {steps} steps of {whole}")
@@ -174,7 +181,7 @@ class Planner:
     ) -> list[Variant]:
         every = {variant.name: variant for variant in self.study.variants}
         chosen = dict(every)
-        for variant in generated(override(condition.spec, config)):
+        for variant in generated_variants(override(condition.spec, config)):
             every.setdefault(variant.name, variant)
             if wanted.auto:
                 chosen.setdefault(variant.name, variant)
@@ -184,7 +191,7 @@ class Planner:
         if wanted.only:
             chosen = {name: every[name] for name in wanted.only}
         if wanted.factorial:
-            design = combined(list(every.values()), wanted.factorial)
+            design = factorial_variants(list(every.values()), wanted.factorial)
             chosen = (chosen if wanted.only or wanted.auto else {}) | {v.name: v for v in design}
         return list(chosen.values())
 
