@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tests.support.helpers import small_spec
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import load_data
+from tune_ssl.study.shared_pretraining import shared_pretraining_key
 from tune_ssl.study.trial import TrialSpec, build_trial, override
 from tune_ssl.training import encoder_cache
 from tune_ssl.training.encoder_cache import Shelf, make_room, shelf_key
@@ -40,7 +41,7 @@ SMALL = {  # of each method, so that a pretraining takes half a second
 
 
 def spec_of(method="simclr", **values) -> TrialSpec:
-    return small_spec(method, **{"compute.cache": True, **SMALL[method], **values})
+    return small_spec(method, **{"compute.cache": True, **SMALL.get(method, {}), **values})
 
 
 def run(spec, **options):
@@ -162,31 +163,56 @@ OWN = {
 }
 
 
+def keys_of(spec: TrialSpec) -> tuple[str, str | None]:
+    """The shelf of the first stage, and what the driver says of it without the data."""
+    return key_of(spec), shared_pretraining_key(spec)
+
+
+def assert_shared(one: TrialSpec, other: TrialSpec, shared: bool = True) -> None:
+    ours, theirs = keys_of(one), keys_of(other)
+    assert None not in (*ours, *theirs)
+    assert (ours[0] == theirs[0]) is (ours[1] == theirs[1]) is shared
+
+
 @pytest.mark.parametrize("key, value", SHARED.items())
-def test_what_only_later_stages_read_shares_a_shelf(key, value):
-    assert key_of(spec_of(**{key: value})) == key_of(spec_of())
+def test_what_only_later_stages_read_shares_a_shelf_and_the_driver_knows(key, value):
+    assert_shared(spec_of(**{key: value}), spec_of())
 
 
 @pytest.mark.parametrize("key, value", OWN.items())
 def test_whatever_shapes_the_pretraining_has_a_shelf_of_its_own(key, value):
-    assert key_of(spec_of(**{key: value})) != key_of(spec_of())
+    assert_shared(spec_of(**{key: value}), spec_of(), shared=False)
 
 
 def test_validation_within_the_budget_shares_only_where_the_unlabeled_pool_is_the_same():
     within = {"data.validation": "within_budget", "data.num_labels": 40}
-    first = key_of(spec_of(**within))
-    assert key_of(spec_of(**within, **{"optim.finetune.lr": 0.5})) == first
-    assert key_of(spec_of(**{**within, "data.num_labels": 100})) != first
-    assert key_of(spec_of(**{**within, "data.val_ratio": 0.4})) != first
+    first = spec_of(**within)
+    assert_shared(spec_of(**within, **{"optim.finetune.lr": 0.5}), first)
+    assert_shared(spec_of(**{**within, "data.num_labels": 100}), first, shared=False)
+    assert_shared(spec_of(**{**within, "data.val_ratio": 0.4}), first, shared=False)
 
 
 def test_only_the_settings_count_that_a_stage_is_trained_by():
-    own = {"optim.perturbation.lr": 0.002}
-    first = key_of(spec_of("fixmatch_cvae", **own))
-    assert key_of(spec_of("fixmatch_cvae", **own, **{"optim.lr": 0.5})) == first
-    assert key_of(spec_of("fixmatch_cvae", **own, **{"optim.weight_decay": 0.5})) != first
-    predictor = key_of(spec_of("simsiam", **{"optim.predictor.lr": 0.5}))
-    assert predictor != key_of(spec_of("simsiam"))
+    own = {"optim.perturbation.lr": 0.002, "optim.perturbation.weight_decay": 0.0}
+    first = spec_of("fixmatch_cvae", **own)
+    for key, value in {"optim.lr": 0.5, "method.threshold": 0.5, "data.num_labels": 20}.items():
+        assert_shared(spec_of("fixmatch_cvae", **own, **{key: value}), first)
+    assert_shared(spec_of("fixmatch_cvae", **own, **{"method.width": 5}), first, shared=False)
+    other = spec_of("simsiam", **{"optim.predictor.lr": 0.5})
+    assert_shared(other, spec_of("simsiam"), shared=False)
+
+
+@pytest.mark.parametrize(
+    "method, values",
+    [
+        ("simclr", {"compute.cache": False}),
+        ("simclr", {"method.init": "random"}),
+        ("simclr_joint", {}),
+        ("supervised", {}),
+    ],
+)
+def test_a_first_stage_that_sees_labels_or_is_not_kept_is_shared_with_nobody(method, values):
+    assert shared_pretraining_key(spec_of(method, **values)) is None
 
 
 def test_other_code_and_another_number_of_threads_do_not_share(monkeypatch):
@@ -287,6 +313,35 @@ def test_when_the_trainer_is_killed_the_next_one_trains_anew_and_nothing_is_left
     assert taken(run(spec))[0]
 
 
+def test_a_report_says_how_long_the_trial_waited_for_anothers_pretraining(shelves, monkeypatch):
+    busy = threading.Event()
+
+    class Watched(FileLock):
+        def acquire(self, *arguments, **options):
+            try:
+                return super().acquire(*arguments, **options)
+            except Timeout:
+                busy.set()
+                raise
+
+    spec = spec_of()
+    assert {report.waited for report in run(spec)} == {0.0}
+    (folder,) = folders(shelves)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(encoder_cache, "FileLock", Watched)
+    reports = []
+    thread = threading.Thread(target=lambda: reports.extend(run(spec)))
+    with FileLock(f"{folder}.lock", is_singleton=False):  # as another process holds it
+        thread.start()
+        assert busy.wait(60)
+    thread.join()
+    (waited,) = {report.waited for report in reports}
+    assert 0 < waited < reports[0].seconds
+    with closing(train(spec)) as stream:
+        state = [next(stream) for _ in range(5)][-1].snapshot() | {"waited": 123.0}
+    assert {report.waited for report in run(spec, resume=state)} == {123.0}
+
+
 def test_a_trial_that_is_stopped_frees_the_lock_also_from_another_thread(shelves):
     spec = spec_of()
     streams = []
@@ -334,13 +389,13 @@ def test_a_ray_worker_frees_the_lock_when_its_trial_is_stopped(shelves, monkeypa
     from ray.train._internal import storage as ray_storage
     from ray.tune.trainable.function_trainable import wrap_function
 
-    from tune_ssl.tuning.worker import search_trial
+    from tune_ssl.tuning.worker import train_job
 
     spec = spec_of()
     place = str(shelves.parent / "ray")
     monkeypatch.setattr(ray_storage, "_get_ray_train_session_dir", lambda: place)
     storage = ray_storage.StorageContext(place, "search", trial_dir_name="t")
-    worker = wrap_function(search_trial)(config=worker_config(spec), storage=storage)
+    worker = wrap_function(train_job)(config=worker_config(spec), storage=storage)
     assert json.loads(worker.train()["report"])["step"] == 4
     other = Process(spec)
     other.go()

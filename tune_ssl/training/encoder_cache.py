@@ -1,8 +1,8 @@
 """Networks of stages that see no label, kept by the digest of everything that shaped them.
 
 Pretraining does not depend on the label budget, so every trial of a study may start from the same
-one. A shelf holds the (averaged) weights of each evaluation: a trial that takes them reports the
-very numbers of one that trained them. It lies in $TUNE_SSL_CACHE, else in ~/.cache/tune-ssl.
+one. A shelf holds the (averaged) weights of each evaluation. A trial that takes them reports the
+same numbers as one that trains them. It lies in $TUNE_SSL_CACHE, else in ~/.cache/tune-ssl.
 
     <digest>/000050.safetensors     the weights at step 50, and its mean losses, as one file
     <digest>.lock                   held by the one process that trains them
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -36,8 +37,8 @@ from tune_ssl.base.files import write_atomically
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data
 from tune_ssl.data.store import cache_folder
-from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
+from tune_ssl.study.shared_pretraining import shaping
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_precision
 
@@ -50,6 +51,7 @@ class Shelf:
     def __init__(self, key: str, steps: list[int]) -> None:
         self.folder, self.steps = cache_folder() / "pretrained" / key, steps
         self.writable = True
+        self.waited = 0.0  # seconds for which another process had the lock
 
     def open(self) -> dict[int, Any] | None:
         """Step -> its file; None unless all are there and whole. What is open outlives its deletion."""
@@ -62,11 +64,17 @@ class Shelf:
         return files
 
     def lock(self) -> contextlib.AbstractContextManager[Any]:
-        """What one process at a time can enter: the one that trains this network."""
+        """What one process at a time can enter: the one that trains this network. Sets `waited`."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder.with_name(f"{self.folder.name}.lock")
-            held = FileLock(path, thread_local=False).acquire()
+            lock = FileLock(path, thread_local=False)
+            try:
+                held = lock.acquire(timeout=0)
+            except Timeout:
+                began = time.perf_counter()
+                held = lock.acquire()
+                self.waited = time.perf_counter() - began
             for left in self.folder.glob(".*"):  # by a process that was killed
                 left.unlink()
         except OSError as error:
@@ -110,38 +118,21 @@ def load_weights(file: Any, network: nn.Module) -> dict[str, float]:
     return means
 
 
-def reusable(stage: Stage[Any]) -> bool:
-    """Whether what the stage trains can serve trials of other label budgets: it sees no label."""
-    return not stage.labeled_views
-
-
 def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> str:
     """The digest of everything that shapes what `stage` trains.
 
-    `before` is the key of the stage before it. Left out is what only other stages read. The code
-    counts too, so that weights of another version are never taken.
+    `before` is the key of the stage before it. The code counts too, so that weights of another version
+    are never taken.
     """
-    stages = {each.name for each in find_method(spec.method.name).stage_types}
-    on_cpu = data.device.type == "cpu"
     unlabeled = data.split.unlabeled.astype("<i8").tobytes()
+    on_cpu = data.device.type == "cpu"
     return digest(
         {
-            "stage": [type(stage).__qualname__, stage.name, before],
+            **shaping(spec, stage),
+            "before": before,
             "data": [data.store.digest, data.store.flip, hashlib.sha256(unlabeled).hexdigest()],
-            "batch": [spec.data.batch_size, spec.data.mu, spec.compute.accumulate],
-            "model": spec.model.model_dump(),
-            "method": spec.method.model_dump(exclude=set(stage.shaped_without)),
-            "losses": {
-                term: loss.model_dump()
-                for term, loss in spec.losses.items()
-                if term in stage.loss_terms
-            },
-            "optim": spec.optim.of(stage.name).model_dump(exclude=stages),
-            "budget": [spec.stage_steps()[stage.name], spec.budget.eval_every],
-            "compute": [data.device.type, str(pick_precision(spec.compute, data.device))],
-            "channels_last": spec.compute.channels_last,
+            "device": [data.device.type, str(pick_precision(spec.compute, data.device))],
             "threads": torch.get_num_threads() if on_cpu else None,
-            "seed": spec.seed,
             "code": _source_digest(type(stage)),  # type: ignore[arg-type]
             "versions": [version(package) for package in ("torch", "torchvision", "timm")],
         }

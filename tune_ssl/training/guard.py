@@ -14,7 +14,7 @@ class Diverged(ArithmeticError):
     def __init__(self, quantity: str, step: int, value: float) -> None:
         super().__init__(f"{quantity} is {value} at step {step}")
         self.quantity, self.step, self.value = quantity, step, value
-        self.images_seen, self.seconds = 0, 0.0
+        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
 
 
 class Collapsed(ArithmeticError):
@@ -25,7 +25,7 @@ class Collapsed(ArithmeticError):
             f"{quantity} is {value:.3g} over steps {first} to {step}, under its floor {floor:g}"
         )
         self.quantity, self.step, self.value = quantity, step, value
-        self.images_seen, self.seconds = 0, 0.0
+        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
 
 
 class Guard:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -20,9 +20,10 @@ from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data, load_data, stream
 from tune_ssl.data.sets import LabeledSet
 from tune_ssl.methods.base import Stage
+from tune_ssl.study.shared_pretraining import sees_no_label
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_device
-from tune_ssl.training.encoder_cache import Shelf, load_weights, reusable, shelf_key
+from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
 from tune_ssl.training.evaluation import evaluate
 from tune_ssl.training.guard import Collapsed, Diverged
 from tune_ssl.training.stepper import Stepper
@@ -51,7 +52,8 @@ class Report:
 
     `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained`
     and `result` are the weights and validation values that the checkpoint rule chose. `stand_in` is
-    what to compare trials on, in the study's mode, while `result` lacks its metric. `snapshot()` is all that
+    what to compare trials on, in the study's mode, while `result` lacks its metric. `waited` are those of the
+    `seconds` in which another process trained what this trial then took. `snapshot()` is all that
     `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
     the weights were taken from another trial's pretraining.
     """
@@ -65,6 +67,7 @@ class Report:
     stand_in: float | None
     images_seen: int
     seconds: float
+    waited: float
     trained: Trained
     snapshot: Callable[[], dict[str, Any]] | None
 
@@ -90,8 +93,9 @@ def train(
     """
     if resume is not None and resume["spec"] != digest(spec):
         raise ValueError(f"the checkpoint is of spec {resume['spec']}, not {digest(spec)}")
-    at_stage, seconds_before = (resume["stage"], resume["seconds"]) if resume else (0, 0.0)
-    began = time.perf_counter()
+    before = resume or {}
+    at_stage = before.get("stage", 0)
+    clock = Clock(before.get("seconds", 0.0), before.get("waited", 0.0))
 
     # Data
     device = pick_device(spec.compute.device)
@@ -110,7 +114,9 @@ def train(
         network = stage.build(data.task, spec.model, network).to(device)
         steps, every = steps_of[stage.name], spec.budget.eval_every
         targets = [*range(every, steps, every), steps]
-        key = shelf_key(spec, stage, data, key) if key is not None and reusable(stage) else None
+        key = (
+            shelf_key(spec, stage, data, key) if key is not None and sees_no_label(stage) else None
+        )
         shelf = Shelf(key, targets) if key else None
         if index < at_stage:  # finished before the interruption: its weights are in the checkpoint
             steps_before += steps
@@ -127,7 +133,7 @@ def train(
             stepper.start()
 
         try:
-            for means, taken in points(stepper, targets, shelf):
+            for means, taken in points(stepper, targets, shelf, clock):
                 # Evaluate
                 trained = Trained(stage, stepper.averaged, data)
                 result = trained.evaluate(data.sets.validation, "val")
@@ -139,8 +145,8 @@ def train(
 
                 # Report
                 stand_in = metrics.get(f"val/{stage.stand_in}")  # more is better
-                seconds = seconds_before + time.perf_counter() - began
-                progress = {"stage": index, "images_before": images_before, "seconds": seconds}
+                spent = {"seconds": clock.seconds, "waited": clock.waited}
+                progress = {"stage": index, "images_before": images_before, **spent}
 
                 def snapshot(
                     stepper: Stepper = stepper,
@@ -160,13 +166,13 @@ def train(
                     result=result,
                     stand_in=-stand_in if stand_in and mode == "min" else stand_in,
                     images_seen=images_before + stepper.images_seen,
-                    seconds=seconds,
+                    **spent,
                     trained=trained,
                     snapshot=None if taken else snapshot,
                 )
         except (Diverged, Collapsed) as error:
             error.images_seen = images_before + stepper.images_seen
-            error.seconds = seconds_before + time.perf_counter() - began
+            error.seconds, error.waited = clock.seconds, clock.waited
             raise
         network = stepper.averaged.requires_grad_(True)
         steps_before += steps
@@ -175,7 +181,7 @@ def train(
 
 
 def points(
-    stepper: Stepper, targets: list[int], shelf: Shelf | None
+    stepper: Stepper, targets: list[int], shelf: Shelf | None, clock: Clock
 ) -> Iterator[tuple[dict[str, float], bool]]:
     """At each of the steps `targets`: the means since the last, and whether they were taken.
 
@@ -187,6 +193,7 @@ def points(
             kept = shelf.open()
             if kept is None:
                 held.enter_context(shelf.lock())
+                clock.waited += shelf.waited
                 kept = shelf.open()  # now it may be complete, by whoever had the lock
         if kept:
             held.close()
@@ -201,6 +208,19 @@ def points(
                 if shelf:
                     shelf.put(target, stepper.averaged, means)
             yield means, kept is not None
+
+
+@dataclass
+class Clock:
+    """The seconds of a trial, its earlier attempts included; `waited` are those for another's pretraining."""
+
+    before: float
+    waited: float
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
 
 
 class BestWeights:
