@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before numpy and torch read it: on several threads small work takes twice the CPU time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 settings.register_profile("here", deadline=None)  # timing is never a test
 settings.load_profile("here")
 
