@@ -225,7 +225,21 @@ def test_one_bad_place_of_several_never_stops_a_study_and_one_cause_at_two_does(
     assert len(endings(stream.context.run)) == (3 if expected else 9)
 
 
-def test_once_a_trial_has_reported_failures_are_the_trials_own(tmp_path):
+def test_a_trial_that_is_further_than_all_that_failed_keeps_the_study_going(tmp_path):
+    stream = stream_of(begun(tmp_path, settings(f"9, {RANDOM}", ONE)))
+    ahead, behind = stream.next(), stream.next()
+    told, also = reports(ahead), reports(behind)
+    for report in (next(told), next(told)):
+        stream.report(ahead, report)
+    stream.report(behind, next(also))
+    stream.report(behind, broken())
+    failed_so_far(stream, 5)
+    assert stream.stopped is None
+    stream.report(ahead, broken())
+    assert "all 7 trials so far failed" in str(stream.stopped)
+
+
+def test_once_a_trial_has_ended_well_failures_are_the_trials_own(tmp_path):
     run = begun(tmp_path, settings(f"9, {RANDOM}", ONE))
     stream = stream_of(run)
     play(stream, until=after(9))

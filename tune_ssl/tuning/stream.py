@@ -115,6 +115,8 @@ class JobStream:
         self.failures: dict[str, set[str]] = {}  # cause -> the places where a trial failed for it
         ends = context.ledger.ended.values()
         self.sound = any(end["event"] != log.FAILED for end in ends)  # has any trial ever worked?
+        self.reached: dict[str, int] = {}  # running trial -> evaluations that it has reported
+        self.failed_at = 0  # evaluations of the failed trial that came furthest
 
     # ---- what Ray asks -------------------------------------------------------------------------
 
@@ -146,7 +148,7 @@ class JobStream:
         if "metrics" in report:
             line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
             self.context.writer.report({"trial": job.trial, **line})
-            self.sound = True
+            self.reached[job.trial] = report["evaluation"]
             if job.pretraining and report["step"] >= job.pretraining_steps:
                 self.pretrained.add(job.pretraining)
         if note := report.get("note"):
@@ -192,7 +194,7 @@ class JobStream:
             **more,
         )
         del self.running[job.trial]
-        causes = self.causes.pop(job.trial, [])
+        causes, reached = self.causes.pop(job.trial, []), self.reached.pop(job.trial, 0)
         line = self.of[job.condition]
         line.progress.running -= 1
         line.count(status, value)
@@ -202,6 +204,7 @@ class JobStream:
         if status != log.FAILED:
             self.sound = True
         elif not job.unfit:
+            self.failed_at = max(self.failed_at, reached)
             self._stop_if_all_fail(causes[-1] if causes else reason or "", report.get("place"))
 
     def stop(self, error: Exception) -> None:
@@ -257,12 +260,12 @@ class JobStream:
     def _stop_if_all_fail(self, cause: str, place: str | None) -> None:
         """Where trials only fail, the rest of the budget would be spent on the same failure.
 
-        As many must have failed as are running, and at each place where trials run or for one cause at two
-        of them: neither a few early failures nor one bad device end a study. A config whose values do not fit
-        together has no digest, and says nothing of the others.
+        As many must have failed as are running, none of which has come further, and at each place where trials
+        run or for one cause at two of them: neither a few early failures nor one bad device end a study. A
+        config whose values do not fit together has no digest, and says nothing of the others.
         """
         self.failures.setdefault(cause, set()).add(place or "")
-        if self.sound:
+        if self.sound or max(self.reached.values(), default=0) > self.failed_at:
             return
         ledger = self.context.ledger
         failed = sum(bool(ledger.begun[trial]["digest"]) for trial in ledger.ended)
