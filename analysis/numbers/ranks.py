@@ -11,7 +11,6 @@ from string import ascii_lowercase
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 LEAST_METHODS = 3  # of two, the paired difference says more
 LEAST_BLOCKS = 5  # below, the tests' approximations are too coarse: Demsar asks for more than 10
@@ -29,7 +28,10 @@ def average_ranks(scores_BK: npt.ArrayLike) -> Floats:
     """
     scores = _checked(scores_BK)
     # Means of the same seeds in another order may differ in their last digits.
-    return np.asarray(stats.rankdata(-scores.round(9), axis=1).mean(axis=0))
+    scores = scores.round(9)
+    higher_BKK = scores[:, None, :] > scores[:, :, None]
+    equal_BKK = scores[:, None, :] == scores[:, :, None]
+    return np.asarray((higher_BKK.sum(axis=2) + (equal_BKK.sum(axis=2) + 1) / 2).mean(axis=0))
 
 
 def friedman_p_value(scores_BK: npt.ArrayLike) -> float:
@@ -40,6 +42,8 @@ def friedman_p_value(scores_BK: npt.ArrayLike) -> float:
     scores = _checked(scores_BK).round(9)
     if not np.ptp(scores, axis=1).any():
         return math.nan
+    from scipy import stats  # a second's import, for the few reports that compare so many methods
+
     return float(stats.friedmanchisquare(*scores.T).pvalue)
 
 
@@ -49,6 +53,8 @@ def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float
     q_alpha is the studentized range's quantile for K methods and infinite degrees of freedom,
     divided by sqrt(2) (Demsar 2006, table 5a).
     """
+    from scipy import stats
+
     q = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / math.sqrt(2)
     return float(q * math.sqrt(methods * (methods + 1) / (6 * blocks)))
 

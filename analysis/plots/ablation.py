@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, error_bars, file_name, look
+from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.read.values import missing
 from analysis.words.display import is_share
@@ -99,7 +99,7 @@ def worst_first(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     )
 
 
-def forest_figure(rows: pd.DataFrame, colour: str) -> go.Figure:
+def forest_figure(rows: pd.DataFrame, colour: str) -> Figure:
     """A line per row, from the top: accuracies in points. The height grows with the rows."""
     names = [wrapped(row) for row in rows["row"]]
     shares = all(is_share(str(metric)) for metric in rows["metric"])
@@ -108,7 +108,8 @@ def forest_figure(rows: pd.DataFrame, colour: str) -> go.Figure:
     places = tall.cumsum() - tall / 2  # in pixels, a row with a long name taking more
     title = f"difference, {unit}" if unit else "difference"
     fig = style.figure(title, "", height=90 + int(tall.sum()))
-    fig.add_vline(x=0, line={"color": style.NEUTRAL, "width": 1.5})
+    zero = {"color": style.NEUTRAL, "width": 1.5}
+    fig.add_line(x0=0, x1=0, y0=0, y1=1, yref="y domain", line=zero)
     for significant, drawn in rows.groupby("significant", sort=False):
         fig.add_scatter(
             x=scale * drawn["mean"],
@@ -126,7 +127,7 @@ def forest_figure(rows: pd.DataFrame, colour: str) -> go.Figure:
             showlegend=False,
         )
     for place in places[rows["mean"].isna()]:
-        fig.add_annotation(x=0, y=place, text="no pairs", showarrow=False, xanchor="left")
+        fig.add_note(x=0, y=place, text="no pairs", xanchor="left")
     fig.update_yaxes(range=[tall.sum(), 0], tickvals=list(places), ticktext=names)
     return fig
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
+from analysis.plots.figure import Figure
 from analysis.read.selection import DEFAULT_RULE
 
 Tables = Mapping[str, pd.DataFrame]  # the report's tables by stem: report.all_tables
@@ -34,7 +34,7 @@ class Plot:
     section: str
     name: str
     title: str
-    figure: go.Figure
+    figure: Figure
     table: pd.DataFrame
     caption: str = ""
     group: str = ""
@@ -87,7 +87,7 @@ def by_condition(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def band(
-    fig: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, method: str
+    fig: Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str, method: str
 ) -> None:
     """Add the area between `low` and `high`, in the method's colour."""
     fig.add_scatter(

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.stats import mean_interval
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, confirmed_by, file_name, look
 from analysis.plots.errors import Floats, matrices
+from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.words.display import interval
 
@@ -75,11 +75,11 @@ def calibration_errors(bins_SB3: Floats) -> Floats:
     return errors
 
 
-def reliability_figure(bins: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def reliability_figure(bins: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition's diagram. Takes its rows of `reliability_table`."""
     fig = style.figure("confidence, %", "accuracy, %", height=380)
     line = {"color": style.NEUTRAL, "width": 1, "dash": "dash"}
-    fig.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line=line)
+    fig.add_line(x0=0, y0=0, x1=100, y1=100, line=line)
     for method, rows in bins.groupby("method", sort=False):
         own = look(method, colours)
         share = rows["images"] / rows["images"].sum()

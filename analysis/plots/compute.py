@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.stats import mean_interval
 from analysis.numbers.tables import confirm_trials
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, spans_wide, wide_ticks
+from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
 from analysis.read.values import missing
 from analysis.words.display import count, interval
@@ -104,9 +104,7 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COST_COLUMNS)
 
 
-def cost_figure(
-    costs: pd.DataFrame, column: str, axis: str, colours: Mapping[str, str]
-) -> go.Figure:
+def cost_figure(costs: pd.DataFrame, column: str, axis: str, colours: Mapping[str, str]) -> Figure:
     """Accuracy over one cost. Takes `cost_table`; a number beside a point is its label count."""
     fig = style.figure(axis, "mean per-class accuracy, %", height=360)
     for method, rows in costs.groupby("method", sort=False):

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.importance import FANOVA
 from analysis.plots import style
 from analysis.plots.base import Plot, file_name
+from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.plots.slices import key_axis
 from analysis.read.load import Runs
@@ -83,7 +83,7 @@ def surface(points: pd.DataFrame, x_key: Key, y_key: Key) -> pd.DataFrame:
     return found.dropna()
 
 
-def contour_figure(table: pd.DataFrame, keys: Mapping[tuple[str, str], Key]) -> go.Figure:
+def contour_figure(table: pd.DataFrame, keys: Mapping[tuple[str, str], Key]) -> Figure:
     """One condition: a panel per method. Takes `contour_table` and (method, key name) -> Key."""
     scale, unit = value_scale(table["metric"])
     methods = list(dict.fromkeys(table["method"]))
@@ -123,14 +123,15 @@ def contour_figure(table: pd.DataFrame, keys: Mapping[tuple[str, str], Key]) -> 
         )
         x_key, y_key = (keys[str(method), rows[f"{axis}_key"].iloc[0]] for axis in "xy")
         small = {"font": {"size": 11}, "standoff": 4}
-        fig.update_xaxes(key_axis(x_key), title=small | {"text": style.halved(x_key.name)}, **at)
-        fig.update_yaxes(key_axis(y_key), title=small | {"text": style.halved(y_key.name)}, **at)
+        fig.update_xaxes(**key_axis(x_key), title=small | {"text": style.halved(x_key.name)}, **at)
+        fig.update_yaxes(**key_axis(y_key), title=small | {"text": style.halved(y_key.name)}, **at)
+    colours = [(i / (len(style.SCALE) - 1), colour) for i, colour in enumerate(style.SCALE)]
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     values = scale * table.loc[table["kind"] == "trial", "value"]
     ends = {"cmin": values.quantile(CLIPPED), "cmax": values.quantile(1 - CLIPPED)}
     if ends["cmin"] == ends["cmax"]:
         ends = {}
-    fig.update_layout(coloraxis={"colorscale": list(style.SCALE), "colorbar": bar, **ends})
+    fig.update_layout(coloraxis={"colorscale": colours, "colorbar": bar, **ends})
     return fig
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.tables import confirm_trials
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, by_condition, confirmed_by, file_name, look
+from analysis.plots.figure import Figure, merged
 from analysis.read.history import counted_on
 from analysis.read.load import Runs
 from analysis.read.selection import DEFAULT_RULE
@@ -92,7 +92,7 @@ def stage_starts(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "stage", "step"])
 
 
-def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) -> go.Figure:
+def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) -> Figure:
     """One panel of one condition: mean over seeds, the band from lowest to highest seed.
 
     Thin lines are the loss times its weight; the weight itself has a strip below. Dotted uprights
@@ -103,10 +103,10 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
     strip = (shown["curve"] == WEIGHT).any()
     fig = style.figure("step", "%" if scale == 100 else "", height=340 if strip else 280)
     if strip:
-        below = fig.layout.yaxis.to_plotly_json()
-        fig.update_layout(yaxis2={**below, "domain": [0, 0.2], "rangemode": "tozero", "nticks": 3})
-        fig.update_layout(yaxis={"domain": [0.28, 1]}, xaxis={"anchor": "y2"})
-        fig.update_layout(yaxis_title_text="loss", yaxis2_title_text="weight")
+        below = merged(fig.layout["yaxis"], {"title": {"text": "weight"}, "domain": [0, 0.2]})
+        fig.update_layout(yaxis2={**below, "rangemode": "tozero", "nticks": 3})
+        fig.update_layout(yaxis={"domain": [0.28, 1], "title": {"text": "loss"}})
+        fig.update_layout(xaxis={"anchor": "y2"})
     for (method, curve), rows in shown.groupby(["method", "curve"], sort=False):
         own = look(method, colours)
         if curve == VALUE and (rows["n"] > 1).any():
@@ -129,10 +129,8 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
     starts = stage_starts(curves[curves["method"].isin(shown["method"])])
     for method, stage, step in starts.itertuples(index=False):
         line = {"color": look(method, colours).colour, "width": 1, "dash": "dot"}
-        fig.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
-        fig.add_annotation(
-            x=step, y=1, yref="paper", text=style.safe(stage), showarrow=False, xanchor="left"
-        )
+        fig.add_line(x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
+        fig.add_note(x=step, y=1, yref="paper", text=style.safe(stage), xanchor="left")
     fig.update_layout(showlegend=shown["method"].nunique() > 1, margin={"r": 24})
     return fig
 

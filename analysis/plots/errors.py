@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.stats import Interval, mean_bounds, mean_interval
 from analysis.numbers.tables import confirm_trials
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, file_name, look
+from analysis.plots.figure import Figure, merged
 from analysis.read.load import Runs
 from analysis.read.study import Study
 from analysis.words.display import interval
@@ -168,7 +168,7 @@ def intervals(values_RN: Floats) -> list[Interval]:
     return [interval for interval in found if interval is not None]
 
 
-def confusion_figure(cells: pd.DataFrame, names: list[str]) -> go.Figure:
+def confusion_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
     """One matrix, K x K: rows are the true classes. Takes one cell's rows of `confusion_table`."""
     fig = style.figure("predicted", "true", height=320 if len(names) <= TICKS else 440)
     places = {name: index for index, name in enumerate(names)}
@@ -205,18 +205,18 @@ def confusion_figure(cells: pd.DataFrame, names: list[str]) -> go.Figure:
     return fig
 
 
-def class_figure(classes: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def class_figure(classes: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition: precision, recall and F1 under each other, a mark per class and method."""
     fig = style.figure("class", "", height=520)
     names = list(dict.fromkeys(classes["class"]))
     methods = list(dict.fromkeys(classes["method"]))
-    plain = fig.layout.yaxis.to_plotly_json()
+    plain = fig.layout["yaxis"]
     places = {name: index for index, name in enumerate(names)}
     for row, measure in enumerate(MEASURES):
         axis, top = f"y{row + 1 if row else ''}", 1 - row * 0.345
         own_axis = {**plain, "domain": [top - 0.31, top], "nticks": 5, "ticksuffix": " %"}
-        fig.update_layout({f"yaxis{axis[1:]}": own_axis})
-        fig.update_layout({f"yaxis{axis[1:]}": {"title": {"text": measure}}})
+        own_axis |= {"title": {"text": measure}}
+        fig.layout[f"yaxis{axis[1:]}"] = merged(plain, own_axis)
         for place, method in enumerate(methods):
             own = look(method, colours)
             mine = classes[(classes["method"] == method) & (classes["measure"] == measure)]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, file_name, look
+from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.read.load import RUNNING, Runs
 from analysis.read.search_space import finished, search_cells
@@ -89,7 +89,7 @@ def best_of_weights(n: int, counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=0))
 
 
-def expected_figure(expected: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def expected_figure(expected: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition's curves, a band per method. Takes `expected_best`."""
     scale, unit = value_scale(expected["metric"])
     fig = style.figure("trials", f"expected best {unit}", height=320)

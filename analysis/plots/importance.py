@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.numbers.importance import FANOVA, LEVEL, MOST, PED_ANOVA, importance_table
 from analysis.plots import contour, style
 from analysis.plots.base import Plot, Tables, by_condition, file_name
+from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 
 LOOKS = {FANOVA: ("circle", "#0072B2", 0.17), PED_ANOVA: ("diamond-open", "#D55E00", -0.17)}
@@ -51,7 +51,7 @@ def importance_caption(rows: pd.DataFrame) -> str:
     )
 
 
-def importance_figure(importance: pd.DataFrame) -> go.Figure:
+def importance_figure(importance: pd.DataFrame) -> Figure:
     """One condition: a panel per method, its keys by fANOVA share. Takes `importance_table`."""
     methods = list(dict.fromkeys(importance["method"]))
     keys = {m: _ordered(importance[importance["method"] == m]) for m in methods}
@@ -85,9 +85,9 @@ def importance_figure(importance: pd.DataFrame) -> go.Figure:
             )
         names = [style.safe(key) for key in height]
         ticks = {"tickvals": list(height.values()), "ticktext": names}
-        fig.update_yaxes(ticks, range=[-0.6, len(height) - 0.4], row=row, col=1)
+        fig.update_yaxes(**ticks, range=[-0.6, len(height) - 0.4], row=row, col=1)
         fig.update_xaxes(range=[-0.02, 1.02], row=row, col=1)
-    fig.update_xaxes(title_text="share of importance", row=len(methods), col=1)
+    fig.update_xaxes(title={"text": "share of importance"}, row=len(methods), col=1)
     return fig
 
 

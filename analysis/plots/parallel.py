@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, file_name
+from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.read.load import Runs
 from analysis.read.search_space import Key, finished, search_cells, searched_keys, spread
@@ -72,7 +72,7 @@ def line_table(trials: pd.DataFrame, keys: list[Key], metric: str, mode: str) ->
     return pd.concat(own, ignore_index=True)
 
 
-def parallel_figure(lines: pd.DataFrame, keys: list[Key]) -> go.Figure:
+def parallel_figure(lines: pd.DataFrame, keys: list[Key]) -> Figure:
     """One condition's and method's lines. Takes rows of `line_table`, and the keys."""
     metric = lines["metric"].iloc[0]
     axes = [*(key.name for key in keys), metric]

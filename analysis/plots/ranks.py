@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, look
+from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 
 ROW = 34  # pixels
@@ -38,7 +38,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     yield Plot("results", "critical-difference", "Average ranks", figure, ranks, caption)
 
 
-def critical_difference_figure(ranks: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def critical_difference_figure(ranks: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """A line per method, best at the top, and at the right a bar over the lines of each group.
 
     Demsar's diagram turned upright, so that long names have room. Takes `comparisons.rank_table`.
@@ -50,7 +50,7 @@ def critical_difference_figure(ranks: pd.DataFrame, colours: Mapping[str, str]) 
     fig = style.figure("average rank", "", height=130 + ROW * count)
     for place, (own, rank) in enumerate(zip(looks, table["rank"], strict=True)):
         line = {"color": own.colour, "width": 1.5}
-        fig.add_shape(type="line", x0=1, x1=rank, y0=place, y1=place, line=line)
+        fig.add_line(x0=1, x1=rank, y0=place, y1=place, line=line)
     fig.add_scatter(
         x=table["rank"],
         y=list(range(count)),
@@ -72,12 +72,12 @@ def critical_difference_figure(ranks: pd.DataFrame, colours: Mapping[str, str]) 
         x = count + (place + 1) * aside
         thick = {"color": style.NEUTRAL, "width": 6}
         ends = {"y0": rows[0] - 0.25, "y1": rows[-1] + 0.25}
-        fig.add_shape(type="line", x0=x, x1=x, **ends, line=thick)
+        fig.add_line(x0=x, x1=x, **ends, line=thick)
     difference = table["critical_difference"].iloc[0]
     ruler = {"color": style.NEUTRAL, "width": 2}
-    fig.add_shape(type="line", x0=1, x1=1 + difference, y0=-1.1, y1=-1.1, line=ruler)
+    fig.add_line(x0=1, x1=1 + difference, y0=-1.1, y1=-1.1, line=ruler)
     text = f"critical difference {difference:.2f}"
-    fig.add_annotation(x=1, y=-1.1, text=text, showarrow=False, xanchor="left", yanchor="bottom")
+    fig.add_note(x=1, y=-1.1, text=text, xanchor="left", yanchor="bottom")
     last = max(count + (len(bars) + 1) * aside, 1 + difference)
     fig.update_xaxes(range=[1 - aside, last], tickvals=list(range(1, count + 1)))
     fig.update_yaxes(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, confirmed_by, error_bars, look, spans_wide
+from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.words.display import interval
 
@@ -39,7 +40,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
 
 def label_efficiency_figure(
     results: pd.DataFrame, colours: Mapping[str, str], logarithmic: bool | None = None
-) -> go.Figure:
+) -> Figure:
     """Test accuracy against the number of labels, a band per method. Takes `results_table`.
 
     Where a method has one label count twice or unknown, conditions differ in something else: then
@@ -72,12 +73,13 @@ def label_efficiency_figure(
     return fig
 
 
-def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """Paired differences in points against the number of labels. Takes `difference_table`."""
     fig = style.figure("labels", "difference, points", height=360)
     found = differences.dropna(subset=["mean"])
     over_labels = _label_axis(fig, found, None)
-    fig.add_hline(y=0, line={"color": style.NEUTRAL, "width": 1.5})
+    zero = {"color": style.NEUTRAL, "width": 1.5}
+    fig.add_line(x0=0, x1=1, xref="x domain", y0=0, y1=0, line=zero)
     methods = list(dict.fromkeys(found["method"]))
     for place, method in enumerate(methods):
         rows = found[found["method"] == method]
@@ -99,17 +101,17 @@ def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> 
     return fig
 
 
-def _label_axis(fig: go.Figure, found: pd.DataFrame, logarithmic: bool | None) -> bool:
+def _label_axis(fig: Figure, found: pd.DataFrame, logarithmic: bool | None) -> bool:
     """Sets the axis of labels, or of conditions where labels do not tell them apart; whether labels."""
     known = found["labels"].notna().all()
     if not known or found.duplicated(["method", "labels"]).any():
-        fig.update_xaxes(type="category", title_text="condition")
+        fig.update_xaxes(type="category", title={"text": "condition"})
         fig.update_layout(scattermode="group", scattergap=0.8)
         return False
     counts = sorted(found["labels"].unique())
     if logarithmic is None:
         logarithmic = spans_wide(found["labels"])
-    ticks = {"tickvals": counts, "ticktext": [f"{count:,.0f}" for count in counts]}
+    ticks: dict[str, Any] = {"tickvals": counts, "ticktext": [f"{count:,.0f}" for count in counts]}
     fig.update_xaxes(type="log" if logarithmic else "linear", **(ticks if len(counts) < 9 else {}))
     return True
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.figure import Figure
 from analysis.read.history import counted_on
 from analysis.read.load import STATUSES, Runs
 from analysis.read.search_space import search_cells
@@ -63,7 +63,7 @@ def rung_survival(runs: Runs) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
-def rung_figure(survival: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def rung_figure(survival: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition's survival, a step line per method. Takes `rung_survival`."""
     fig = style.figure("training step", "search trials", height=320)
     for method, rows in survival.groupby("method", sort=False):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
 from analysis.read.search_space import search_cells
 from analysis.words.display import is_share
@@ -123,7 +123,7 @@ def search_cost(runs: Runs) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COST_COLUMNS)
 
 
-def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition's search: a marker per trial, its symbol the status, and the best so far.
 
     Trials without a value cannot be placed; the caption counts them (`unplaced`).
@@ -159,7 +159,7 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> go.Figu
     return fig
 
 
-def cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition: the best so far against steps and against device-seconds, a line per method."""
     scale, unit = value_scale(cost["metric"])
     fig = style.panels(["", ""], 2, unit, height=270)
@@ -180,8 +180,8 @@ def cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
                 row=1,
                 col=column,
             )
-    fig.update_xaxes(title_text="training steps", col=1)
-    fig.update_xaxes(title_text="device-seconds", col=2)
+    fig.update_xaxes(title={"text": "training steps"}, col=1)
+    fig.update_xaxes(title={"text": "device-seconds"}, col=2)
     return fig
 
 

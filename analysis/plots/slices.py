@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name
+from analysis.plots.figure import Figure
 from analysis.plots.search import MOST_POINTS, all_search_trials, subset_note, thinned, value_scale
 from analysis.read.load import Runs
 from analysis.read.search_space import Key, search_cells, searched_keys, spread
@@ -87,7 +87,7 @@ def slice_table(runs: Runs, axes: Axes) -> pd.DataFrame:
 
 def slice_figure(
     slices: pd.DataFrame, keys: Mapping[str, Key], colours: Mapping[str, str]
-) -> go.Figure:
+) -> Figure:
     """One condition's slices: colour is the method, the symbol how the trial ended.
 
     Takes `slice_table` and the key of each panel.
@@ -122,7 +122,7 @@ def slice_figure(
                 + f"{style.safe(method)}, {str(status).replace('_', ' ')}</extra>",
                 **at,
             )
-        fig.update_xaxes(key_axis(keys[title]), **at)
+        fig.update_xaxes(**key_axis(keys[title]), **at)
     return fig
 
 

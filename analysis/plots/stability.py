@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
+from scipy import special
 
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.search_space import Key, search_cells, searched_keys
 from tune_ssl.records import log
@@ -95,7 +96,7 @@ def bad_regions(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=REGION_COLUMNS)
 
 
-def ending_figure(shares: pd.DataFrame) -> go.Figure:
+def ending_figure(shares: pd.DataFrame) -> Figure:
     """A stacked bar per condition and method. Takes `ending_shares`."""
     cells = shares.drop_duplicates(["condition", "method"])
     fig = style.figure("search trials, %", "", height=len(cells) * ROW + 130)
@@ -134,7 +135,7 @@ def ending_figure(shares: pd.DataFrame) -> go.Figure:
     return fig
 
 
-def region_figure(regions: pd.DataFrame, colours: Mapping[str, str]) -> go.Figure:
+def region_figure(regions: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition: a panel per searched key, methods side by side. Takes `bad_regions`."""
     titles = list(dict.fromkeys(regions["panel"]))
     fig = style.panels(titles, PANEL_COLUMNS, "ended badly, %", height=200)
@@ -167,8 +168,11 @@ def region_figure(regions: pd.DataFrame, colours: Mapping[str, str]) -> go.Figur
                 hovertemplate="%{text} trials<extra>%{fullData.name}</extra>",
                 **at,
             )
-        ticks = {"tickvals": list(range(len(names))), "ticktext": [_two_lines(n) for n in names]}
-        fig.update_xaxes(ticks, range=[-0.5, len(names) - 0.5], **at)
+        ticks: dict[str, Any] = {
+            "tickvals": list(range(len(names))),
+            "ticktext": [_two_lines(n) for n in names],
+        }
+        fig.update_xaxes(**ticks, range=[-0.5, len(names) - 0.5], **at)
     fig.update_yaxes(range=[0, 105])
     fig.update_layout(showlegend=len(methods) > 1)
     return fig
@@ -191,7 +195,10 @@ def _two_lines(region: str) -> str:
 
 
 def _wilson(bad: int, of: int) -> dict[str, float]:
-    from scipy.stats import binomtest
-
-    found = binomtest(bad, of).proportion_ci(method="wilson")
-    return {"share": bad / of, "low": float(found.low), "high": float(found.high)}
+    """The share, and its 95 % interval of Wilson (1927), which cannot leave [0, 1]."""
+    z, share = float(special.ndtri(0.975)), bad / of
+    scale = 2 * (of + z**2)
+    middle = (2 * of * share + z**2) / scale
+    reach = z / scale * math.sqrt(4 * of * share * (1 - share) + z**2)
+    low, high = middle - reach if bad else 0.0, middle + reach if bad < of else 1.0
+    return {"share": share, "low": low, "high": high}

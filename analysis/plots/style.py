@@ -6,9 +6,8 @@ import html
 import json
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
+from analysis.plots.figure import Figure
+from analysis.plots.figure import panels as subplots
 from tune_ssl.records import log
 
 # Okabe and Ito (2008), without black and yellow, which vanish on a dark and on a light page;
@@ -65,7 +64,7 @@ def safe(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
-def figure(x_title: str, y_title: str, height: int = 320) -> go.Figure:
+def figure(x_title: str, y_title: str, height: int = 320) -> Figure:
     """An empty figure in the common look. The page draws the background and sets text colour."""
     axis = {
         "gridcolor": GRID,
@@ -78,7 +77,6 @@ def figure(x_title: str, y_title: str, height: int = 320) -> go.Figure:
         "title": {"standoff": 8},
     }
     layout = {
-        "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 13, "color": NEUTRAL},
@@ -90,7 +88,7 @@ def figure(x_title: str, y_title: str, height: int = 320) -> go.Figure:
         "xaxis": {**axis, "title": {"text": safe(x_title), "standoff": 8}},
         "yaxis": {**axis, "title": {"text": safe(y_title), "standoff": 8}},
     }
-    return go.Figure(layout=layout)
+    return Figure(layout)
 
 
 def wrapped(key: str, longest: int = 12) -> str:
@@ -112,41 +110,39 @@ def panels(
     height: int = 230,
     row_heights: Sequence[float] | None = None,
     gap: float | None = None,
-) -> go.Figure:
+) -> Figure:
     """Panels side by side in the common look, `columns` to a row of `height` pixels."""
     columns = max(1, min(columns, len(titles)))
     rows = -(-len(titles) // columns)
-    fig = make_subplots(
-        rows=rows,
-        cols=columns,
-        subplot_titles=[safe(title) for title in titles],
-        horizontal_spacing=gap or 0.3 / (columns + 2),
-        vertical_spacing=0.34 / rows,
-        row_heights=row_heights,
-    )
-    look = figure("", y_title, height=height * rows + 60).layout.to_plotly_json()
+    shown = [safe(title) for title in titles]
+    fig = subplots(shown, columns, gap or 0.3 / (columns + 2), 0.34 / rows, row_heights)
+    look = figure("", y_title, height=height * rows + 60).layout
     x_axis, y_axis = look.pop("xaxis"), look.pop("yaxis")
-    fig.update_layout(look)
-    fig.update_xaxes(x_axis, tickangle=0, tickfont={"size": 11})
-    fig.update_yaxes({key: value for key, value in y_axis.items() if key != "title"})
-    fig.update_yaxes(title=y_axis["title"], col=1)
-    fig.update_annotations(font={"size": 12})
+    title = y_axis.pop("title")
+    fig.update_layout(**look)
+    fig.update_xaxes(**x_axis, tickangle=0, tickfont={"size": 11})
+    fig.update_yaxes(**y_axis)
+    fig.update_yaxes(title=title, col=1)
+    for note in fig.layout.get("annotations", ()):
+        note["font"] = {"size": 12}
     fig.update_layout(margin={"t": 58}, legend=LEGEND_ON_TOP)
     return fig
 
 
-def on_paper(figure: go.Figure, title: str, width: int) -> go.Figure:
+def on_paper(figure: Figure, title: str, width: int) -> Figure:
     """A copy for a paper: black on white, `width` pixels wide, the title above."""
-    text = figure.to_json().replace(NEUTRAL, "#000000").replace(GRID, "#d9d9d9")
-    copy = go.Figure(json.loads(text))
+    text = json.dumps(figure.to_dict()).replace(NEUTRAL, "#000000").replace(GRID, "#d9d9d9")
+    spec = json.loads(text)
+    copy = Figure(spec["layout"])
+    copy.data = spec["data"]
     above = 26 if title else 0
     copy.update_layout(
         width=width,
-        height=(figure.layout.height or 320) + above,
+        height=copy.layout["height"] + above,
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
         font={"color": "#000000", "family": "Helvetica, Arial, sans-serif"},
-        margin={"t": (copy.layout.margin.t or 30) + above},
+        margin={"t": copy.layout["margin"]["t"] + above},
         modebar=None,
     )
     if title:

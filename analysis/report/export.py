@@ -65,8 +65,10 @@ async def _draw(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> lis
             figure = style.on_paper(plot.figure, plot.full_title, WIDTH)
             for name in formats:
                 path = out / f"{plot.name}.{name}"
-                size = {"width": WIDTH, "height": int(figure.layout.height)}
+                size = {"width": WIDTH, "height": figure.layout["height"]}
                 size["scale"] = SCALE if name == "png" else 1
-                path.write_bytes(await drawing.calc_fig(figure, opts={"format": name, **size}))
+                path.write_bytes(
+                    await drawing.calc_fig(figure.to_dict(), opts={"format": name, **size})
+                )
                 written.append(path)
     return written

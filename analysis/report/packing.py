@@ -8,40 +8,37 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-import plotly.graph_objects as go
 from markupsafe import Markup
 
 from analysis.plots import style
+from analysis.plots.figure import AXIS, Figure
 
 LARGEST = (
     4_000_000  # characters of one packed table; a larger one stays in the file beside the page
 )
-_AXIS = re.compile(r"[xy]axis\d*")
 
 
+@cache
 def common_layout() -> dict[str, Any]:
     """The layout that all figures share, stated once on the page."""
-    layout: dict[str, Any] = json.loads(style.figure("", "").to_json())["layout"]
-    return layout
+    return style.figure("", "").layout
 
 
-def figure_json(figure: go.Figure) -> Markup:
+def figure_json(figure: Figure) -> Markup:
     """The figure's JSON without what `common_layout` says already, safe inside a script element.
 
     The page's script puts the two together: a null takes a common value away.
     """
-    spec = json.loads(figure.to_json())
-    layout, common = spec["layout"], common_layout()
-    layout.pop("template", None)
-    axes = [key for key in layout if _AXIS.fullmatch(key)]
+    spec, common = figure.to_dict(), common_layout()
+    layout = spec["layout"]
+    axes = [key for key in layout if AXIS.fullmatch(key)]
     own = {key: _less(layout[key], common[f"{key[0]}axis"]) for key in axes}
     rest = {key: value for key, value in layout.items() if key not in axes}
-    shared = {key: value for key, value in common.items() if not _AXIS.fullmatch(key)}
-    shared.pop("template", None)
+    shared = {key: value for key, value in common.items() if not AXIS.fullmatch(key)}
     return as_json({"data": spec["data"], "layout": {**_less(rest, shared), **own}})
 
 

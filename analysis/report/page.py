@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from analysis.numbers.importance import importance_notes
 from analysis.numbers.stats import expanded_tail
@@ -77,11 +77,18 @@ def render(
         rule=DEFAULT_RULE,
         used_rules=used_rules(chosen),
         provenance=[provenance(runs, study, chosen) for study in runs.studies],
-        plotly=Markup(get_plotlyjs()),  # the library's own text, no input of ours
+        plotly=Markup(plotly_script()),  # the library's own text, no input of ours
         settings=as_json({"config": style.CONFIG, "layout": common_layout()}),
         page=style.PAGE,
         font=Markup(style.FONT),  # a constant
     )
+
+
+def plotly_script() -> str:
+    """plotly.js, as the package brings it; the package itself is not imported."""
+    package = find_spec("plotly")
+    assert package and package.origin
+    return (Path(package.origin).parent / "package_data/plotly.min.js").read_text(encoding="utf-8")
 
 
 def _sections(
@@ -222,8 +229,8 @@ def _figure(plot: Plot, title: str) -> dict[str, Any]:
         "title": title,
         "label": ". ".join(part.rstrip(".") for part in parts if part),
         "caption": plot.caption,
-        "across": plot.figure.layout.meta == "wide",
-        "height": int(plot.figure.layout.height or 320),
+        "across": plot.figure.layout.get("meta") == "wide",
+        "height": plot.figure.layout["height"],
         "spec": figure_json(plot.figure),
         "downloads": _downloads(plot.table, f"figure-{plot.name}", "", (("csv", "csv"),)),
     }

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 from ruamel.yaml import YAML
 
+from analysis.plots.figure import Figure
 from tune_ssl.records import log
 
 METRIC = "val/mean_class_accuracy"
@@ -193,6 +195,11 @@ def searched_run(
             ending = {"step": step, "value": value, "metrics": {metric: value}, "reason": None}
             event(path, status, trial, "data.labels=50", **ending, seconds=step / 10)
     return path
+
+
+def checked(figure: Figure) -> go.Figure:
+    """The figure as plotly's own classes have it, which refuse what plotly.js does not know."""
+    return go.Figure(figure.data, figure.layout)
 
 
 @pytest.fixture(name="searched_run")

@@ -17,6 +17,7 @@ from analysis.numbers.importance import (
 from analysis.plots import importance as figures
 from analysis.read.load import load_runs
 from analysis.read.search_space import Key
+from tests.analysis.conftest import checked
 
 KEYS = [
     Key("log_uniform", (1e-4, 1e-1), "lr"),
@@ -176,7 +177,7 @@ def test_the_figure_draws_the_table(tmp_path, searched_run):
     plot, contour = figures.plots(runs, {}, {})
     assert (plot.section, plot.group) == ("importance", "data.labels=50")
     assert plot.caption.startswith("Exploratory.") and "PED-ANOVA alone missed" in plot.caption
-    for trace in plot.figure.data:
+    for trace in checked(plot.figure).data:
         rows = plot.table[plot.table["evaluator"] == trace.name]
         assert list(trace.text) == list(rows["key"]) and list(trace.x) == list(rows["share"])
         assert np.add(trace.x, trace.error_x.array) == pytest.approx(

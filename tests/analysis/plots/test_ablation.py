@@ -7,6 +7,7 @@ from analysis.numbers.ablations import ABLATION_COLUMNS, EFFECT_COLUMNS
 from analysis.numbers.comparisons import RANKS
 from analysis.plots import ablation, ranks, style
 from analysis.read.load import load_runs
+from tests.analysis.conftest import checked
 
 NAN = math.nan
 METRIC = "val/mean_class_accuracy"
@@ -53,10 +54,10 @@ def test_a_forest_of_variants(runs):
     assert "0 to 10 seed(s) per row" in plot.caption and METRIC in plot.caption
     shown = plot.table["row"].to_list()
     assert shown == ["one_seed", "no_cluster (retuned)", "no_ramp_up", "crashed"]
-    axis = plot.figure.layout.yaxis
+    axis = checked(plot.figure).layout.yaxis
     assert list(axis.ticktext) == shown and axis.range[0] > axis.range[1]  # the first at the top
     at = {}
-    for trace in plot.figure.data:
+    for trace in checked(plot.figure).data:
         for x, y, text in zip(trace.x, trace.y, trace.text, strict=True):
             at[axis.ticktext[axis.tickvals.index(y)]] = (x, trace.marker.symbol, text)
     assert at["no_cluster (retuned)"][:2] == (pytest.approx(-3), "circle")
@@ -68,8 +69,8 @@ def test_a_forest_of_variants(runs):
         in (at["no_cluster (retuned)"][2])
     )
     assert "-10.0 (no interval) points, 1 seed(s)" in at["one_seed"][2]
-    assert [note.text for note in plot.figure.layout.annotations] == ["no pairs"]
-    (zero,) = plot.figure.layout.shapes
+    assert [note.text for note in checked(plot.figure).layout.annotations] == ["no pairs"]
+    (zero,) = checked(plot.figure).layout.shapes
     assert zero.x0 == zero.x1 == 0
 
 
@@ -77,7 +78,7 @@ def test_a_lower_loss_is_no_harm(runs):
     rows = ablation.variant_rows(TABLE.assign(metric="val/loss"))
     ordered = ablation.worst_first(rows, "min")["row"].to_list()
     assert ordered == ["no_ramp_up", "no_cluster (retuned)", "one_seed", "crashed"]
-    figure = ablation.forest_figure(ablation.worst_first(rows, "min"), "#0072B2")
+    figure = checked(ablation.forest_figure(ablation.worst_first(rows, "min"), "#0072B2"))
     assert figure.layout.xaxis.title.text == "difference"
     assert min(x for trace in figure.data for x in trace.x) == pytest.approx(-0.1)
 
@@ -110,7 +111,7 @@ def test_long_names_wrap_and_make_room():
     assert "".join(lines).replace(" ", "") == long.replace(" ", "")
     assert ablation.wrapped("<b>x") == "&lt;b&gt;x" and ablation.wrapped("") == ""
     short, tall = (
-        ablation.forest_figure(ablation.variant_rows(table), "#0072B2").layout.height
+        checked(ablation.forest_figure(ablation.variant_rows(table), "#0072B2")).layout.height
         for table in (TABLE[1:2], TABLE[1:2].assign(variant=long))
     )
     assert tall == short + 2 * ablation.LINE
@@ -127,13 +128,13 @@ def test_critical_difference(runs):
     (plot,) = ranks.plots(runs, tables, colours)
     assert "over 5 conditions" in plot.caption and "critical difference of 1.48" in plot.caption
     assert "p = 0.01" in plot.caption and "Left out: seed 3." in plot.caption
-    marks = plot.figure.data[0]
+    marks = checked(plot.figure).data[0]
     assert list(marks.x) == [1.25, 1.75, 3] and list(marks.customdata) == ["a", "b", "c"]
     assert list(marks.marker.color) == list(style.OKABE_ITO[:3])
     assert ranks.groups(table) == [[0, 1], [1, 2]]
-    bars = [shape for shape in plot.figure.layout.shapes if shape.line.width == 6]
+    bars = [shape for shape in checked(plot.figure).layout.shapes if shape.line.width == 6]
     assert [(round(bar.y0), round(bar.y1)) for bar in bars] == [(0, 1), (1, 2)]
-    ruler = next(shape for shape in plot.figure.layout.shapes if shape.y0 == -1.1)
+    ruler = next(shape for shape in checked(plot.figure).layout.shapes if shape.y0 == -1.1)
     assert ruler.x1 - ruler.x0 == pytest.approx(1.48)
     tables["ranks"] = table.assign(friedman_p=NAN, left_out="")
     (plot,) = ranks.plots(runs, tables, colours)

@@ -6,6 +6,7 @@ from analysis.numbers import tables
 from analysis.numbers.stats import mean_interval
 from analysis.plots import base, compute, style
 from analysis.read.load import load_runs
+from tests.analysis.conftest import checked
 from tune_ssl.records import log
 
 
@@ -56,13 +57,13 @@ def test_the_figures_draw_the_table(runs):
     assert [plot.name for plot in plots] == ["model-seconds", "model-images", "tuning-seconds"]
     for plot, column in zip(plots, ("seconds_mean", "images_seen", "tuning_seconds"), strict=True):
         assert "All models were trained for 100 steps." in plot.caption
-        for trace in plot.figure.data:
+        for trace in checked(plot.figure).data:
             own = plot.table[plot.table["method"] == trace.name]
             assert list(trace.x) == pytest.approx(list(own[column]))
             assert list(trace.y) == pytest.approx(list(100 * own["accuracy_mean"]))
             assert list(trace.text) == ["50", "200"]
     assert "wall-clock" in plots[0].caption and "wall-clock" in plots[2].caption
-    assert plots[0].figure.data[0].error_x.array is not None
+    assert checked(plots[0].figure).data[0].error_x.array is not None
 
 
 def test_ticks_of_a_wide_axis_are_written_out():

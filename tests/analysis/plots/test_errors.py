@@ -7,6 +7,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from analysis.numbers.stats import mean_interval
 from analysis.plots import calibration, errors, style
 from analysis.read.load import load_runs
+from tests.analysis.conftest import checked
 from tune_ssl.records import log
 from tune_ssl.training import metrics
 
@@ -60,7 +61,7 @@ def test_confusion_is_the_mean_share_over_seeds(cells):
 
 def test_the_confusion_figure_draws_the_table(cells):
     table = errors.confusion_table(cells)
-    figure = errors.confusion_figure(table, list(NAMES))
+    figure = checked(errors.confusion_figure(table, list(NAMES)))
     (heat,) = figure.data
     for row in table.to_dict("records"):
         i, j = NAMES.index(row["true"]), NAMES.index(row["predicted"])
@@ -97,7 +98,7 @@ def test_classes_agree_with_the_macro_metrics(cells):
 
 def test_the_class_figure_draws_the_table(cells):
     table = errors.class_table(cells)
-    figure = errors.class_figure(table, {"soft_kmeans": "#0072B2"})
+    figure = checked(errors.class_figure(table, {"soft_kmeans": "#0072B2"}))
     for trace, measure in zip(figure.data, errors.MEASURES, strict=True):
         own = table[table["measure"] == measure]
         assert list(trace.y) == pytest.approx(list(100 * own["mean"]))
@@ -113,7 +114,7 @@ def test_a_class_without_test_images_is_absent(tmp_path, write_run):
     cells = list(errors.confusions(load_runs([path])))
     table = errors.class_table(cells)
     assert set(table["class"]) == {"ant", "bee"} and table["mean"].notna().all()
-    heat = errors.confusion_figure(errors.confusion_table(cells), list(NAMES)).data[0]
+    heat = checked(errors.confusion_figure(errors.confusion_table(cells), list(NAMES))).data[0]
     assert np.isnan(heat.z[2]).all() and list(heat.text[2]) == ["", "", ""]
 
 
@@ -135,11 +136,14 @@ def test_any_number_of_classes(tmp_path, write_run, classes):
     path = rewrite(write_run(tmp_path / "a", labels=(50,), classes=names), confuse(classes))
     runs = load_runs([path])
     whole, matrix = errors.plots(runs, {}, style.colours(runs.labels))
-    ticks = matrix.figure.layout.xaxis
+    ticks = checked(matrix.figure).layout.xaxis
     assert len(ticks.tickvals) == min(classes, 16) or 12 < len(ticks.tickvals) <= 16
     assert max(map(len, ticks.ticktext)) <= 12 and ticks.ticktext[0] == "class…mber 0"
-    assert (matrix.figure.data[0].text is None) == (classes > 30)
-    assert len(matrix.figure.to_json()) < 170_000 and len(whole.figure.to_json()) < 60_000
+    assert (checked(matrix.figure).data[0].text is None) == (classes > 30)
+    assert (
+        len(json.dumps(matrix.figure.to_dict())) < 170_000
+        and len(json.dumps(whole.figure.to_dict())) < 60_000
+    )
 
 
 def test_matrices_that_do_not_fit_are_left_out_and_said(tmp_path, write_run):
@@ -202,7 +206,7 @@ def test_the_calibration_error_is_the_mean_of_the_seeds(calibrated):
     assert mine == pytest.approx((expected.mean, expected.low, expected.high, 5))
     (plot,) = calibration.plots(calibrated, {}, style.colours(calibrated.labels))
     assert f"soft_kmeans {100 * expected.mean:.1f} [" in plot.caption
-    (trace,) = plot.figure.data
+    (trace,) = checked(plot.figure).data
     assert list(trace.y) == pytest.approx(list(100 * table["accuracy"]))
     assert list(trace.customdata[:, 2]) == list(table["images"])
     assert sum(trace.marker.size) == pytest.approx(1)

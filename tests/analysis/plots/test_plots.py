@@ -19,6 +19,7 @@ from analysis.plots import (
     style,
 )
 from analysis.read.load import load_runs
+from tests.analysis.conftest import checked
 
 SOURCES = (ranks, results, errors, calibration, ablation, curves, compute)
 
@@ -42,7 +43,7 @@ def panels(drawn, diagnostics):
 def test_label_efficiency(tmp_path, write_run):
     runs = load_runs([write_run(tmp_path / "a", labels=(50, 1000))])
     measured = tables.results_table(runs)
-    figure = results.label_efficiency_figure(measured, style.colours(runs.labels))
+    figure = checked(results.label_efficiency_figure(measured, style.colours(runs.labels)))
     band, line = figure.data
     assert list(line.x) == [50, 1000] and list(line.y) == pytest.approx([83, 86])
     assert line.line.color == style.OKABE_ITO[0]
@@ -54,7 +55,7 @@ def test_conditions_with_one_label_count_stand_apart_as_points(tmp_path, write_r
     path = write_run(tmp_path / "a", labels=(50, 50), conditions=["x=1", "x=2"])
     runs = load_runs([path])
     measured = tables.results_table(runs)
-    (points,) = results.label_efficiency_figure(measured, style.colours(runs.labels)).data
+    (points,) = checked(results.label_efficiency_figure(measured, style.colours(runs.labels))).data
     assert points.mode == "markers" and points.error_y.array is not None
     assert list(points.x) == ["x=1", "x=2"]
 
@@ -62,7 +63,9 @@ def test_conditions_with_one_label_count_stand_apart_as_points(tmp_path, write_r
 def test_methods_differ_without_colour(tmp_path, write_run):
     methods = [f"m{number}" for number in range(8)]
     runs = load_runs([write_run(tmp_path / method, method=method) for method in methods])
-    figure = results.label_efficiency_figure(tables.results_table(runs), style.colours(runs.labels))
+    figure = checked(
+        results.label_efficiency_figure(tables.results_table(runs), style.colours(runs.labels))
+    )
     lines = [trace for trace in figure.data if trace.name]
     assert len({(trace.line.dash, trace.marker.symbol) for trace in lines}) == 8
     assert len({trace.line.dash for trace in lines}) == 8
@@ -74,7 +77,7 @@ def test_differences_over_labels(tmp_path, write_run):
     c = write_run(tmp_path / "c", method="uda", shift=-0.02)
     runs = load_runs([a, b, c])
     table = comparisons.difference_table(runs)
-    figure = results.difference_figure(table, style.colours(runs.labels))
+    figure = checked(results.difference_figure(table, style.colours(runs.labels)))
     for trace, method, points in zip(figure.data, ("fixmatch", "uda"), (10, -2), strict=True):
         assert trace.name == method and list(trace.y) == pytest.approx([points, points])
         assert list(trace.x) == pytest.approx([50, 200], rel=0.05)
@@ -108,7 +111,7 @@ def test_training_curves(tmp_path, write_run):
     assert weight["mean"].to_list() == pytest.approx([0, 0.25, 0, 0.5, 1])
     assert weighted["mean"].to_list() == pytest.approx([0, 0.5, 0, 1, 2])
     assert 50 not in drawn.loc[drawn["panel"] == "loss/total", "step"].to_list()
-    figure = curves.curves_figure(drawn, "loss/cluster", style.colours(runs.labels))
+    figure = checked(curves.curves_figure(drawn, "loss/cluster", style.colours(runs.labels)))
     band, whole, thin, strip = figure.data
     assert max(band.y) == min(band.y) == 2 and whole.line.width > thin.line.width
     assert [whole.yaxis, thin.yaxis, strip.yaxis] == ["y", "y", "y2"]
@@ -136,7 +139,7 @@ def test_stages_are_marked(tmp_path, write_run):
     assert curves.stage_starts(drawn).to_dict("records") == [
         {"method": "soft_kmeans", "stage": "train", "step": 10}
     ]
-    figure = curves.curves_figure(drawn, "loss/total", style.colours(runs.labels))
+    figure = checked(curves.curves_figure(drawn, "loss/total", style.colours(runs.labels)))
     (mark,), (name,) = figure.layout.shapes, figure.layout.annotations
     assert mark.x0 == mark.x1 == 10 and name.text == "train"
     one = drawn[drawn["stage"] == "train"]
@@ -179,14 +182,14 @@ def test_search_progress(tmp_path, write_run):
     assert progress["best"].to_list() == pytest.approx([0.70, 0.81, 0.81, 0.81, 0.81, 0.81])
     assert progress["value"].to_list() == pytest.approx([0.70, 0.81, 0.95, 0.9, 0.9, 0.79])
     assert search.unplaced(progress) == 0
-    figure = search.search_figure(progress, style.colours(runs.labels))
+    figure = checked(search.search_figure(progress, style.colours(runs.labels)))
     symbols = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
     assert symbols == ["circle", "triangle-down-open", "x", "cross"]
     assert np.nanmax(figure.data[1].y) == pytest.approx(95)
 
 
 def test_text_is_legible_on_both_pages():
-    figure = style.figure("x", "y")
+    figure = checked(style.figure("x", "y"))
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
     for page in style.PAGE.values():
         assert style.contrast(figure.layout.font.color, page) >= 4
@@ -196,7 +199,7 @@ def test_text_is_legible_on_both_pages():
 
 
 def test_names_are_not_markup():
-    assert style.figure("<b>x", "y").layout.xaxis.title.text == "&lt;b&gt;x"
+    assert checked(style.figure("<b>x", "y")).layout.xaxis.title.text == "&lt;b&gt;x"
 
 
 def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp_path, write_run):
@@ -207,8 +210,8 @@ def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp
     (path / "history.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     drawn = curves.training_curves(load_runs([path]))
     assert panels(drawn, False)[1:3] == ["val/knn@k200,t0.1", "val/probe_accuracy"]
-    figure = curves.curves_figure(
-        drawn, "val/knn@k200,t0.1", dict.fromkeys(drawn["method"], "#0072B2")
+    figure = checked(
+        curves.curves_figure(drawn, "val/knn@k200,t0.1", dict.fromkeys(drawn["method"], "#0072B2"))
     )
     assert set(figure.data[-1].y) == {50}
 
@@ -241,8 +244,8 @@ def test_figures_survive(tmp_path, write_run, case):
     assert len(set(names)) == len(names)
     for plot in plots:
         assert re.fullmatch(r"[A-Za-z0-9._=,@+-]{1,120}", plot.name)
-        assert len(plot.table) and plot.figure.data and plot.caption and plot.title
-        assert "nan" not in plot.caption and "<script" not in plot.figure.to_json()
+        assert len(plot.table) and checked(plot.figure).data and plot.caption and plot.title
+        assert "nan" not in plot.caption and "<script" not in json.dumps(plot.figure.to_dict())
     sections = {plot.section for plot in plots}
     unmeasured = case in ("nothing was run", "not confirmed", "no test value")
     assert sections.isdisjoint({"efficiency", "errors", "compute"}) == unmeasured

@@ -1,6 +1,7 @@
 """Figures of the search: their tables against slow loops, and that they draw them."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from analysis.plots import (
 )
 from analysis.read.load import load_runs
 from analysis.read.search_space import Key, finished, search_cells, searched_keys
+from tests.analysis.conftest import checked
 
 SOURCES = (search, expected, rungs, slices, parallel, importance, stability)
 SPACE = {
@@ -116,7 +118,7 @@ def test_best_against_compute_is_a_running_sum(tmp_path, searched_run, mode):
     found = table[["trial", "steps", "seconds", "best"]].itertuples(index=False, name=None)
     for ours, theirs in zip(found, expected_rows, strict=True):
         assert ours[0] == theirs[0] and ours[1:] == pytest.approx(theirs[1:])
-    figure = search.cost_figure(table, style.colours(runs.labels))
+    figure = checked(search.cost_figure(table, style.colours(runs.labels)))
     by_steps, by_seconds = figure.data
     assert list(by_steps.x) == list(table["steps"]) and list(by_seconds.x) == list(table["seconds"])
     assert list(by_steps.y) == pytest.approx(list(100 * table["best"]))
@@ -155,7 +157,7 @@ def test_expected_best_is_the_mean_over_all_subsets(tmp_path, searched_run, mode
     )
     assert (table["low"] <= table["high"]).all() and (table["n"] == ended).all()
     assert (table["unfinished"] == ended - len(done)).all()
-    figure = expected.expected_figure(table, style.colours(runs.labels))
+    figure = checked(expected.expected_figure(table, style.colours(runs.labels)))
     assert list(figure.data[1].y) == pytest.approx(list(100 * table["mean"]))
 
 
@@ -181,7 +183,7 @@ def test_rung_survival_counts_each_trial_once(runs):
         for status in ("finished", "stopped_early", "diverged", "running"):
             own = runs.trials.loc[runs.trials["status"] == status, "trial"]
             assert row[status] == sum(last[trial] == row["step"] for trial in own)
-    (line,) = rungs.rung_figure(table, style.colours(runs.labels)).data
+    (line,) = checked(rungs.rung_figure(table, style.colours(runs.labels))).data
     assert list(line.y) == list(table["reached"]) and line.line.shape == "vh"
     assert "stopped early" in line.text[2]
 
@@ -222,9 +224,12 @@ def test_slices_draw_every_trial_with_a_value(runs):
     aug = plot.table[plot.table["panel"] == "method.aug"]
     assert (aug["x"].round() == [number % 4 for number in range(24)]).all()
     assert aug["setting"].to_list()[:4] == ["None", "True", "1", "strong"]
-    points = [trace for trace in plot.figure.data if trace.text is not None]
+    points = [trace for trace in checked(plot.figure).data if trace.text is not None]
     assert sorted(x for trace in points for x in trace.x) == sorted(plot.table["x"])
-    assert plot.figure.layout.xaxis4.type == "log" and plot.figure.layout.xaxis.type != "log"
+    assert (
+        checked(plot.figure).layout.xaxis4.type == "log"
+        and checked(plot.figure).layout.xaxis.type != "log"
+    )
     stopped = [trace for trace in points if trace.marker.symbol == "triangle-down-open"]
     assert sum(len(trace.x) for trace in stopped) == 4 * (trials["status"] == "stopped_early").sum()
 
@@ -266,11 +271,11 @@ def test_parallel_lines_of_finished_trials(runs):
     (plot,) = parallel.plots(runs, {}, style.colours(runs.labels))
     done = finished(runs.trials)
     assert set(plot.table["trial"]) == set(done["trial"]) and len(plot.table) == 5 * len(done)
-    assert drawn(plot.figure, "y") == pytest.approx(sorted(plot.table["place"]))
+    assert drawn(checked(plot.figure), "y") == pytest.approx(sorted(plot.table["place"]))
     best = plot.table[plot.table["group"] == plot.table["group"].max()]
     assert best["value"].min() >= plot.table.loc[plot.table["group"] == 0, "value"].max()
     assert plot.table["place"].between(-0.01, 1.01).all()
-    assert plot.figure.data[-1].line.color == style.SCALE[-1]
+    assert checked(plot.figure).data[-1].line.color == style.SCALE[-1]
 
 
 def test_surface_stays_in_the_range_of_values_and_near_trials(runs):
@@ -281,7 +286,7 @@ def test_surface_stays_in_the_range_of_values_and_near_trials(runs):
     assert smooth["value"].between(trials["value"].min(), trials["value"].max()).all()
     assert 0 < len(smooth) <= contour.GRID**2
     keys = {("soft_kmeans", key.name): key for key in searched_keys(runs.studies[0])}
-    heat, points = contour.contour_figure(table, keys).data
+    heat, points = checked(contour.contour_figure(table, keys)).data
     assert list(points.x) == list(trials["x"]) and heat.z.shape[0] == smooth["y"].nunique()
 
 
@@ -295,7 +300,7 @@ def test_shares_of_endings(runs):
         status: counts.get(status, 0) for status in table["status"]
     }
     assert table["share"].sum() == pytest.approx(1)
-    figure = stability.ending_figure(table)
+    figure = checked(stability.ending_figure(table))
     shown = {trace.name: trace.x[0] for trace in figure.data}
     assert shown["stopped early"] == pytest.approx(100 * counts["stopped_early"] / 24)
 
@@ -312,7 +317,7 @@ def test_bad_endings_by_region(runs):
     aug = table[table["key"] == "method.aug"]
     assert aug["region"].to_list() == ["None", "True", "1", "strong"]
     assert table[table["key"] == "method.m"]["region"].to_list() == ["1 to 3", "4 to 7", "8 to 10"]
-    figure = stability.region_figure(table, style.colours(runs.labels))
+    figure = checked(stability.region_figure(table, style.colours(runs.labels)))
     assert drawn(figure, "y") == pytest.approx(sorted(100 * table["share"]))
 
 
@@ -339,7 +344,7 @@ def test_no_bad_ending_no_region_figure(tmp_path, searched_run):
 def test_every_figure_survives(tmp_path, searched_run, trials):
     runs = load_runs([searched_run(tmp_path / "a", trials, SPACE, searcher="random")])
     for plot in every_plot(runs):
-        assert plot.figure.to_json() and len(plot.table) and plot.caption and plot.title
+        assert checked(plot.figure).data and len(plot.table) and plot.caption and plot.title
 
 
 def test_several_spaces_modes_and_metrics(tmp_path, searched_run):
@@ -362,8 +367,8 @@ def test_several_spaces_modes_and_metrics(tmp_path, searched_run):
     assert len(set(names)) == len(names)
     assert {"importance", "search", "stability"} == {plot.section for plot in plots}
     for plot in plots:
-        assert "<b>" not in plot.figure.to_json().replace("\\u003cb\\u003e", "<b>")
+        assert "<b>" not in json.dumps(plot.figure.to_dict()).replace("\\u003cb\\u003e", "<b>")
         assert len(plot.table)
     cost = {p.table["metric"].iloc[0]: p for p in plots if p.name.startswith("search-cost")}
-    assert cost["val/loss"].figure.data[0].y[-1] == cost["val/loss"].table["best"].iloc[-1]
+    assert checked(cost["val/loss"].figure).data[0].y[-1] == cost["val/loss"].table["best"].iloc[-1]
     assert [study.label for study, _, _ in search_cells(runs)] == runs.labels

@@ -10,6 +10,7 @@ import pytest
 from analysis.plots import Plot, style
 from analysis.report import export
 from analysis.report.report import write_report
+from tests.analysis.conftest import checked
 from tune_ssl.base.errors import UserError
 
 KALEIDO = importlib.util.find_spec("kaleido")
@@ -35,11 +36,11 @@ def test_figures_are_written_by_a_browser(tmp_path, plot):
 
 
 def test_on_paper_is_black_on_white_and_leaves_the_original_alone(plot):
-    copy = style.on_paper(plot.figure, "A title", 500)
+    copy = checked(style.on_paper(plot.figure, "A title", 500))
     assert copy.layout.paper_bgcolor == "#ffffff" and copy.layout.font.color == "#000000"
     assert copy.data[0].line.color == "#000000" and copy.layout.xaxis.linecolor == "#000000"
     assert copy.layout.width == 500 and copy.layout.title.text == "A title"
-    assert plot.figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    assert checked(plot.figure).layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 
 @pytest.mark.skipif(not KALEIDO, reason="no kaleido")
