@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,6 +86,22 @@ def test_a_closed_port_and_one_that_never_speaks_are_told_apart(monkeypatch, now
         where = f"127.0.0.2:{mute.getsockname()[1]}"
         with pytest.raises(UserError, match=f"^{where}: something answers there, but it is no Ray"):
             connect._refuse_unhealthy(where)
+
+
+def test_a_local_ray_comes_without_the_processes_that_no_study_uses(nowhere):
+    code = "from tune_ssl.cluster.connect import cluster\nwith cluster(False):\n    input('up\\n')"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as driver:
+        assert driver.stdout.readline() == "up\n"
+        commands = []
+        for pid in descendants(driver.pid):
+            with contextlib.suppress(OSError):  # it has ended by now
+                commands.append(Path(f"/proc/{pid}/cmdline").read_text())
+        driver.communicate("\n")
+    assert driver.returncode == 0
+    started = {Path(part).name for command in commands for part in command.split("\0")[:4]}
+    assert {"gcs_server", "raylet"} <= started
+    assert not {"dashboard.py", "monitor.py", "log_monitor.py"} & started
 
 
 def test_a_raylet_that_is_gone_is_noticed_where_the_head_still_answers(monkeypatch):

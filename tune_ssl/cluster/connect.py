@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import ray
+from ray._private.node import Node
 
 from tune_ssl.base.errors import Problem, Stopped, UserError, first_line
 from tune_ssl.base.network import probe, refuse_ray_client
@@ -46,7 +47,8 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
         }
         if where == "local":
             try:
-                ray.init("local", include_dashboard=False, **quiet)
+                with _bare_node(verbose):
+                    ray.init("local", include_dashboard=False, **quiet)
             except Exception as error:  # Ray raises plain ones
                 text = f"Ray did not start on this machine: {first_line(error)}"
                 raise Stopped(text) from error
@@ -68,6 +70,25 @@ def cluster(verbose: bool, address: str | None = None) -> Iterator[None]:
         if ours:
             with undisturbed():
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _bare_node(verbose: bool) -> Iterator[None]:
+    """A Ray that starts in the block comes without the processes that a local one has no use for.
+
+    They are the dashboard's server, which `include_dashboard=False` starts empty, the autoscaler, and
+    the reader of the workers' logs. Each is a Python that loads Ray, and Ray waits for them when it
+    starts and when it ends. It has no setting for this; where it has no such method, they start.
+    """
+    names = ["start_api_server", "start_monitor", *([] if verbose else ["start_log_monitor"])]
+    present = {name: getattr(Node, name) for name in names if hasattr(Node, name)}
+    for name in present:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in present.items():
+            setattr(Node, name, method)
 
 
 def started_here() -> bool:
@@ -183,7 +204,8 @@ def quiet_environment() -> None:
     """Settings that Ray and its workers read from the environment; the user's own ones stay.
 
     Its own progress output and result files are off (the run folder has them), trials keep their
-    working directory, and waiting threads sleep: several trials share the cores.
+    working directory, and waiting threads sleep: several trials share the cores. Ray starts no workers
+    ahead: a trial gets a process of its own, never one of those.
     """
     for name, value in {
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -196,6 +218,7 @@ def quiet_environment() -> None:
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        "RAY_prestart_worker_first_driver": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
     }.items():
         os.environ.setdefault(name, value)
