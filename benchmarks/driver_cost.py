@@ -146,7 +146,6 @@ def watch(clock: Clock) -> None:
     clock.wrap(optuna.Trial, "report", "optuna")
     clock.wrap(optuna.Trial, "should_prune", "optuna", "should_prune")
     clock.wrap(log, "append_all", "disk", "append")
-    clock.wrap(log, "sync", "disk")
     clock.wrap(os, "fsync", "disk", "fsync")
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.files import sync
 from tune_ssl.records import fields
 
 SCHEMA = 1
@@ -139,17 +140,6 @@ def append_all(path: Path, records: Iterable[Mapping[str, Any]], *, durable: boo
             os.fsync(file.fileno())
     if durable and not size:
         sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """What was written to a file, or into a folder, is on the disk when the call returns."""
-    if not path.exists():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def refuse_links(run: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError, nearest, shown, unknown
+from tune_ssl.base.files import sync
 from tune_ssl.base.yaml_file import read_yaml, to_yaml
 from tune_ssl.data.store import Store
 from tune_ssl.methods.plugins import Plugin, restore_plugins
@@ -40,10 +41,10 @@ def create(study: Study, stores: dict[str, Store], runs: Path, name: str, comman
         raise _unwritable(run, error.strerror) from None
     try:
         (begun / log.STUDY).write_text(content, encoding="utf-8")
-        log.sync(begun / log.STUDY)
+        sync(begun / log.STUDY)
         begun.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would shut out others who read the runs
         begun.rename(run)
-        log.sync(runs)
+        sync(runs)
     except OSError as error:
         shutil.rmtree(begun, ignore_errors=True)
         taken = error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tune_ssl.base.files import sync
 from tune_ssl.base.retry import until_it_works
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
@@ -41,7 +42,7 @@ class Writer:
         def write() -> None:
             if durable and lines[0]["event"] in log.ENDINGS:
                 while self.unsynced:
-                    log.sync(self.run / next(iter(self.unsynced)))
+                    sync(self.run / next(iter(self.unsynced)))
                     self.unsynced.pop()
             log.append_all(path, lines, durable=durable)
 
