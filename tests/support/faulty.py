@@ -18,9 +18,7 @@ from tune_ssl.methods.supervised import Supervised, SupervisedSpec, SupervisedSt
 
 class FaultySpec(SupervisedSpec):
     name: Literal["faulty"] = "faulty"
-    fault: Literal["none", "once", "always", "changing", "bug", "exit", "nan", "hungry", "huge"] = (
-        "none"
-    )
+    fault: str = "none"  # none, once, always, changing, bug, exit, late, nan, hungry, huge; a digit may follow
     at: int = 10
 
 
@@ -31,14 +29,15 @@ class FaultyStage(SupervisedStage):
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         self.steps += 1
-        limit = {"hungry": 4, "huge": 0}.get(self.spec.fault, 1 << 20)
+        fault = self.spec.fault.rstrip("0123456789")
+        limit = {"hungry": 4, "huge": 0}.get(fault, 1 << 20)
         if len(batch.labels_N) > limit:
             torch.empty(1 << 50)  # no machine has it
         out = super().step(network, batch)
-        if self.spec.fault == "nan" and self.steps >= self.spec.at:
+        if fault == "nan" and self.steps >= self.spec.at:
             return StepOutput({k: v * float("nan") for k, v in out.losses.items()}, out.diagnostics)
-        if self.spec.fault not in ("none", "hungry", "huge") and self.steps == self.spec.at:
-            go_wrong(self.spec.fault)
+        if self.steps == self.spec.at:
+            go_wrong(fault)
         return out
 
 
@@ -55,7 +54,7 @@ def go_wrong(fault: str) -> None:
         raise RuntimeError("this device is broken")
     if fault == "changing":
         raise RuntimeError(f"trouble number {attempt}")
-    if fault == "bug":
+    if fault == "bug" or (fault == "late" and "-confirm-" in notes.name and attempt == 1):
         raise TypeError("a bug in the method")
     if fault == "exit":
         os._exit(1)

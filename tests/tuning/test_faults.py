@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.runs import (
-    endings,
-    events,
-    finish,
-    optuna_states,
-    start,
-    trial_workers,
-    wait_for,
-    write_study,
-)
-from tune_ssl.records import ledger, log
+from tests.support.runs import called, endings, events, write_study
+from tune_ssl.base import retry
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger, latest_reports
 
 PLUGIN = Path(__file__).parents[1] / "support" / "faulty.py"
 STUDY = """
@@ -38,39 +30,43 @@ study:
 """
 
 
-def faulty(tmp_path, monkeypatch, faults, *more):
-    (tmp_path / "notes").mkdir(exist_ok=True)
-    monkeypatch.setenv("FAULTS", str(tmp_path / "notes"))
-    study = write_study(tmp_path, STUDY % faults)
-    process = start(
-        tmp_path, "search", study, "--plugin", PLUGIN, "--name", "f", "--no-report", *more
-    )
-    return process, tmp_path / "runs" / "f"
+@pytest.fixture
+def faulty(ray_here, tmp_path, monkeypatch, capsys):
+    """`faulty("none, bug", ...)` searches a study of such trials: (exit code, stdout, stderr, its run)."""
+    for note in ray_here.iterdir():
+        note.unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def search(faults, *more):
+        asked = ["--plugin", PLUGIN, "--name", "f", "--no-report", *more]
+        if faults is None:
+            asked = ["--resume", "f", "--no-report"]
+        else:
+            asked.insert(0, write_study(tmp_path, STUDY % faults))
+        code, out, err = called(monkeypatch, capsys, "search", *asked)
+        assert "Traceback" not in err
+        return code, out, err, tmp_path / "runs" / "f"
+
+    return search
 
 
 def reasons(run):
     """fault -> (how its trial ended, the reason's last line, how many attempts it had)"""
-    told = {}
-    for trial, end in ledger.endings(events(run)).items():
-        mine = [e for e in events(run) if e["trial"] == trial]
-        if mine[0]["phase"] == log.SEARCH:
+    told, ledger = {}, Ledger.read(run)
+    for trial, begun in ledger.begun.items():
+        if begun["phase"] == log.SEARCH:
+            end = ledger.ended[trial]
             last = (end["reason"] or "").strip().splitlines()[-1:]
-            attempts = sum(e["event"] in log.BEGINNINGS for e in mine)
-            told[mine[0]["config"]["method.fault"]] = (end["event"], "".join(last), attempts)
+            attempts = 1 + ledger.resumed[trial]
+            told[begun["config"]["method.fault"]] = (end["event"], "".join(last), attempts)
     return told
 
 
 @pytest.mark.slow
-def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
-    tmp_path, monkeypatch
-):
-    process, run = faulty(
-        tmp_path,
-        monkeypatch,
-        "none, once, always, changing, bug, nan, exit, hungry, huge",
-        "--no-confirm",
-    )
-    code, out, err = finish(process)
+def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(faulty):
+    faults = "none, once, always, changing, bug, nan, exit, hungry, huge"
+    code, out, err, run = faulty(faults, "--no-confirm")
     assert code == 0, out + err
     told = reasons(run)
     assert told.pop("huge")[0] == log.FAILED
@@ -81,59 +77,59 @@ def test_a_failure_that_may_pass_is_tried_again_and_the_same_one_twice_is_left(
         "changing": (log.FAILED, "RuntimeError: trouble number 3", 3),
         "bug": (log.FAILED, "TypeError: a bug in the method", 1),
         "nan": (log.DIVERGED, "supervised is nan at step 7", 1),
-        "exit": (
-            log.FAILED,
-            "its worker died more often than study.max_retries allows",
-            3,
-        ),
+        "exit": (log.FAILED, "its worker died more often than study.max_retries allows", 3),
         "hungry": (log.FINISHED, "", 1),  # each batch in two parts
     }
     again = [e["reason"] for e in events(run) if e["event"] == log.RESUMED]
     assert sum("OSError: the network file system is away (faulty.py:" in r for r in again) == 1
     assert sum("its worker died" in r for r in again) == 2
-    assert "Traceback" not in err
     # The one that was tried again went on from its checkpoint to the same end as an undisturbed one.
-    finished = [e for e in ledger.endings(events(run)).values() if e["event"] == log.FINISHED]
+    ended = Ledger.read(run).ended.values()
+    finished = [e for e in ended if e["event"] == log.FINISHED]
     assert len({e["value"] for e in finished if "accumulate" not in e}) == 1
     assert [e["accumulate"] for e in finished if "accumulate" in e] == [2]
-    huge = [
-        e["reason"]
-        for e in ledger.endings(events(run)).values()
-        if "out of mem" in str(e["reason"])
-    ]
-    assert (
-        len(huge) == 1
-        and huge[0].startswith("out of memory: ")
-        and huge[0].endswith(
-            "also with each batch in 2 parts; halve data.batch_size or data.mu, or give it a device "
-            "with more memory"
-        )
+    [huge] = [e["reason"] for e in ended if "out of mem" in str(e["reason"])]
+    assert huge.startswith("out of memory: ") and huge.endswith(
+        "also with each batch in 2 parts; halve data.batch_size or data.mu, or give it a device "
+        "with more memory"
     )
-    assert sorted(optuna_states(run)["all"]) == ["COMPLETE"] * 3 + ["FAIL"] * 6
 
 
-def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause(
-    tmp_path, monkeypatch
-):
-    faults = "bug, " + ", ".join(f"bug{i}" for i in range(8))
-    plugin = tmp_path / "hopeless.py"
-    source = PLUGIN.read_text().replace(
-        '"bug", ', '"bug", ' + ", ".join(f'"bug{i}"' for i in range(8)) + ", "
-    )
-    plugin.write_text(source.replace('fault == "bug"', 'fault.startswith("bug")'))
-    monkeypatch.setattr("tests.tuning.test_faults.PLUGIN", plugin)
-    process, run = faulty(tmp_path, monkeypatch, faults)
-    code, out, err = finish(process)
+@pytest.mark.slow
+def test_a_confirmation_that_fails_runs_once_more_and_leaves_its_model_like_any_other(faulty):
+    code, out, err, run = faulty("late")
+    assert code == 0, out + err
+    seed = [e["event"] for e in events(run) if e["trial"] == "c0-confirm-s0"]
+    assert seed == [log.STARTED, log.FAILED, log.STARTED, log.FINISHED]
+    assert (run / log.MODELS / "0" / log.WEIGHTS).is_file() and not (run / "ray").exists()
+
+
+def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause(faulty):
+    code, out, err, run = faulty("bug, bug1, bug2, bug3, bug4, bug5, bug6, bug7, bug8")
     assert code == 1, out + err
     ended = endings(run)
     assert 3 <= len(ended) <= 5 and set(ended.values()) == {log.FAILED}
     assert err.splitlines()[-1] == (
-        f"all {len(ended)} trials so far failed, the first one, {next(iter(ended))}: "
+        f"all {len(ended)} trials so far failed; the first one: {next(iter(ended))} failed: "
         "TypeError: a bug in the method; what is finished is kept. "
         "Go on with: tune-ssl search --resume f"
     )
-    assert "Traceback" not in err
     assert not any(e["phase"] == log.CONFIRM for e in events(run))
+
+
+def test_a_study_in_which_nothing_finishes_exits_with_1_and_the_first_cause_also_on_a_resume(
+    faulty,
+):
+    for faults in ("nan, nan1", None):
+        code, out, err, run = faulty(faults)
+        assert (code, set(endings(run).values())) == (1, {log.DIVERGED}), out + err
+        assert err == (
+            "f: nothing could be chosen: no trial finished; the first one that went wrong: "
+            f"{next(iter(endings(run)))} diverged: supervised is nan at step 7\n"
+        )
+
+
+# ---- disks ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -150,152 +146,127 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(runs)], check=True)
 
 
-@pytest.mark.slow
-def test_a_full_disk_is_waited_for_and_costs_nothing(tmp_path, monkeypatch, small_disk):
-    process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
-    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 3)
-    ballast = small_disk / "ballast"
-    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
+def fill(disk):
+    with pytest.raises(OSError), (disk / "ballast").open("wb", buffering=0) as file:
         while True:
             file.write(b"0" * 4096)
-    count = len(events(run))
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits
-        process.wait(timeout=15)
-    assert len(events(run)) <= count + 1
-    ballast.unlink()
-    code, out, err = finish(process)
+
+
+class Meanwhile(threading.Thread):
+    """Does something beside a command; what went wrong in it is raised at the end of the block."""
+
+    def __init__(self, do):
+        super().__init__(daemon=True)
+        self.do, self.error = do, None
+
+    def run(self):
+        try:
+            self.do()
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self):
+        self.start()
+
+    def __exit__(self, *_):
+        self.join(timeout=60)
+        if self.error is not None:
+            raise self.error
+
+
+def until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "the awaited state did not come"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How often somebody has begun to wait for a disk, and told so."""
+    told, tell = [], retry.until_it_works
+
+    def telling(do, on, what, say, longest=None):
+        def both(line):
+            told.append(line)
+            say(line)
+
+        return tell(do, on, what, both, longest)
+
+    monkeypatch.setattr("tune_ssl.tuning.writer.until_it_works", telling)
+    return told
+
+
+def reports_of(run):
+    """trial -> the steps of its reports, each once"""
+    found = {}
+    for report in latest_reports(log.read(run / log.HISTORY)):
+        found.setdefault(report["trial"], []).append(report["step"])
+    return found
+
+
+EVERY = list(range(5, 41, 5))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_waited_for_and_costs_nothing(faulty, waits, small_disk):
+    run = small_disk / "f"
+
+    def full_for_a_while():
+        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        fill(small_disk)
+        count = len(events(run))
+        until(lambda: waits)
+        assert len(events(run)) <= count + 1
+        (small_disk / "ballast").unlink()
+
+    with Meanwhile(full_for_a_while):
+        code, out, err, _ = faulty("none, once", "--no-confirm")
     assert code == 0, out + err
-    assert "cannot be written: No space left on device; waiting" in out.replace("\n", " ")
-    assert "Traceback" not in err
+    assert "cannot be written: No space left on device; waiting" in out
+    assert "it answers again; going on" in out
     assert reasons(run)["none"] == (log.FINISHED, "", 1)
     assert reasons(run)["once"][0] == log.FINISHED
-    for trial in endings(run):
-        steps = [r["step"] for r in latest(run) if r["trial"] == trial]
-        assert steps == list(range(5, 41, 5))
-
-
-def latest(run):
-    return ledger.latest_reports(log.read(run / log.HISTORY))
+    assert reports_of(run) == dict.fromkeys(("c0-t0000", "c0-t0001"), EVERY)
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    process, run = faulty(tmp_path, monkeypatch, "none, once", "--no-confirm")
-    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 3)
-    away = run.with_name("away")
-    run.rename(away)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=8)
-    for made in (run / "ray",) if run.exists() else ():  # Ray may have made its own folder anew
-        shutil.rmtree(made.parent)
-    away.rename(run)
-    code, out, err = finish(process)
+def test_a_run_folder_that_is_away_for_a_while_is_waited_for(faulty, waits, tmp_path):
+    run, away = tmp_path / "runs" / "f", tmp_path / "runs" / "away"
+
+    def away_for_a_while():
+        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        run.rename(away)
+        until(lambda: waits)
+        if run.exists():  # Ray may have made its own folder anew
+            shutil.rmtree(run)
+        away.rename(run)
+
+    with Meanwhile(away_for_a_while):
+        code, out, err, _ = faulty("none, once", "--no-confirm")
     assert code == 0, out + err
-    assert endings(run) == {"c0-t0000": log.FINISHED, "c0-t0001": log.FINISHED}
-    for trial in endings(run):
-        assert [r["step"] for r in latest(run) if r["trial"] == trial] == list(range(5, 41, 5))
+    assert set(endings(run).values()) == {log.FINISHED}
+    assert reports_of(run) == dict.fromkeys(("c0-t0000", "c0-t0001"), EVERY)
 
 
 @pytest.mark.slow
-def test_a_resume_says_what_it_found(tmp_path, monkeypatch):
-    process, run = faulty(
-        tmp_path, monkeypatch, "none, once, always, bug", "fixed.budget.steps=400"
-    )
-    wait_for(
-        process,
-        lambda: len(endings(run)) >= 2 and len(trial_workers(process.pid)) == 2,
-    )
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    with (run / log.HISTORY).open("a") as file:
-        file.write('{"torn')
-    before = endings(run)
-    code, out, err = finish(start(tmp_path, "search", "--resume", "f", "--no-report"))
-    assert code == 0, out + err
-    lines = out.splitlines()
-    assert lines[0].startswith(f"f: searched {len(before)} of 4 (")
-    assert f"{4 - len(before)} trials were running: " in lines[1]
-    assert "go on from a checkpoint" in lines[1] or "begin again" in lines[1]
-    assert lines[2] == "f: 1 torn lines of its records are dropped"
+def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_a_resume_goes_on(
+    faulty, small_disk, monkeypatch
+):
+    run = small_disk / "f"
+    monkeypatch.setattr(retry, "LONGEST", 3.0)
 
+    def full():
+        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        fill(small_disk)
 
-# ---- what comes between two phases ---------------------------------------------------------------
-
-BETWEEN = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from tune_ssl import cli, patience, tuning
-patience.LONGEST = 8.0
-before = tuning.ConfirmSource
-
-def term(run):
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1)
-
-def full(run):
-    try:
-        with open("runs/ballast", "wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4096)
-    except OSError:
-        pass
-
-def away(run):
-    run.rename("away")
-    threading.Timer(5, lambda: os.rename("away", run)).start()
-    tuning.be_there(run, tuning.Console())
-
-def between(*given):
-    {what}(given[0])
-    return before(*given)
-
-tuning.ConfirmSource = between
-sys.argv = ["tune-ssl", *sys.argv[1:]]
-cli.main()
-"""
-PLAIN = STUDY.replace("name: faulty, fault: none, at: 7", "name: supervised").replace(
-    "method.fault: {choice: [%s]}", "optim.lr: {choice: [0.01, 0.02]}"
-)
-
-
-def interfered(tmp_path, what):
-    """A search in which `what` happens before the confirmation; (exit code, stdout, stderr)."""
-    code = BETWEEN.replace("{what}", what)
-    asked = ["search", write_study(tmp_path, PLAIN), "--name", "f", "--no-report"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, asked)],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    return finish(process)
-
-
-@pytest.mark.slow
-def test_a_sigterm_between_two_phases_ends_the_run_as_one_within_them(tmp_path):
-    code, out, err = interfered(tmp_path, "term")
-    assert code == 130, out + err
-    assert err == "interrupted; what is finished is kept. Go on with: tune-ssl search --resume f\n"
-
-
-@pytest.mark.slow
-def test_a_disk_that_stays_full_between_two_phases_ends_the_run_in_one_line(tmp_path, small_disk):
-    code, out, err = interfered(tmp_path, "full")
+    with Meanwhile(full):
+        code, out, err, _ = faulty("none, once")
     assert code == 1, out + err
     assert "cannot be written: " in out and "; waiting" in out
     assert "No space left on device; what is finished is kept. Go on with: tune-ssl" in err
     assert len(err.splitlines()) == 1
     (small_disk / "ballast").unlink()
-    code, out, err = finish(start(tmp_path, "search", "--resume", "f", "--no-report"))
+    code, out, err, _ = faulty(None)
     assert code == 0, out + err
-    assert len(endings(small_disk / "f")) == 3
-
-
-@pytest.mark.slow
-def test_a_run_folder_that_is_away_between_two_phases_is_no_empty_one(tmp_path):
-    code, out, err = interfered(tmp_path, "away")
-    assert code == 0, out + err
-    assert "study.yaml is away: No such file or directory; waiting" in out
-    assert len(endings(tmp_path / "runs" / "f")) == 3
+    assert len(endings(run)) == 3 and set(endings(run).values()) == {log.FINISHED}
