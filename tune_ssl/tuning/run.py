@@ -107,7 +107,7 @@ def run_study(
                 text = f"has no key, so that all {trials} trials would be the same"
                 raise UserError(Problem(text, "search", str(study.source)))
             study, home = place_new(study, name, runs)
-            run, place, ledger, again = home.runs / name, home.place, Ledger(), False
+            run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
             stores = check_data(study)
             refuse_existing(run)
         else:
@@ -115,7 +115,7 @@ def run_study(
             run, study = reopen(home.runs, study)
             study, place = rejoin(study, home)
             held.enter_context(driving(run, place, tell))
-            ledger, again = Ledger.glance(run), True
+            ledger, resumed = Ledger.glance(run), True
             if ablation is None:
                 refuse_without_search(run, ledger)
             for line in what_was_found(run, ledger, study.settings.storage):
@@ -126,7 +126,7 @@ def run_study(
             Planner(run, study, ledger).rows(ablation, lambda _: None)
         held.enter_context(cluster(verbose, address))
         study, fit = fit_study(study, stores, place or folder_of(str(run.parent)), tell)
-        if not again:
+        if not resumed:
             create(study, stores, run.parent, run.name, command_line())
             held.enter_context(driving(run, place, tell))
         verb = "search" if ablation is None else "ablate"
@@ -138,8 +138,8 @@ def run_study(
             phases = searching(context, confirm) if ablation is None else ablating(context)
             stream = JobStream(context, phases)
             train_all(stream, fit, f"{verb} {run.name}", console)
-            tidy(context)
-        refuse_nothing(context, ablation is not None)
+            delete_checkpoints(context)
+        refuse_without_result(context, ablation is not None)
     return run
 
 
@@ -201,7 +201,7 @@ def fit_study(
     return replace(study, settings=study.settings.model_copy(update=chosen)), fit
 
 
-def refuse_nothing(context: RunContext, ablation: bool) -> None:
+def refuse_without_result(context: RunContext, ablation: bool) -> None:
     """Say which conditions have no result. Stopped where none has: a resume could not change that."""
     ledger, mode = context.ledger, context.study.settings.mode
     conditions = [condition.id for condition in context.study.conditions]
@@ -234,7 +234,7 @@ def teller(console: Console) -> Tell:
     return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def tidy(context: RunContext) -> None:
+def delete_checkpoints(context: RunContext) -> None:
     """Delete Ray's folder, unless a trial of any phase is still to go on from its checkpoint."""
     mirror = mirror_of(context.run)
     if mirror is not None and not mirror.flush(retry.LONGEST):
