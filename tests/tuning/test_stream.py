@@ -11,7 +11,7 @@ from tests.support.runs import endings, events
 from tests.support.studies import STUDY, after, begun, broken, play, reports, stream_of
 from tune_ssl.base.errors import Stopped
 from tune_ssl.records import log
-from tune_ssl.tuning.run import refuse_nothing
+from tune_ssl.tuning.run import refuse_without_result
 from tune_ssl.tuning.stream import JobStream
 
 ONE = STUDY.replace("[20, 40]", "[20]")
@@ -285,7 +285,7 @@ def test_a_study_in_which_nothing_can_be_chosen_ends_with_its_first_cause_also_o
         play(stream, work=work)
         assert stream.stopped is None and set(endings(run).values()) == {log.DIVERGED}
         with pytest.raises(Stopped) as stopped:
-            refuse_nothing(stream.context, ablation=False)
+            refuse_without_result(stream.context, ablation=False)
         assert str(stopped.value) == (
             "r: nothing could be chosen: no trial finished; the first one that went wrong: "
             "c0-t0000 diverged: supervised is nan at step 1"
@@ -302,7 +302,7 @@ def test_a_condition_in_which_nothing_can_be_chosen_is_named_and_the_others_go_o
 
     stream = stream_of(run, told)
     play(stream, work=work)
-    refuse_nothing(stream.context, ablation=False)
+    refuse_without_result(stream.context, ablation=False)
     assert told[-1] == (
         "no trial finished in data.num_labels=20: no result there; "
         "the first one that went wrong: c0-t0000 collapsed: embedding_std is 0"
