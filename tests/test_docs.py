@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import tune_ssl
 from tests.support.helpers import small_spec
+from tests.support.runs import COMMAND, CONFIRMED, write_study
+from tests.test_architecture import FLOORS
 from tune_ssl.methods import method_names
 from tune_ssl.training.loop import train
 
@@ -17,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "search_spaces").glob("**/*.yaml"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = "tune_ssl|analysis|benchmarks|tests"
+MAP = (ROOT / "docs/architecture.md").read_text()
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -54,6 +59,55 @@ def is_there(dotted: str) -> bool:
     text = "\n".join(home.read_text() for home in homes if home.exists())
     defined = re.search(rf"^(?:def |class )?{path.name}\b", text, re.M)
     return path.is_dir() or path.with_suffix(".py").exists() or defined is not None
+
+
+def test_the_map_has_every_package_on_its_floor_and_names_modules_that_exist():
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \|.*\| (`.*) \|$", MAP, re.M)
+    floors = [(str(i), name) for i, floor in enumerate(FLOORS, 1) for name in floor]
+    assert [(floor, package) for floor, package, _ in rows] == floors
+    named = [f"{package}/{file}" for _, package, files in rows for file in files.split("`")[1::2]]
+    named += re.findall(r"`(\w+/\w+\.py)`", MAP)
+    places = ("tune_ssl", ".")
+    assert [n for n in named if not any((ROOT / p / n).exists() for p in places)] == []
+
+
+TRACE = """
+import os, sys, threading, time
+seen = set()
+def first_call(frame, event, arg):  # of a module's functions, not of its own text and classes
+    code = frame.f_code
+    name = code.co_filename.removeprefix(os.environ["TRACED"])
+    plain = code.co_flags & 2 and not code.co_name.startswith("<")
+    if name != code.co_filename and name not in seen and plain:
+        seen.add(name)
+        with open(os.environ["TRACE"], "a") as log:
+            log.write(f"{time.time():.6f} {name}\\n")
+sys.settrace(first_call)
+threading.settrace(first_call)
+"""
+
+
+@pytest.mark.slow
+def test_a_study_goes_the_way_that_the_map_shows(tmp_path):
+    """Every process of a search, its workers too, notes when it first calls a function of each module."""
+    (tmp_path / "sitecustomize.py").write_text(TRACE)
+    traced = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "TRACED": f"{ROOT / 'tune_ssl'}{os.sep}",
+        "TRACE": str(tmp_path / "trace"),
+    }
+    study = write_study(tmp_path, CONFIRMED.replace("num_trials: 3", "num_trials: 1"))
+    command = (*COMMAND, "search", study, "--no-confirm", "--no-report")
+    options = dict(cwd=tmp_path, env=os.environ | traced, capture_output=True, text=True)
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in (tmp_path / "trace").read_text().splitlines()]
+    gone = list(dict.fromkeys(module for _, module in sorted(calls)))
+
+    lines = re.findall(r"^\d+\. .*", MAP.split("## A study's way")[1], re.M)
+    shown = re.findall(r"`(\w+/\w+\.py)`", "".join(lines))
+    assert len(lines) == 10 and shown == [module for module in gone if module in shown]
+    assert {m.split("/")[0] for m in gone} == {m.split("/")[0] for m in shown}
 
 
 def test_docs_and_examples_import_from_tune_ssl_itself():
