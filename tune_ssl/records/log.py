@@ -34,7 +34,6 @@ SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
 GALLERIES, MODELS = "galleries.jsonl", "models"
 WEIGHTS, MODEL = "model.safetensors", "model.json"
-JOURNAL = "optuna.log"  # what older runs left of their Optuna studies; nothing reads it
 
 STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED = "finished", "stopped_early"
@@ -147,7 +146,7 @@ def refuse_links(run: Path) -> None:
     home = run.resolve()
     below = [path for name in (MODELS, "report") for path in (run / name).rglob("*")]
     for path in (*run.iterdir(), *below):
-        if path.name == f"{JOURNAL}.lock":  # a link by Optuna, which a resume looks after
+        if path.name == "optuna.log.lock":  # Optuna's own link in a run of an older version
             continue
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             text = f"is a link to {os.readlink(path)}, outside of the run folder"
