@@ -83,20 +83,18 @@ def test_parts_of_a_batch_give_the_gradients_and_the_means_of_the_whole_one(
             continue
         kept = {key: value.clone() for key, value in network.state_dict().items()}
         whole, means = stepped(spec, stage, network, data, 1)
-        for parts in (2, 8):
-            network.load_state_dict(kept)
-            cut, cut_means = stepped(spec, stage, network, data, parts)
-            assert cut.keys() == whole.keys() and whole
-            for key, gradient in whole.items():
-                torch.testing.assert_close(cut[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
-            assert cut_means == pytest.approx(means, rel=1e-4, abs=1e-6, nan_ok=True)
+        network.load_state_dict(kept)
+        cut, cut_means = stepped(spec, stage, network, data, 4)
+        assert cut.keys() == whole.keys() and whole
+        for key, gradient in whole.items():
+            torch.testing.assert_close(cut[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
+        assert cut_means == pytest.approx(means, rel=1e-4, abs=1e-6, nan_ok=True)
         network.load_state_dict(kept)
 
 
-@pytest.mark.parametrize("name", ["supervised", "fixmatch", "fixmatch_cvae"])
-def test_a_run_in_parts_trains_and_counts_steps_and_images_as_ever(name):
-    whole = list(train(small_spec(name)))
-    cut = list(train(small_spec(name, **{"compute.accumulate": 4})))
+def test_a_run_in_parts_trains_and_counts_steps_and_images_as_ever():
+    whole = list(train(small_spec("fixmatch")))
+    cut = list(train(small_spec("fixmatch", **{"compute.accumulate": 4})))
     assert [(r.step, r.images_seen) for r in cut] == [(r.step, r.images_seen) for r in whole]
     assert [r.metrics.keys() for r in cut] == [r.metrics.keys() for r in whole]
 
