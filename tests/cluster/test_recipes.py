@@ -20,6 +20,7 @@ from tests.support.cluster import wait_until
 from tests.support.runs import descendants, endings, events
 from tune_ssl.base.network import probe
 from tune_ssl.cli import main as cli
+from tune_ssl.records import log
 from tune_ssl.study.study import load_study
 
 RECIPES = Path(__file__).parents[2] / "docs" / "cluster"
@@ -137,11 +138,14 @@ def slurm(tmp_path):
     jobs = []
 
     def start(name):
-        log = (tmp_path / "log").open("a")
-        command = ["bash", str(SLURM)]
-        job = subprocess.Popen(
-            command, env={**environment, "NAME": name}, stdout=log, stderr=log, cwd=tmp_path
-        )
+        with (tmp_path / "said").open("a") as said:
+            job = subprocess.Popen(
+                ["bash", str(SLURM)],
+                env={**environment, "NAME": name},
+                stdout=said,
+                stderr=said,
+                cwd=tmp_path,
+            )
         jobs.append(job)
         return job
 
@@ -158,26 +162,26 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_ends_all_it_started_and_goes
     tmp_path, slurm
 ):
     run = tmp_path / "runs" / "one"
-    log = tmp_path / "log"
+    said = tmp_path / "said"
     port = 10000 + os.getpid() % 200 * 100
 
     # The time limit comes near: Slurm sends TERM to the script.
     job = slurm("one")
     wait_until(lambda: job.poll() is not None or len(log.read(run / log.HISTORY)) > 2, 240)
-    assert job.poll() is None, log.read_text()
+    assert job.poll() is None, said.read_text()
     assert probe(f"127.0.0.2:{port}", 1) is None
     token = tmp_path / "runs" / f".ray-token-{os.getpid()}"
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
     started = list(descendants(job.pid))
     job.terminate()
-    assert job.wait(120) == 130, log.read_text()
+    assert job.wait(120) == 130, said.read_text()
     wait_until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], 60)
     assert probe(f"127.0.0.2:{port}", 1) and not token.exists()
-    assert "Go on with: tune-ssl search --resume one" in log.read_text()
+    assert "Go on with: tune-ssl search --resume one" in said.read_text()
 
     # Submitted again, it goes on, and ends with the study.
     job = slurm("one")
-    assert job.wait(400) == 0, log.read_text()
+    assert job.wait(400) == 0, said.read_text()
     assert set(endings(run).values()) == {log.FINISHED} and len(endings(run)) == 3
     assert log.RESUMED in {event["event"] for event in events(run)}
     assert (run / "report" / "index.html").exists() and not token.exists()
