@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -74,14 +75,16 @@ def read_values(run: Path, study: Study, wanted: Iterable[Recorded]) -> None:
     }
     trials = {known.name: known for known in wanted}
     reports: dict[str, dict[tuple[int, str], float | None]] = {}
-    for report in log.scan(run / log.HISTORY) if trials else ():
-        if known := trials.get(report["trial"]):
-            value = report["metrics"].get(metric)
-            if value is None:
-                key = stand_ins.get((known.start["condition"], report["stage"]), "")
-                stand_in = report["metrics"].get(key)
-                value = None if stand_in is None else sign * stand_in
-            reports.setdefault(known.name, {})[report["step"], report["stage"]] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torn lines a resume has told
+        for report in log.scan(run / log.HISTORY) if trials else ():
+            if known := trials.get(report["trial"]):
+                value = report["metrics"].get(metric)
+                if value is None:
+                    key = stand_ins.get((known.start["condition"], report["stage"]), "")
+                    stand_in = report["metrics"].get(key)
+                    value = None if stand_in is None else sign * stand_in
+                reports.setdefault(known.name, {})[report["step"], report["stage"]] = value
     for name, by_step in reports.items():
         known = trials[name]
         told = [value for _, value in sorted(by_step.items())]
