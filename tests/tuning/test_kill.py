@@ -1,167 +1,166 @@
-"""Processes killed in the middle of a search: every trial is accounted for once, nothing is repeated."""
+"""One search whose worker, driver and machine are killed, and which ends as if nothing had happened."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.support.runs import (
+    descendants,
     endings,
     events,
     finish,
-    optuna_states,
+    kill_all,
+    run_here,
     start,
     trial_workers,
     wait_for,
     write_study,
 )
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger, latest_reports
 
+pytestmark = pytest.mark.slow
+
+# simclr, so that a worker that is killed may hold the lock of a network that others wait for.
 STUDY = """
 fixed:
-  data: {dataset: digits, num_labels: 40}
-  model: {feature_dim: 64}
-  method: {name: soft_kmeans}
-  budget: {steps: 300, eval_every: 20}
+  data: {dataset: digits, batch_size: 8, mu: 2}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: simclr, projector_hidden: 16, projector_dim: 16}
+  budget: {steps: {pretrain: 80, finetune: 160}, eval_every: 20}
+conditions:
+  data.num_labels: [20, 40]
 search:
-  optim.lr: {log_uniform: [1e-3, 1e-2]}
-study: {num_trials: 5, scheduler: none, finalists: 2, seeds: [0], checkpoint_seconds: 0, max_concurrent: 1}
+  optim.finetune.lr: {log_uniform: [1e-4, 1e-1]}
+study:
+  {num_trials: 3, searcher: random, scheduler: none, finalists: 2, finalist_seeds: [1001], seeds: [0],
+   checkpoint_seconds: 0, max_concurrent: 2}
 """
+STEPS = list(range(20, 241, 20))
 
 
-def midway(run):
-    """Trials that have reported twice, and have much left to do."""
-    ended = endings(run)
+class Killed(NamedTuple):
+    """`found` is what each resume said first, by what had been killed; `before` what had ended then."""
+
+    run: Path
+    shelves: int
+    victim: str
+    found: dict[str, list[str]]
+    before: dict[str, dict[str, str]]
+    sigterm: tuple[int, str, str]
+
+
+def midway(run, first=40, last=180):
+    """Trials that have reported these steps, and have much left to do."""
     steps = {line["trial"]: line["step"] for line in log.read(run / log.HISTORY)}
-    return [trial for trial, step in steps.items() if trial not in ended and 40 <= step <= 200]
+    ended = endings(run)
+    return [t for t, step in steps.items() if t not in ended and first <= step <= last]
 
 
-@pytest.mark.slow
-def test_a_killed_worker_and_then_a_killed_driver_lose_and_repeat_nothing(tmp_path):
-    process = start(tmp_path, "search", write_study(tmp_path, STUDY), "--name", "k")
-    run = tmp_path / "runs" / "k"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    run, cache = folder / "runs" / "k", folder / "cache"
+    found, before = {}, {}
 
-    # A worker dies in the middle of a trial: Ray runs the trial again from its checkpoint.
-    wait_for(process, lambda: bool(midway(run)) and len(trial_workers(process.pid)) == 1)
-    victim = midway(run)[0]
-    os.kill(trial_workers(process.pid)[0], signal.SIGKILL)
-    wait_for(process, lambda: victim in endings(run))
-    assert endings(run)[victim] == log.FINISHED
-    assert [e["event"] for e in events(run) if e["trial"] == victim] == [
-        log.STARTED,
-        log.RESUMED,
-        log.FINISHED,
-    ]
+    def resume():
+        return start(folder, "search", "--resume", "k", "--no-report")
 
-    # Then the driver dies.
-    wait_for(process, lambda: len(endings(run)) >= 3 and bool(midway(run)))
-    before = endings(run)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    lines = len(events(run))
-    states = Counter(optuna_states(run)["all"])
-    assert states["RUNNING"] == 1 and states["COMPLETE"] == len(before)
+    def over(process, what):
+        """The process was killed; the run as it is, taken up again."""
+        process.communicate()
+        before[what] = endings(run)
+        return resume()
 
-    code, out, err = finish(start(tmp_path, "search", "--resume", "k"))
-    assert code == 0, out + err
+    def fine_tunes(count):
+        """More than so many trials have ended, and one has a checkpoint: what is taken from a cache has none."""
+        return lambda: len(endings(run)) > count and bool(midway(run, first=120))
 
-    assert optuna_states(run) == {"all": ["COMPLETE"] * 5}
-    ended = Counter(e["trial"] for e in events(run) if e["event"] in log.ENDINGS)
-    search = [f"c0-t{t:04d}" for t in range(5)]
-    again = sorted(trial for trial in ended if "-final" in trial)
-    assert len(again) == 4 and ended == Counter([*search, *again, "c0-confirm-s0"])
-    after = [e for e in events(run)[lines:] if e["event"] in (log.STARTED, log.RESUMED)]
-    assert not {e["trial"] for e in after} & set(before), "a finished trial was run again"
-
-    # Each report stands once in what is read back, and every evaluation of each trial is there.
-    history = ledger.latest_reports(log.read(run / log.HISTORY))
-    for trial in ended:
-        steps = sorted(line["step"] for line in history if line["trial"] == trial)
-        assert steps == list(range(20, 301, 20)), trial
-
-
-@pytest.mark.parametrize(
-    "method, steps, total",
-    [
-        ("soft_kmeans", "600", 600),
-        ("simclr", "{pretrain: 400, finetune: 20}", 420),  # its worker has the network's lock
-    ],
-)
-def test_a_resumed_trial_goes_on_from_its_checkpoint(tmp_path, method, steps, total):
-    long = STUDY.replace("steps: 300", f"steps: {steps}").replace("num_trials: 5", "num_trials: 1")
-    study = write_study(tmp_path, long.replace("soft_kmeans", method))
-    process = start(tmp_path, "search", study, "--name", "r", "--no-confirm")
-    run = tmp_path / "runs" / "r"
-    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 5)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    reached = max(line["step"] for line in log.read(run / log.HISTORY))
-    count = len(log.read(run / log.HISTORY))
-
-    code, out, err = finish(start(tmp_path, "search", "--resume", "r", "--no-confirm"))
-    assert code == 0, out + err
-    resumed = [line["step"] for line in log.read(run / log.HISTORY)[count:]]
-    assert resumed[0] > 20 and resumed[0] >= reached - 40 and resumed[-1] == total
-    assert [e["event"] for e in events(run)] == [
-        log.STARTED,
-        log.RESUMED,
-        log.FINISHED,
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNE_SSL_CACHE", str(cache))
+        study = write_study(folder, STUDY)
+        process = start(folder, "search", study, "--name", "k", "--no-report")
+        # The worker that pretrains for both conditions dies: another one pretrains on.
+        wait_for(process, lambda: bool(midway(run)) and bool(trial_workers(process.pid)))
+        [victim] = midway(run)
+        os.kill(trial_workers(process.pid)[0], signal.SIGKILL)
+        # The driver dies, and so do its workers. A power cut tears what was written last.
+        wait_for(process, lambda: victim in endings(run) and fine_tunes(0)())
+        os.kill(process.pid, signal.SIGKILL)
+        process = over(process, "driver")
+        wait_for(process, fine_tunes(len(before["driver"])))
+        kill_all([process.pid, *descendants(process.pid)])
+        with (run / log.HISTORY).open("a") as file:
+            file.write('{"torn')
+        found["driver"] = process.stdout.read().splitlines()
+        process = over(process, "power")
+        wait_for(process, fine_tunes(len(before["power"])))
+        process.send_signal(signal.SIGTERM)  # a batch system's
+        sigterm = finish(process, timeout=60)
+        found["power"] = sigterm[1].splitlines()
+        code, out, err = finish(resume())
+        assert code == 0, out + err
+        found["sigterm"] = out.splitlines()
+    shelves = len([path for path in (cache / "pretrained").iterdir() if path.is_dir()])
+    return Killed(run, shelves, victim, found, before, sigterm)
 
 
-def test_a_torn_line_in_the_optuna_journal_is_dropped_and_the_run_goes_on(tmp_path):
-    short = STUDY.replace("num_trials: 5", "num_trials: 2").replace("steps: 300", "steps: 20")
-    start_ = start(tmp_path, "search", write_study(tmp_path, short), "--name", "t", "--no-confirm")
-    assert finish(start_)[0] == 0
-    journal = tmp_path / "runs" / "t" / "optuna.log"
-    journal.write_bytes(journal.read_bytes()[:-7])
-    journal.with_name("optuna.log.lock").symlink_to("nowhere")
-    code, out, err = finish(start(tmp_path, "search", "--resume", "t", "--no-confirm"))
-    assert code == 0, out + err
-    assert optuna_states(tmp_path / "runs" / "t") == {"all": ["COMPLETE", "COMPLETE"]}
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_every_time_ends_its_trial_as_failed_and_the_study_goes_on(tmp_path):
-    study = STUDY.replace("max_concurrent: 1", "max_concurrent: 1, max_retries: 0").replace(
-        "num_trials: 5", "num_trials: 2"
+def said(run) -> Any:
+    """All that the records say of each trial and of its reports, but the time."""
+    history = latest_reports(log.read(run / log.HISTORY))
+    keys = ("event", "step", "value", "metrics", "images_seen", "reason")
+    return (
+        {(r["trial"], r["step"]): r["metrics"] for r in history},
+        {t: [e[key] for key in keys] for t, e in Ledger.glance(run).ended.items()},
+        {c: e["trial"] for c, e in Ledger.glance(run).locked.items()},
     )
-    process = start(tmp_path, "search", write_study(tmp_path, study), "--name", "d", "--no-confirm")
-    run = tmp_path / "runs" / "d"
-    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 2)
-    for worker in trial_workers(process.pid):
-        os.kill(worker, signal.SIGKILL)
-    code, out, err = finish(process)
-    assert code == 0, out + err
-    assert endings(run) == {"c0-t0000": log.FAILED, "c0-t0001": log.FINISHED}
-    assert optuna_states(run) == {"all": ["FAIL", "COMPLETE"]}
-    reason = ledger.endings(events(run))["c0-t0000"]["reason"]
-    assert reason == "its worker died more often than study.max_retries allows"
 
 
-def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
-    long = STUDY.replace("steps: 300", "steps: 3000")
-    process = start(tmp_path, "search", write_study(tmp_path, long), "--name", "two")
-    run = tmp_path / "runs" / "two"
-    wait_for(process, lambda: len(log.read(run / log.HISTORY)) >= 1)
-    code, _, err = finish(start(tmp_path, "search", "--resume", "two"))
-    assert code == 2 and err.strip() == "runs/two is in use by another tune-ssl process"
-    process.send_signal(signal.SIGINT)
-    assert finish(process, timeout=60)[0] == 130
+def test_a_killed_workers_trial_runs_again_from_its_checkpoint(killed):
+    mine = [e["event"] for e in events(killed.run) if e["trial"] == killed.victim]
+    assert mine == [log.STARTED, log.RESUMED, log.FINISHED]
+    steps = [r["step"] for r in log.read(killed.run / log.HISTORY) if r["trial"] == killed.victim]
+    assert steps.count(STEPS[0]) == 1 and sorted(set(steps)) == STEPS
 
 
-@pytest.mark.parametrize("torn", ['{"event": "finis', "\x00\x00\x00"])
-def test_a_torn_last_line_is_closed_and_dropped_with_a_warning(tmp_path, torn):
-    path = tmp_path / log.TRIALS
-    about = {"phase": "search", "condition": "", "trial": "a"}
-    log.append(path, {"event": "started", **about})
-    with open(path, "a") as file:
-        file.write(torn)
-    log.append(path, {"event": "finished", **about, "value": float("nan")})
-    with pytest.warns(UserWarning, match=r"trials.jsonl: 1 torn line\(s\) dropped"):
-        lines = log.read(path)
-    assert [line["event"] for line in lines] == ["started", "finished"]
-    assert lines[1]["value"] is None
+def test_a_resume_says_what_it_found(killed):
+    for what, lines in killed.found.items():
+        ended = killed.before.get(what)
+        if ended is not None:
+            searched = sum("-t" in trial for trial in ended)
+            assert lines[0].startswith(f"k: searched {searched} of 6"), what
+        assert " trials were running: " in lines[1] and "go on from a checkpoint" in lines[1], what
+    assert killed.found["power"][2] == "k: 1 torn lines of its records are dropped"
+
+
+def test_sigterm_ends_a_run_in_order(killed):
+    code, out, err = killed.sigterm
+    assert code == 130, out + err
+    assert err == "interrupted; what is finished is kept. Go on with: tune-ssl search --resume k\n"
+
+
+def test_every_trial_ends_once_and_no_finished_one_is_run_again(killed):
+    ended = [e["trial"] for e in events(killed.run) if e["event"] in log.ENDINGS]
+    assert len(ended) == len(set(ended)) == 2 * (3 + 2 + 1)
+    for what, before in killed.before.items():
+        assert before.items() <= endings(killed.run).items(), what
+    begun = [e for e in events(killed.run) if e["event"] in log.BEGINNINGS]
+    last = {e["trial"]: e["time"] for e in begun}
+    for trial, end in Ledger.glance(killed.run).ended.items():
+        assert end["event"] == log.FINISHED and last[trial] < end["time"]
+
+
+def test_its_values_are_those_of_an_undisturbed_search_without_the_cache_to_the_last_digit(
+    killed, tmp_path
+):
+    body = STUDY.replace("conditions:", "  compute: {cache: false}\nconditions:")
+    assert said(killed.run) == said(run_here(tmp_path, body))
+
+
+def test_it_pretrains_once_per_seed_whatever_is_killed(killed):
+    assert killed.shelves == 3  # of the seeds 1000, 1001 and 0, for both conditions and all trials
