@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
@@ -71,9 +71,8 @@ def training_curves(runs: Runs) -> pd.DataFrame:
         history = history[history["trial"].isin(trials["trial"])]
         if history.empty:
             continue
-        history = counted_on(history)
-        for panel in dict.fromkeys([study.metric, *_panels(history)]):
-            parts += _panel_rows(history, panel, str(condition), study.label, source)
+        own = {"condition": condition, "method": study.label, "source": source}
+        parts += [rows.assign(**own) for rows in _panel_rows(counted_on(history), study.metric)]
     if not parts:
         return pd.DataFrame(columns=CURVE_COLUMNS)
     return pd.concat(parts, ignore_index=True)[CURVE_COLUMNS]
@@ -176,19 +175,28 @@ def _panels(history: pd.DataFrame) -> list[str]:
     return features + total + terms + diagnostics
 
 
-def _panel_rows(
-    history: pd.DataFrame, panel: str, condition: str, method: str, source: str
-) -> Iterable[pd.DataFrame]:
-    weight = panel.replace("loss/", "weight/", 1)
-    drawn = {VALUE: history[panel]} if panel in history else {}
-    if panel.startswith("loss/") and weight in history and (history[weight].dropna() != 1).any():
-        drawn[WEIGHTED] = history[panel] * history[weight]
-        drawn[WEIGHT] = history[weight]
-    for curve, values in drawn.items():
-        places = values.groupby([history["stage"], history["total_step"]], sort=False)
-        grouped = places.agg(["mean", "min", "max", "count"])
-        grouped = grouped[grouped["count"] > 0].reset_index()
-        grouped.columns = pd.Index(["stage", "step", "mean", "low", "high", "n"])
-        grouped = grouped.sort_values("step", kind="stable")
-        own = {"condition": condition, "method": method, "panel": panel}
-        yield grouped.assign(**own, curve=curve, source=source)
+def _panel_rows(history: pd.DataFrame, metric: str) -> Iterator[pd.DataFrame]:
+    """For each panel and curve, a row per stage and step: over the trials that have a value there."""
+    drawn: dict[tuple[str, str], pd.Series] = {}
+    for panel in dict.fromkeys([metric, *_panels(history)]):
+        weight = panel.replace("loss/", "weight/", 1)
+        if panel in history:
+            drawn[panel, VALUE] = history[panel]
+        if (
+            panel.startswith("loss/")
+            and weight in history
+            and (history[weight].dropna() != 1).any()
+        ):
+            drawn[panel, WEIGHTED] = history[panel] * history[weight]
+            drawn[panel, WEIGHT] = history[weight]
+    if not drawn:
+        return
+    values = pd.concat(drawn, axis=1)
+    places = values.groupby([history["stage"], history["total_step"]], sort=False)
+    means, lows, highs, counts = places.mean(), places.min(), places.max(), places.count()
+    keys = means.index.set_names(["stage", "step"]).to_frame(index=False)
+    for column in drawn:
+        numbers = {"mean": means, "low": lows, "high": highs, "n": counts}
+        rows = keys.assign(**{name: table[column].to_numpy() for name, table in numbers.items()})
+        rows = rows[rows["n"] > 0].sort_values("step", kind="stable")
+        yield rows.assign(panel=column[0], curve=column[1])

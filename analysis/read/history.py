@@ -95,17 +95,23 @@ class History:
 
 
 def counted_on(reports: pd.DataFrame) -> pd.DataFrame:
-    """Adds `total_step`: a stage that starts again at step 0 is put behind the one before it."""
-    parts = []
+    """Adds `total_step`: a stage that starts again at step 0 is put behind the one before it.
+
+    Rows are ordered by trial, stage and step, trials and stages as they come.
+    """
     reports = reports.assign(stage=reports["stage"].fillna(""))
-    for _, trial in reports.groupby("trial", sort=False):
-        last = 0.0
-        for _, stage in trial.groupby("stage", sort=False):
-            offset = last if stage["step"].min() <= last else 0.0
-            stage = stage.assign(total_step=stage["step"] + offset).sort_values("total_step")
-            last = stage["total_step"].max()
-            parts.append(stage)
-    return pd.concat(parts)
+    stages = reports.groupby(["trial", "stage"], sort=False)["step"]
+    spans = stages.agg(["min", "max"])
+    last: dict[str, float] = {}  # step of each trial
+    offsets = []
+    for (trial, _), first, end in spans.itertuples():
+        before = last.get(trial, 0.0)
+        offsets.append(before if first <= before else 0.0)
+        last[trial] = end + offsets[-1]
+    stage = stages.ngroup().to_numpy()
+    total = reports["step"].to_numpy() + np.array(offsets)[stage]
+    order = np.lexsort((total, stage, pd.factorize(reports["trial"])[0]))
+    return reports.assign(total_step=total).iloc[order]
 
 
 def number(value: Any) -> float:

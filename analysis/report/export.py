@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from analysis.plots import Plot, style
@@ -44,6 +42,9 @@ def write_figures(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> l
     Raises:
         UserError: the browser could not be started, or could not draw a figure.
     """
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     out.mkdir(parents=True, exist_ok=True)
     work = _draw(plots, out, formats)
     try:

@@ -24,15 +24,16 @@ from analysis.read.galleries import by_condition
 from analysis.read.load import TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
-from analysis.report.paper import as_text
+from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
 from analysis.report.trace import Behind, anchors, commands, seeds
-from analysis.words.display import bold_cells, columns_of, metric_value, shown, text
+from analysis.words.display import metric_value, text
 from analysis.words.sections import MEASURED, SECTIONS, TITLES, Section, place_of, section_of
 from analysis.words.summary import caveats, interval_note, not_a_result, summary
 from tune_ssl.records import log
 
 FILTERED = 6  # a table with at least this many rows has a filter
+KINDS = {"csv": "CSV", "md": "Markdown", "latex": "LaTeX"}  # of files, and what their buttons say
 TRIALS = "trials"  # the table whose rows the page's script writes, a page of them at a time
 
 
@@ -48,9 +49,8 @@ class Download:
 
 def render(
     runs: Runs,
-    found: Mapping[str, pd.DataFrame],
+    papers: Mapping[str, PaperTable],
     drawn: Sequence[Plot],
-    captions: Mapping[str, str],
     formats: Sequence[str] = (),
 ) -> str:
     """The page as text. `formats` are those of the files written beside it."""
@@ -61,6 +61,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found = {stem: paper.table for stem, paper in papers.items()}
     results, chosen = found["results"], found["chosen"]
     return environment.get_template("report.html.j2").render(
         title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
@@ -69,7 +70,7 @@ def render(
         caveats=caveats(runs, results, found["budget"], chosen, found["ablation"]),
         interval_note=interval_note(results),
         tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
-        sections=_sections(runs, found, drawn, captions, formats),
+        sections=_sections(runs, papers, drawn, formats),
         measured=bool(results["mean"].notna().any()),
         not_a_result=not_a_result(runs),
         sees=by_condition(runs.galleries),
@@ -93,22 +94,19 @@ def plotly_script() -> str:
 
 def _sections(
     runs: Runs,
-    found: Mapping[str, pd.DataFrame],
+    papers: Mapping[str, PaperTable],
     drawn: Sequence[Plot],
-    captions: Mapping[str, str],
     formats: Sequence[str],
 ) -> list[dict[str, Any]]:
     """The sections that have something to show."""
-    wanted = _worth_showing(found)
+    wanted = _worth_showing({stem: paper.table for stem, paper in papers.items()})
     behind = Behind(runs)
     always = {"results", "provenance", "intervals", *(["sees"] if runs.galleries else [])}
     sections = []
     for section in SECTIONS:
         stems = [s for s in dict.fromkeys((*section.tables, *wanted)) if s in wanted]
         views = [
-            _trials(runs, found[stem], captions, formats)
-            if stem == TRIALS
-            else _table(found[stem], stem, captions.get(stem, ""), behind)
+            _trials(runs, papers[stem], formats) if stem == TRIALS else _table(papers[stem], behind)
             for stem in stems
             if section_of(stem) == section.id
         ]
@@ -135,55 +133,50 @@ def _head(section: Section) -> dict[str, str]:
     return {"id": section.id, "title": section.title, "intro": section.intro}
 
 
-def _table(table: pd.DataFrame, stem: str, caption: str, behind: Behind) -> dict[str, Any]:
-    cells, bold = shown(table, stem).to_numpy().tolist(), bold_cells(table, stem)
-    rows = table.to_dict("records")
-    links = [behind.links(stem, {str(k): v for k, v in row.items()}) for row in rows]
+def _table(paper: PaperTable, behind: Behind) -> dict[str, Any]:
+    rows = paper.table.to_dict("records")
+    links = [behind.links(paper.stem, {str(k): v for k, v in row.items()}) for row in rows]
     return {
-        "stem": stem,
-        "title": TITLES.get(stem, ""),
-        "caption": caption,
-        "columns": columns_of(table, stem),
+        "stem": paper.stem,
+        "title": TITLES.get(paper.stem, ""),
+        "caption": paper.caption,
+        "columns": paper.columns,
         "rows": [
-            {"cells": list(zip(row, marks, strict=True)), "links": own}
-            for row, marks, own in zip(cells, bold, links, strict=True)
+            {"cells": cells, "links": own} for cells, own in zip(paper.cells, links, strict=True)
         ],
         "linked": any(links),
-        "filtered": len(table) >= FILTERED,
+        "filtered": len(rows) >= FILTERED,
         "repeated": False,
-        "downloads": _downloads(
-            table, stem, caption, (("csv", "csv"), ("md", "md"), ("latex", "tex"))
-        ),
+        "downloads": [_download(paper.stem, kind, paper.text(kind)) for kind in KINDS],
     }
 
 
-def _trials(
-    runs: Runs, table: pd.DataFrame, captions: Mapping[str, str], formats: Sequence[str]
-) -> dict[str, Any]:
+def _trials(runs: Runs, paper: PaperTable, formats: Sequence[str]) -> dict[str, Any]:
     """The table of all trials, packed; its script shows a page of it at a time."""
-    columns = columns_of(table, TRIALS)
     rows = {
-        "cells": shown(table, TRIALS).to_numpy().tolist(),
+        "cells": [[text for text, _ in cells] for cells in paper.cells],
         "ids": anchors(runs),
         "commands": commands(runs),
         **_trial_facts(runs),
     }
-    downloads = _downloads(table, TRIALS, "", (("csv", "csv"),))
-    fits = len(downloads[0].packed) <= LARGEST
+    download = _download(TRIALS, "csv", paper.csv)
+    fits = len(download.packed) <= LARGEST
     return {
         "stem": TRIALS,
         "title": "",
-        "caption": captions.get(TRIALS, ""),
-        "columns": columns,
+        "caption": paper.caption,
+        "columns": paper.columns,
         "rows": [],
         "linked": False,
         "repeated": False,
-        "count": len(table),
+        "count": len(paper.table),
         "packed": pack(json.dumps(rows)),
         "chosen_by": [
-            c.title for c in columns if c.title in ("Method", "Condition", "Phase", "Status")
+            column.title
+            for column in paper.columns
+            if column.title in ("Method", "Condition", "Phase", "Status")
         ],
-        "downloads": downloads if fits else [],
+        "downloads": [download] if fits else [],
         "beside": "csv" in formats,
         "too_large": not fits,
     }
@@ -232,22 +225,13 @@ def _figure(plot: Plot, title: str) -> dict[str, Any]:
         "across": plot.figure.layout.get("meta") == "wide",
         "height": plot.figure.layout["height"],
         "spec": figure_json(plot.figure),
-        "downloads": _downloads(plot.table, f"figure-{plot.name}", "", (("csv", "csv"),)),
+        "downloads": [_download(f"figure-{plot.name}", "csv", csv_text(plot.table))],
     }
 
 
-def _downloads(
-    table: pd.DataFrame, stem: str, caption: str, kinds: Iterable[tuple[str, str]]
-) -> list[Download]:
-    return [
-        Download(
-            f"file-{stem}.{suffix}",
-            kind.upper() if kind == "csv" else {"md": "Markdown", "latex": "LaTeX"}[kind],
-            f"{stem.removeprefix('figure-')}.{suffix}",
-            pack(as_text(table, stem, kind, caption)),
-        )
-        for kind, suffix in kinds
-    ]
+def _download(stem: str, kind: str, text: str) -> Download:
+    name = stem + SUFFIX[kind]
+    return Download(f"file-{name}", KINDS[kind], name.removeprefix("figure-"), pack(text))
 
 
 def _fact(value: Any) -> str:

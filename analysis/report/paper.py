@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pandas as pd
 from analysis.numbers.tables import CELL, Condition, condition_of
 from analysis.read.load import Runs
 from analysis.read.values import NONE
-from analysis.words.display import bold_cells, columns_of, count, shown
+from analysis.words.display import Column, columns_of, count, shown_cells
 
 FORMATS = ("csv", "md", "latex")
 SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
@@ -75,63 +77,76 @@ def protocol(runs: Runs, results: pd.DataFrame, budget: pd.DataFrame) -> str:
     )
 
 
-def write_table(
-    table: pd.DataFrame,
-    stem: str,
-    out: Path,
-    formats: Sequence[str] = FORMATS,
-    caption: str = "",
-) -> list[Path]:
-    """Write `out`/`stem`.csv (raw numbers), .md and .tex (as shown, best in bold)."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in formats:
-        path = out / (stem + SUFFIX[name])
-        path.write_text(as_text(table, stem, name, caption), encoding="utf-8")
-        written.append(path)
-    return written
+@dataclass(frozen=True)
+class PaperTable:
+    """A table with its caption, as the page and the files show it: csv, md and latex are texts of FORMATS.
+
+    Each is made once, for the page carries what the files hold.
+    """
+
+    table: pd.DataFrame
+    stem: str
+    caption: str = ""
+
+    def write(self, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+        """Write `out`/`stem`.csv (raw numbers), .md and .tex (as shown, best in bold)."""
+        out.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name in formats:
+            path = out / (self.stem + SUFFIX[name])
+            path.write_text(self.text(name), encoding="utf-8")
+            written.append(path)
+        return written
+
+    def text(self, name: str) -> str:
+        """In one of FORMATS."""
+        return str(getattr(self, name))
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return columns_of(self.table, self.stem)
+
+    @cached_property
+    def cells(self) -> list[list[tuple[str, bool]]]:
+        return shown_cells(self.table, self.stem)
+
+    @cached_property
+    def csv(self) -> str:
+        """The raw numbers."""
+        return csv_text(self.table)
+
+    @cached_property
+    def md(self) -> str:
+        """A Markdown pipe table, the caption above it."""
+        lines = [[_markdown(column.title) for column in self.columns]]
+        lines.append(["--:" if column.number else "---" for column in self.columns])
+        for row in self.cells:
+            lines.append([f"**{_markdown(c)}**" if bold else _markdown(c) for c, bold in row])
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return (f"{_markdown(self.caption)}\n\n" if self.caption else "") + body + "\n"
+
+    @cached_property
+    def latex(self) -> str:
+        """A booktabs table; needs only \\usepackage{booktabs}."""
+        align = "".join("r" if column.number else "l" for column in self.columns)
+        lines = [r"\begin{table}", r"\centering"]
+        lines += [rf"\caption{{{_escape(self.caption)}}}"] if self.caption else []
+        lines += [rf"\label{{tab:{self.stem}}}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
+        lines += [
+            " & ".join(_escape(column.title) for column in self.columns) + r" \\",
+            r"\midrule",
+        ]
+        for cells in self.cells:
+            shown = (rf"\textbf{{{_escape(c)}}}" if bold else _escape(c) for c, bold in cells)
+            # A row that opens with [ would be read as the optional length of the \\ before it.
+            row = " & ".join(shown) + r" \\"
+            lines.append("{}" + row if row.startswith("[") else row)
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def as_text(table: pd.DataFrame, stem: str, name: str, caption: str = "") -> str:
-    """The table in one of FORMATS."""
-    if name == "csv":
-        kept = [column for column in table.columns if column not in UNWRITTEN]
-        return str(table[kept].to_csv(index=False))
-    return (markdown if name == "md" else latex)(table, stem, caption)
-
-
-def markdown(table: pd.DataFrame, stem: str, caption: str = "") -> str:
-    """A Markdown pipe table, the caption above it."""
-    columns = columns_of(table, stem)
-    lines = [[_markdown(column.title) for column in columns]]
-    lines.append(["--:" if column.number else "---" for column in columns])
-    for cells, bold in _cells(table, stem):
-        pairs = zip(cells, bold, strict=True)
-        lines.append([f"**{_markdown(c)}**" if b else _markdown(c) for c, b in pairs])
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return (f"{_markdown(caption)}\n\n" if caption else "") + body + "\n"
-
-
-def latex(table: pd.DataFrame, stem: str, caption: str = "") -> str:
-    """A booktabs table; needs only \\usepackage{booktabs}."""
-    columns = columns_of(table, stem)
-    align = "".join("r" if column.number else "l" for column in columns)
-    lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{_escape(caption)}}}"] if caption else []
-    lines += [rf"\label{{tab:{stem}}}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-    lines += [" & ".join(_escape(column.title) for column in columns) + r" \\", r"\midrule"]
-    for cells, bold in _cells(table, stem):
-        pairs = zip(cells, bold, strict=True)
-        shown_cells = (rf"\textbf{{{_escape(c)}}}" if b else _escape(c) for c, b in pairs)
-        # A row that opens with [ would be read as the optional length of the \\ before it.
-        row = " & ".join(shown_cells) + r" \\"
-        lines.append("{}" + row if row.startswith("[") else row)
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _cells(table: pd.DataFrame, stem: str) -> list[tuple[list[str], list[bool]]]:
-    texts = shown(table, stem).to_numpy().tolist()
-    return list(zip(texts, bold_cells(table, stem), strict=True))
+def csv_text(table: pd.DataFrame) -> str:
+    kept = [column for column in table.columns if column not in UNWRITTEN]
+    return str(table[kept].to_csv(index=False))
 
 
 def _condition_names(results: pd.DataFrame) -> dict[Condition, str]:

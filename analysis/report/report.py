@@ -42,8 +42,9 @@ def write_report(
     runs = load_runs(run_paths)
     found = all_tables(runs)
     captions = all_captions(runs, found)
+    papers = {s: paper.PaperTable(table, s, captions.get(s, "")) for s, table in found.items()}
     drawn = all_plots(runs, found)
-    text = page.render(runs, found, drawn, captions, of_tables)
+    text = page.render(runs, papers, drawn, of_tables)
     path = out / "index.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,8 @@ def write_report(
     except OSError as error:
         text = f"{out} cannot be written: {error.strerror}"
         raise UserError(text) from None
-    for stem, table in found.items() if of_tables else ():
-        paper.write_table(table, stem, out / "tables", of_tables, captions.get(stem, ""))
+    for one in papers.values() if of_tables else ():
+        one.write(out / "tables", of_tables)
     if of_figures:
         export.write_figures(drawn, out / "figures", of_figures)
     return path

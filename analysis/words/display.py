@@ -251,13 +251,6 @@ def _wide_columns(table: pd.DataFrame) -> list[Column]:
     return [_text("method", "Method"), *(column(name) for name in names)]
 
 
-def shown(table: pd.DataFrame, stem: str) -> pd.DataFrame:
-    """The table as people read it: all cells are text."""
-    columns = columns_of(table, stem)
-    rows = [[c.text(row) for c in columns] for row in _rows(table)]
-    return pd.DataFrame(rows, columns=[column.title for column in columns])
-
-
 def is_bold(table: pd.DataFrame) -> list[bool]:
     """Which rows are marked best: only where a condition has more than one method."""
     if "best" not in table or table.empty:
@@ -267,11 +260,11 @@ def is_bold(table: pd.DataFrame) -> list[bool]:
     return [bool(value) for value in table["best"] & rivals]
 
 
-def bold_cells(table: pd.DataFrame, stem: str) -> list[list[bool]]:
-    """Per row and shown column: whether the cell is marked best."""
+def shown_cells(table: pd.DataFrame, stem: str) -> list[list[tuple[str, bool]]]:
+    """The table as people read it: per row and shown column the text, and whether it is marked best."""
     columns, best = columns_of(table, stem), is_bold(table)
     return [
-        [bool(row[c.marked]) if c.marked else c.bold and whole for c in columns]
+        [(c.text(row), bool(row[c.marked]) if c.marked else c.bold and whole) for c in columns]
         for row, whole in zip(_rows(table), best, strict=True)
     ]
 

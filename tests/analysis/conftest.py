@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from ruamel.yaml import YAML
 
 from analysis.plots.figure import Figure
+from analysis.words.display import columns_of, shown_cells
 from tune_ssl.records import log
 
 METRIC = "val/mean_class_accuracy"
@@ -200,6 +202,12 @@ def searched_run(
 def checked(figure: Figure) -> go.Figure:
     """The figure as plotly's own classes have it, which refuse what plotly.js does not know."""
     return go.Figure(figure.data, figure.layout)
+
+
+def shown(table: pd.DataFrame, stem: str) -> pd.DataFrame:
+    """The texts of a table as people read it, under the shown titles."""
+    rows = [[text for text, _ in cells] for cells in shown_cells(table, stem)]
+    return pd.DataFrame(rows, columns=[column.title for column in columns_of(table, stem)])
 
 
 @pytest.fixture(name="searched_run")

@@ -8,8 +8,8 @@ from analysis.numbers.tables import chosen_table, results_table
 from analysis.read.load import load_runs
 from analysis.read.values import NONE
 from analysis.report.report import all_tables
-from analysis.words.display import shown
 from analysis.words.summary import summary
+from tests.analysis.conftest import shown
 
 SEEDS = range(8)
 BASE = dict(zip(SEEDS, (0.80, 0.84, 0.82, 0.86, 0.83, 0.81, 0.85, 0.79), strict=True))

@@ -6,8 +6,8 @@ from analysis.numbers import tables
 from analysis.numbers.stats import mean_interval
 from analysis.read.load import load_runs
 from analysis.read.values import NONE
-from analysis.report.paper import latex, markdown, write_table
-from analysis.words.display import shown
+from analysis.report.paper import PaperTable
+from tests.analysis.conftest import shown
 from tune_ssl.records import log
 
 
@@ -67,7 +67,7 @@ def test_one_seed_has_no_interval_and_no_best(tmp_path, write_run):
     table = tables.results_table(load_runs([a, b])).set_index("method")
     assert np.isnan(table.loc["uda", "low"])
     assert table["best"].to_dict() == {"uda": False, "fixmatch": True}
-    assert "80.0 (no interval)" in markdown(table.reset_index(), "results")
+    assert "80.0 (no interval)" in PaperTable(table.reset_index(), "results").md
 
 
 def test_a_second_lock_does_not_count(tmp_path, write_run, event):
@@ -141,7 +141,7 @@ def test_empty_run(tmp_path, write_run):
 
 def test_writers(pair, tmp_path):
     table = tables.results_table(pair)
-    paths = write_table(table, "results", tmp_path / "out", caption="Means in %.")
+    paths = PaperTable(table, "results", "Means in %.").write(tmp_path / "out")
     assert [path.name for path in paths] == ["results.csv", "results.md", "results.tex"]
     again = pd.read_csv(paths[0])
     pd.testing.assert_frame_equal(again, table, check_dtype=False)
@@ -154,8 +154,9 @@ def test_writers(pair, tmp_path):
 
 def test_latex_and_markdown_escape():
     table = pd.DataFrame({"a_b": ["50% & #1\n{x}~^\\", None]})
-    tex = latex(table, "other")
+    tex = PaperTable(table, "other").latex
     assert r"a\_b" in tex
     assert r"50\% \& \#1 \{x\}\textasciitilde{}\textasciicircum{}\textbackslash{} \\" in tex
-    assert r"a\_b" in markdown(table, "other") and f"| {NONE} |" in markdown(table, "other")
-    assert r"x\|y" in markdown(pd.DataFrame({"a": ["x|y"]}), "other")
+    assert r"a\_b" in PaperTable(table, "other").md
+    assert f"| {NONE} |" in PaperTable(table, "other").md
+    assert r"x\|y" in PaperTable(pd.DataFrame({"a": ["x|y"]}), "other").md

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.numbers.tables import budget_table, results_table
 from analysis.read.load import load_runs
-from analysis.report.paper import latex, markdown, protocol, wide_table
+from analysis.report.paper import PaperTable, protocol, wide_table
 from analysis.words.display import is_bold
 
 
@@ -29,11 +29,11 @@ def test_wide_table_has_a_column_per_condition(results):
     table = wide_table(results)
     assert list(table["method"]) == ["a_1", "b"]
     assert table.loc[1, "50 labels mean"] == 0.7 and math.isnan(table.loc[1, "200 labels mean"])
-    tex = latex(table, "results_wide")
+    tex = PaperTable(table, "results_wide").latex
     assert r"\begin{tabular}{lrr}" in tex and r"Method & 50 labels & 200 labels \\" in tex
     assert r"a\_1 & \textbf{80.0 [75.0, 85.0]} & 90.0 (no interval) \\" in tex
     assert r"b & 70.0 [65.0, 74.0] & -- \\" in tex
-    assert "| b | 70.0 [65.0, 74.0] | \u2013 |" in markdown(table, "results_wide")
+    assert "| b | 70.0 [65.0, 74.0] | \u2013 |" in PaperTable(table, "results_wide").md
 
 
 def test_conditions_that_share_a_label_count_go_by_their_ids(results):
@@ -61,7 +61,7 @@ def test_caption_states_the_protocol(tmp_path, write_run):
 
 def test_latex_escapes_what_would_break_it(results):
     caption = r"50 % of a_b & {c} $d #e ~f ^g \h <i> |j|"
-    tex = latex(wide_table(results), "results_wide", caption)
+    tex = PaperTable(wide_table(results), "results_wide", caption).latex
     assert (
         r"\caption{50 \% of a\_b \& \{c\} \$d \#e \textasciitilde{}f \textasciicircum{}g "
         r"\textbackslash{}h \textless{}i\textgreater{} \textbar{}j\textbar{}}"
