@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -138,15 +139,31 @@ def endings(run: Path) -> dict[str, str]:
     return {trial: e["event"] for trial, e in Ledger.glance(run).ended.items()}
 
 
-def wait_for(
-    process: subprocess.Popen[str], condition: Callable[[], bool], timeout: float = 120
-) -> None:
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     """Until `condition` holds; fails at once, with its output, when `process` is over."""
+
+    def holds() -> bool:
+        held = condition()
+        assert held or process.poll() is None, "\n".join(map(str, finish(process)))
+        return held
+
+    wait_until(holds)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 120) -> None:
     end = time.monotonic() + timeout
     while not condition():
-        assert process.poll() is None, "\n".join(map(str, finish(process)))
         assert time.monotonic() < end, "the awaited state did not come"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def meanwhile(do: Callable[[], object]) -> Iterator[None]:
+    """Do something beside the block; what goes wrong in it is raised at the block's end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(do)
+        yield
+    done.result()
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -14,15 +14,14 @@ from tests.support.runs import (
     called,
     endings,
     events,
-    finish,
-    optuna_states,
+    meanwhile,
     run_here,
-    start,
-    wait_for,
+    wait_until,
     write_study,
 )
 from tune_ssl.base.spec import digest
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.study.study import load_study
 from tune_ssl.study.trial import override
 
@@ -109,10 +108,8 @@ def test_a_retuned_row_has_a_search_of_its_own_that_starts_from_the_reference(ru
     retuned = started(run, log.RETUNE)
     assert sorted(retuned) == [f"c{c}-retune-raw_clusters-t000{t}" for c in (0, 1) for t in (0, 1)]
     assert all(begin["seed"] == 1000 for begin in retuned.values())
-    states = optuna_states(run)
-    assert len(states["data.num_labels=20 raw_clusters"]) == 2
     reference = {r["condition"]: r["config"] for r in plan(run) if r["variant"] == log.REFERENCE}
-    ended = ledger.endings(events(run))
+    ended = Ledger.read(run).ended
     for begin in started(run, log.ABLATE).values():
         condition, config = begin["condition"], reference[begin["condition"]]
         if begin["variant"] != "raw_clusters":
@@ -158,19 +155,29 @@ def test_ablating_again_trains_nothing_and_new_rows_are_added(run):
 
 
 @pytest.mark.slow
-def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(tmp_path):
-    body = STUDY.replace("conditions:\n  data.num_labels: [20, 40]\n", "").replace(
-        "steps: 12", "steps: 60"
-    )
-    path = write_study(tmp_path, body)
-    options = ("--factorial", "no_cluster,no_augmentation_consistency", "--name", "two")
-    process = start(tmp_path, "ablate", path, *options, "study.max_concurrent=1")
+def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(
+    ray_here, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    body = STUDY.replace("conditions:\n  data.num_labels: [20, 40]\n", "")
+    path = write_study(tmp_path, body.replace("steps: 12", "steps: 60"))
     run = tmp_path / "runs" / "two"
-    wait_for(process, lambda: run.exists() and len(endings(run)) >= 2)
-    os.kill(process.pid, signal.SIGINT)
-    code, _, err = finish(process)
+
+    def press_ctrl_c():
+        wait_until(lambda: run.exists() and len(endings(run)) >= 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = ("--factorial", "no_cluster,no_augmentation_consistency", "--name", "two")
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # it must not end the tests
+    try:
+        with meanwhile(press_ctrl_c):
+            code, _, err = called(
+                monkeypatch, capsys, "ablate", path, *options, "study.max_concurrent=1"
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130 and "tune-ssl ablate two" in err and "Traceback" not in err
-    code, out, err = finish(start(tmp_path, "ablate", "two"))
+    code, out, err = called(monkeypatch, capsys, "ablate", "two")
     assert code == 0 and "report: runs/two/report/index.html" in out, out + err
     names = ("reference", "no_cluster", "no_augmentation_consistency")
     names += ("no_cluster+no_augmentation_consistency",)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.runs import called, endings, events, write_study
+from tests.support.runs import (
+    called,
+    endings,
+    events,
+    meanwhile,
+    wait_until,
+    write_study,
+)
 from tune_ssl.base import retry
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger, latest_reports
@@ -152,35 +157,6 @@ def fill(disk):
             file.write(b"0" * 4096)
 
 
-class Meanwhile(threading.Thread):
-    """Does something beside a command; what went wrong in it is raised at the end of the block."""
-
-    def __init__(self, do):
-        super().__init__(daemon=True)
-        self.do, self.error = do, None
-
-    def run(self):
-        try:
-            self.do()
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self):
-        self.start()
-
-    def __exit__(self, *_):
-        self.join(timeout=60)
-        if self.error is not None:
-            raise self.error
-
-
-def until(condition):
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "the awaited state did not come"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def waits(monkeypatch):
     """How often somebody has begun to wait for a disk, and told so."""
@@ -213,14 +189,14 @@ def test_a_full_disk_is_waited_for_and_costs_nothing(faulty, waits, small_disk):
     run = small_disk / "f"
 
     def full_for_a_while():
-        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        wait_until(lambda: len(log.read(run / log.HISTORY)) >= 3)
         fill(small_disk)
         count = len(events(run))
-        until(lambda: waits)
+        wait_until(lambda: waits)
         assert len(events(run)) <= count + 1
         (small_disk / "ballast").unlink()
 
-    with Meanwhile(full_for_a_while):
+    with meanwhile(full_for_a_while):
         code, out, err, _ = faulty("none, once", "--no-confirm")
     assert code == 0, out + err
     assert "cannot be written: No space left on device; waiting" in out
@@ -235,14 +211,14 @@ def test_a_run_folder_that_is_away_for_a_while_is_waited_for(faulty, waits, tmp_
     run, away = tmp_path / "runs" / "f", tmp_path / "runs" / "away"
 
     def away_for_a_while():
-        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        wait_until(lambda: len(log.read(run / log.HISTORY)) >= 3)
         run.rename(away)
-        until(lambda: waits)
+        wait_until(lambda: waits)
         if run.exists():  # Ray may have made its own folder anew
             shutil.rmtree(run)
         away.rename(run)
 
-    with Meanwhile(away_for_a_while):
+    with meanwhile(away_for_a_while):
         code, out, err, _ = faulty("none, once", "--no-confirm")
     assert code == 0, out + err
     assert set(endings(run).values()) == {log.FINISHED}
@@ -257,10 +233,10 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_a_resume_goes_on(
     monkeypatch.setattr(retry, "LONGEST", 3.0)
 
     def full():
-        until(lambda: len(log.read(run / log.HISTORY)) >= 3)
+        wait_until(lambda: len(log.read(run / log.HISTORY)) >= 3)
         fill(small_disk)
 
-    with Meanwhile(full):
+    with meanwhile(full):
         code, out, err, _ = faulty("none, once")
     assert code == 1, out + err
     assert "cannot be written: " in out and "; waiting" in out
