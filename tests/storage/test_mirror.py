@@ -24,7 +24,7 @@ from tune_ssl.base import retry
 from tune_ssl.base.errors import Stopped, UserError
 from tune_ssl.records import log
 from tune_ssl.storage import mirror
-from tune_ssl.storage.fetch import bring
+from tune_ssl.storage.fetch import update_from_copy
 from tune_ssl.storage.mirror import DRIVER, MANIFEST, Mirror, driver, mirrored
 from tune_ssl.storage.places import place_of
 
@@ -85,7 +85,7 @@ def test_a_copy_never_has_an_ending_without_the_model_before_it(tmp_path, copy):
             (run / log.MODELS / "0" / "model.json").write_text("{}")
             ending = {"phase": "confirm", "condition": "c", "trial": "b", "event": "finished"}
             log.append(run / log.TRIALS, ending)
-            copier.stamp = float("-inf")
+            copier.marked_at = float("-inf")
             copier.mark()
         yield from looked(name, size)
 
@@ -105,7 +105,7 @@ def test_an_outage_is_told_once_and_what_happened_meanwhile_is_pushed(tmp_path, 
     copier.start()
     server.stop()
     log.append(run / log.HISTORY, {"phase": "search", "condition": "c", "trial": "a"})
-    copier.stamp = float("-inf")
+    copier.marked_at = float("-inf")
     copier.mark()
     assert not copier.push() and not copier.push()
     server.start()
@@ -141,8 +141,8 @@ def test_a_driver_whose_run_was_taken_stops_writing(tmp_path, copy, server):
     copier.start()
     other = {"driver": "another", "host": "elsewhere", "pid": 1, "space": None, "time": time.time()}
     copy.write(DRIVER, iter([json.dumps(other).encode()]))
-    copier.beaten = float("-inf")
-    assert not copier.push() and "is driven by process 1 on elsewhere now" in str(copier.lost)
+    copier.last_beat = float("-inf")
+    assert not copier.push() and "is driven by process 1 on elsewhere now" in str(copier.taken_over)
     copier.close()
     assert driver(copy)["driver"] == "another"
 
@@ -174,7 +174,7 @@ def test_what_is_broken_off_is_no_file_and_a_short_one_is_not_taken(tmp_path, co
     copy.write(log.TRIALS, iter([b"12345"]))
     copy.write(MANIFEST, iter([b'{"sizes": {"trials.jsonl": 9}}']))
     with pytest.raises(UserError, match="has less of trials.jsonl than mirror.json says"):
-        bring(copy, tmp_path / "runs" / "one")
+        update_from_copy(copy, tmp_path / "runs" / "one")
     assert not (tmp_path / "runs" / "one").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_copy_whose_sizes_are_none_is_refused(tmp_path, copy, size):
     copy.write(log.STUDY, iter([b"name: one\n"]))
     copy.write(MANIFEST, iter([f'{{"sizes": {{"trials.jsonl": {size}}}}}'.encode()]))
     with pytest.raises(UserError, match="mirror.json cannot be understood"):
-        bring(copy, tmp_path / "runs" / "one")
+        update_from_copy(copy, tmp_path / "runs" / "one")
 
 
 @pytest.mark.parametrize("last", ["9" * 400, '"x"', "-1"])

@@ -110,9 +110,9 @@ def test_checkpoints_are_listed_swept_taken_and_cleared_wherever_they_are(tmp_pa
     run = tmp_path / "runs" / "a.b-1_c"
     run.mkdir(parents=True)
     if url:
-        places.check(places.place_of(url))
+        places.check_usable(places.place_of(url))
     checkpoints = Checkpoints(run, url)
-    assert checkpoints.next_session() == "session-001" and checkpoints.before("t1") == ()
+    assert checkpoints.next_session() == "session-001" and checkpoints.of_earlier("t1") == ()
     for number in range(4):
         files = {"state.pt": b"state %d" % number, "extra": b""}
         if number == 3:
@@ -121,30 +121,30 @@ def test_checkpoints_are_listed_swept_taken_and_cleared_wherever_they_are(tmp_pa
             folder = checkpoints.place.at("session-001", "t1", f"checkpoint_{number:06d}")
             folder.write(name, iter([content]))
     assert Checkpoints(run, url).next_session() == "session-002"
-    assert checkpoints.before("t1") == (), "it is new since the first look"
+    assert checkpoints.of_earlier("t1") == (), "it is new since the first look"
     again = Checkpoints(run, url)
-    found = again.before("t1")
-    assert [places.read(path) for path in found] == [b"state 2", b"state 1", b"state 0"]
-    assert again.of("t2") == () and again.before("t2") == ()
+    found = again.of_earlier("t1")
+    assert [places.read_checkpoint(path) for path in found] == [b"state 2", b"state 1", b"state 0"]
+    assert again.of("t2") == () and again.of_earlier("t2") == ()
     assert all("not-a-real-secret" not in path for path in found)
 
-    again.take("t1", ("model.safetensors", "model.json"), tmp_path / "taken")
+    again.copy_newest("t1", ("model.safetensors", "model.json"), tmp_path / "taken")
     assert (tmp_path / "taken" / "model.safetensors").read_bytes() == b"weights"
     assert sorted(p.name for p in (tmp_path / "taken").iterdir()) == [
         "model.json",
         "model.safetensors",
     ]
     with pytest.raises(FileNotFoundError):
-        again.take("t2", ("model.json",), tmp_path / "taken")
+        again.copy_newest("t2", ("model.json",), tmp_path / "taken")
 
     again.sweep("session-001", "t1", keep=2)
     end = time.monotonic() + 30
     while len(again.of("t1")) != 1:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert places.read(again.of("t1")[0]) == b"state 2"
+    assert places.read_checkpoint(again.of("t1")[0]) == b"state 2"
     with pytest.raises(FileNotFoundError):
-        places.read(found[-1])
+        places.read_checkpoint(found[-1])
     again.sweep("session-001", "t9", keep=0)
     again.clear()
     assert Checkpoints(run, url).of("t1") == ()
@@ -264,5 +264,5 @@ def test_a_run_that_begins_to_use_a_url_finds_its_older_checkpoints(tmp_path):
     folder = tmp_path / "one" / "ray" / "session-001" / "c0-t0000" / "checkpoint_000000"
     folder.mkdir(parents=True)
     (folder / "state.pt").write_bytes(b"x")
-    found = Checkpoints(tmp_path / "one", f"file://{tmp_path}/kept").before("c0-t0000")
+    found = Checkpoints(tmp_path / "one", f"file://{tmp_path}/kept").of_earlier("c0-t0000")
     assert found == (str(folder / "state.pt"),)

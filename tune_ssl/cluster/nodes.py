@@ -38,7 +38,7 @@ CREDENTIALS = (
     "AWS_SESSION_TOKEN",
 )
 ANSWER_SECONDS = 1800.0  # a node may have to build a large store
-Said = dict[str, Any]
+Findings = dict[str, Any]
 
 
 def refuse_local_data(study: Study) -> None:
@@ -65,12 +65,19 @@ def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Place)
     nodes = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]
     if not nodes:
         return 0
-    ours, wanted = facts(study.plugins), _data(study, stores)
-    ours_too = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
+    ours, wanted = installed_code(study.plugins), _data_by_store(study, stores)
+    credentials = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
     problems: list[Problem] = []
-    with marked(folder) as (marker, content):
+    with marker_file(folder) as (marker, content):
         asked = [
-            _ask(node["NodeID"], folder.url, marker, study.plugins, list(wanted.values()), ours_too)
+            _examine(
+                node["NodeID"],
+                folder.url,
+                marker,
+                study.plugins,
+                list(wanted.values()),
+                credentials,
+            )
             for node in nodes
         ]
         for node, task in zip(nodes, asked, strict=True):
@@ -80,33 +87,33 @@ def refuse_unfit_nodes(study: Study, stores: Mapping[str, Store], folder: Place)
             except GetTimeoutError:
                 found = [f"has not answered within {ANSWER_SECONDS:.0f} s"]
             except RayError as error:
-                found = [_why(error)]
+                found = [_reason(error)]
             else:
                 said["stores"] = dict(zip(wanted, said["stores"], strict=True))
-                found = list(_differences(ours, said, stores))
-                found += _unseen(said, folder, marker, content)
+                found = list(_code_and_data_problems(ours, said, stores))
+                found += _storage_problems(said, folder, marker, content)
             problems += [Problem(text, where=where) for text in found]
     if problems:
         raise UserError(problems)
     return len(nodes)
 
 
-def _ask(node: str, *asked: Any) -> Any:
+def _examine(node: str, *asked: Any) -> Any:
     where = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=where)
+    task = ray.remote(num_cpus=0, max_retries=0)(examine_node).options(scheduling_strategy=where)
     return task.remote(node, *asked)
 
 
-def answer(
+def examine_node(
     node: str,
     folder: str,
     marker: str,
     plugins: tuple[Plugin, ...],
     data: list[DataSpec],
     environment: dict[str, str],
-) -> Said:
+) -> Findings:
     """What runs on a node: its facts, what it sees of the storage, and the digests of its stores."""
-    said: Said = facts(plugins)
+    said: Findings = installed_code(plugins)
     os.environ.update(environment)
     try:
         place = folder_of(folder)
@@ -126,9 +133,9 @@ def answer(
     return said
 
 
-def facts(plugins: tuple[Plugin, ...]) -> Said:
+def installed_code(plugins: tuple[Plugin, ...]) -> Findings:
     """The code of this process: versions, a digest of our source, and one of each plugin's file."""
-    found: Said = {"python": ".".join(platform.python_version_tuple()[:2])}
+    found: Findings = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -143,7 +150,9 @@ def facts(plugins: tuple[Plugin, ...]) -> Said:
     return found
 
 
-def _differences(ours: Said, theirs: Said, stores: Mapping[str, Store]) -> Iterator[str]:
+def _code_and_data_problems(
+    ours: Findings, theirs: Findings, stores: Mapping[str, Store]
+) -> Iterator[str]:
     for name, mine in ours.items():
         if theirs.get(name) != mine:
             what = "the source of tune_ssl" if name == "tune_ssl" else name
@@ -156,7 +165,7 @@ def _differences(ours: Said, theirs: Said, stores: Mapping[str, Store]) -> Itera
             yield f"has other data for condition {condition} (digest {digest}, here {mine})"
 
 
-def _unseen(theirs: Said, folder: Place, marker: str, content: str) -> Iterator[str]:
+def _storage_problems(theirs: Findings, folder: Place, marker: str, content: str) -> Iterator[str]:
     """Nothing where the node and the driver see one folder; else what to do."""
     remedy = "give --runs a folder that all nodes share, or --storage a URL (s3://, gs://)"
     if theirs["storage"] is not None:
@@ -170,7 +179,7 @@ def _unseen(theirs: Said, folder: Place, marker: str, content: str) -> Iterator[
         yield f"has a folder {folder.url} of its own; {remedy}"
 
 
-def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
+def _data_by_store(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
     """condition -> its data, the first condition of each store."""
     found: dict[Path, tuple[str, DataSpec]] = {}
     for condition in study.conditions:
@@ -179,7 +188,7 @@ def _data(study: Study, stores: Mapping[str, Store]) -> dict[str, DataSpec]:
 
 
 @contextlib.contextmanager
-def marked(place: Place) -> Iterator[tuple[str, str]]:
+def marker_file(place: Place) -> Iterator[tuple[str, str]]:
     """A small file in `place` for the time of the block, by its name and content; nodes put theirs beside it.
 
     UserError where it cannot be written.
@@ -204,7 +213,7 @@ def marked(place: Place) -> Iterator[tuple[str, str]]:
                 path.rmdir()
 
 
-def _why(error: RayError) -> str:
+def _reason(error: RayError) -> str:
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     if "ModuleNotFoundError" in last:
         return f"lacks what a trial needs: {last}; install tune-ssl there, as here (Python {sys.version.split()[0]})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.records import log
 from tune_ssl.runs.lock import driver_lock
-from tune_ssl.storage.fetch import bring
+from tune_ssl.storage.fetch import update_from_copy
 from tune_ssl.storage.mirror import Mirror, mirrored, refuse_driven
 from tune_ssl.storage.places import Home, Place, home_of, is_url, place_of
 from tune_ssl.study.study import Study, check_name
@@ -35,7 +35,7 @@ def find_home(name: str, runs: Path) -> Home:
     if found.place and not os.path.lexists(run) and not Path(name, log.STUDY).exists():
         check_name(name)
         refuse_driven(found.place.at(name))
-        bring(found.place.at(name), run)
+        update_from_copy(found.place.at(name), run)
     return found
 
 
@@ -52,7 +52,7 @@ def driving(run: Path, place: Place | None, tell: Tell) -> Iterator[Mirror | Non
     """Be the one driver of a run folder and of its copy; first it gets what the copy has more."""
 
     def up_to_date(copy: Place) -> None:
-        if exists(copy) and bring(copy, run):
+        if exists(copy) and update_from_copy(copy, run):
             tell(f"{run.name}: its copy {copy.url} had more, which is taken")
 
     with driver_lock(run), mirrored(run, place, tell, up_to_date) as mirror:
@@ -88,7 +88,7 @@ def fetch_run(url: str, runs: Path) -> Path:
     run = runs / name
     if os.path.lexists(run):
         with driver_lock(run):
-            bring(place, run, report=True)
+            update_from_copy(place, run, report=True)
     else:
-        bring(place, run, report=True)
+        update_from_copy(place, run, report=True)
     return run

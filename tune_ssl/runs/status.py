@@ -144,7 +144,7 @@ def what_was_found(run: Path, ledger: Ledger, storage: str | None = None) -> lis
     lines = [f"{run.name}: {', '.join(done)}" + (f" ({', '.join(how)})" if how else "")]
     if running := ledger.open_trials():
         checkpoints = Checkpoints(run, storage)
-        saved = sum(bool(checkpoints.before(trial)) for trial in running)
+        saved = sum(bool(checkpoints.of_earlier(trial)) for trial in running)
         ways = [f"{saved} go on from a checkpoint"] if saved else []
         ways += [f"{len(running) - saved} begin again"] if saved < len(running) else []
         lines.append(f"{run.name}: {len(running)} trials were running: {', '.join(ways)}")

@@ -54,17 +54,17 @@ class Checkpoints:
 
     def next_session(self) -> str:
         """The name of Ray's next folder. Stopped where the storage does not answer for long."""
-        return f"session-{len(self._waiting(self._sessions)) + 1:03d}"
+        return f"session-{len(self._with_retries(self._sessions)) + 1:03d}"
 
     def of(self, trial: str, file: str = STATE) -> tuple[str, ...]:
         """Path or URL of the file in each of the trial's checkpoints that has it, newest first. OSError."""
         return tuple(self.place.at(name).url for name in self._of(trial, file))
 
-    def before(self, trial: str) -> tuple[str, ...]:
+    def of_earlier(self, trial: str) -> tuple[str, ...]:
         """`of` for a trial that began before this object was first asked; no other has any."""
-        found = self._waiting(lambda: self.of(trial)) if trial in self._begun else ()
+        found = self._with_retries(lambda: self.of(trial)) if trial in self._begun else ()
         if self.url is not None:  # a run that began without the URL
-            found += Checkpoints(self.run, None, self.tell).before(trial)
+            found += Checkpoints(self.run, None, self.tell).of_earlier(trial)
         return found
 
     def sweep(self, session: str, trial: str, keep: int) -> None:
@@ -89,12 +89,12 @@ class Checkpoints:
                     if name.rpartition("/")[2] not in whole:
                         self._delete(name)
 
-    def take(self, trial: str, names: Collection[str], folder: Path) -> None:
+    def copy_newest(self, trial: str, names: Collection[str], folder: Path) -> None:
         """Copy files of the trial's newest checkpoint that has the last of `names` into `folder`.
 
         Each is there whole or not at all, the last one last. OSError.
         """
-        found = self._waiting(lambda: self._of(trial, list(names)[-1]))
+        found = self._with_retries(lambda: self._of(trial, list(names)[-1]))
         if not found:
             raise FileNotFoundError("no checkpoint has it")
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class Checkpoints:
                     fill = partial(shutil.copyfileobj, remote, length=1 << 24)
                     write_atomically(folder / name, fill)
 
-        self._waiting(copy)
+        self._with_retries(copy)
 
     def clear(self) -> None:
         """Delete all of them, and what else Ray left there; what cannot be deleted stays."""
@@ -121,9 +121,9 @@ class Checkpoints:
             found = [name for folder in self._all() for name, _ in self.place.files(folder)]
             return {name.rpartition("/")[2] for name in found}
 
-        return self._waiting(ask)
+        return self._with_retries(ask)
 
-    def _waiting(self, do: Callable[[], T]) -> T:
+    def _with_retries(self, do: Callable[[], T]) -> T:
         """A storage or a disk that is away for a while is waited for, then Stopped."""
         return until_it_works(do, OSError, f"{self.place.url} does not answer", self.tell)
 

@@ -23,7 +23,7 @@ from tune_ssl.storage.places import Place, reason
 CHUNK = 1 << 24
 
 
-def bring(place: Place, run: Path, *, report: bool = False) -> bool:
+def update_from_copy(place: Place, run: Path, *, report: bool = False) -> bool:
     """Make the run folder at least what its copy at `place` is; returns whether anything was taken.
 
     Append-only files: the longer one, if one begins with the other. UserError where they have gone
@@ -31,13 +31,13 @@ def bring(place: Place, run: Path, *, report: bool = False) -> bool:
     appears whole or not at all; in one that is there, trials.jsonl is the last that changes.
     """
     try:
-        return _bring(place, run, report)
+        return _update(place, run, report)
     except OSError as error:
         where = run if error.filename else place.url
         raise UserError(Problem(f"cannot be copied: {reason(error)}", str(where))) from None
 
 
-def _bring(place: Place, run: Path, report: bool) -> bool:
+def _update(place: Place, run: Path, report: bool) -> bool:
     sizes = _sizes(place)
     names = list(_names(place))
     if log.STUDY not in names:
@@ -48,7 +48,7 @@ def _bring(place: Place, run: Path, report: bool) -> bool:
         begun = Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=run.parent))
         try:
             for name in names:
-                _take(place, name, begun, _size(sizes, name))
+                _copy(place, name, begun, _size(sizes, name))
             begun.chmod(0o755)
             begun.rename(run)
             sync(run.parent)
@@ -65,7 +65,7 @@ def _bring(place: Place, run: Path, report: bool) -> bool:
         if wanted and (log.TRIALS in newer or not (run / name).exists()):
             newer.append(name)
     for name in sorted(newer, key=lambda name: name == log.TRIALS):
-        _take(place, name, run, _size(sizes, name))
+        _copy(place, name, run, _size(sizes, name))
     return bool(newer)
 
 
@@ -128,7 +128,7 @@ def _cut(content: bytes, size: int | None) -> bytes:
     return content if size is None else content[:size]
 
 
-def _take(place: Place, name: str, run: Path, size: int | None) -> None:
+def _copy(place: Place, name: str, run: Path, size: int | None) -> None:
     target = run / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.parent.resolve().is_relative_to(run.resolve()):

@@ -51,12 +51,12 @@ class Mirror:
     def __init__(self, run: Path, place: Place, tell: Tell) -> None:
         self.run, self.place, self.tell = run, place.at(run.name), tell
         self.me = {**identity(), "driver": uuid.uuid4().hex}
-        self.lost: Exception | None = None  # another driver has taken the run
+        self.taken_over: Exception | None = None  # another driver has taken the run
         self.marked: dict[str, int] = {}
         self.pushed: dict[str, tuple[int, ...]] = {}
         self.manifest: dict[str, int] = {}
-        self.said: dict[str, int] = {}  # what mirror.json has
-        self.beaten, self.stamp, self.away = float("-inf"), float("-inf"), False
+        self.written_manifest: dict[str, int] = {}  # what mirror.json has
+        self.last_beat, self.marked_at, self.away = float("-inf"), float("-inf"), False
         self.pushes = 0  # that were whole
         self.over, self.pushing = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -70,7 +70,7 @@ class Mirror:
             raise UserError(
                 Problem(f"cannot be written: {reason(error)}", self.place.url)
             ) from None
-        self.beaten = time.monotonic()
+        self.last_beat = time.monotonic()
 
     def start(self) -> None:
         _mirrors[self.run.absolute()] = self
@@ -80,7 +80,7 @@ class Mirror:
 
     def mark(self) -> None:
         """Between two steps of the driver: from here on, a push may copy what is in the files now."""
-        if time.monotonic() - self.stamp < 1.0:
+        if time.monotonic() - self.marked_at < 1.0:
             return
         with contextlib.suppress(OSError):  # a disk that is away for a while
             self.marked = {
@@ -88,24 +88,24 @@ class Mirror:
                 for path in self.run.iterdir()
                 if appended(path.name) and path.is_file() and not path.is_symlink()
             }
-            self.stamp = time.monotonic()
+            self.marked_at = time.monotonic()
 
     def flush(self, seconds: float = 0.0) -> bool:
         """Push all that is there now, for so long; returns whether the copy has it."""
         end = time.monotonic() + seconds
         while True:
-            self.stamp = float("-inf")
+            self.marked_at = float("-inf")
             self.mark()
-            if self.push() or self.lost is not None or time.monotonic() >= end:
-                return self.lost is None and not self.away
+            if self.push() or self.taken_over is not None or time.monotonic() >= end:
+                return self.taken_over is None and not self.away
             time.sleep(PAUSE)
 
     def finish(self) -> None:
         """`close` of a run that is complete. Stopped where the copy does not get all of it."""
         whole = self.flush(retry.LONGEST)
         self.close()
-        if self.lost is not None:
-            raise self.lost
+        if self.taken_over is not None:
+            raise self.taken_over
         if not whole:
             raise Stopped(
                 f"{self.place.url} lacks the end of the run, which is whole in {self.run}"
@@ -116,8 +116,8 @@ class Mirror:
         self.over.set()
         self.flush()
         with self.pushing:
-            self.beaten = float("inf")  # no heartbeat from here on
-            if self.lost is None:
+            self.last_beat = float("inf")  # no heartbeat from here on
+            if self.taken_over is None:
                 with contextlib.suppress(OSError):
                     self.place.delete(DRIVER)
 
@@ -131,19 +131,19 @@ class Mirror:
                     self.pushed[name] = state
                     if appended(name):
                         self.manifest[name] = sent
-                if self.lost is None and self.said != self.manifest:
+                if self.taken_over is None and self.written_manifest != self.manifest:
                     self._write_json(MANIFEST, {"schema": log.SCHEMA, "sizes": self.manifest})
-                    self.said = dict(self.manifest)
+                    self.written_manifest = dict(self.manifest)
                 self.pushes += 1
             except Exception as error:  # of any file system
-                if not self.away and self.lost is None:
+                if not self.away and self.taken_over is None:
                     self.tell(f"{self.place.url} cannot be written: {reason(error)}; trying again")
                 self.away = True
                 return False
             if self.away:
                 self.away = False
                 self.tell(f"{self.place.url} answers again")
-            return self.lost is None
+            return self.taken_over is None
 
     def _work(self) -> None:
         pause = INTERVAL
@@ -151,7 +151,7 @@ class Mirror:
             began = time.monotonic()
             self.push()
             pause = max(INTERVAL, 5 * (time.monotonic() - began)) if not self.away else INTERVAL
-            while self.lost is None and not self.away and pause > BEAT:
+            while self.taken_over is None and not self.away and pause > BEAT:
                 if self.over.wait(BEAT):
                     return
                 pause -= BEAT
@@ -183,8 +183,8 @@ class Mirror:
             yield name, size, state
 
     def _send(self, name: str, size: int | None) -> int:
-        if self.lost is not None:
-            raise self.lost
+        if self.taken_over is not None:
+            raise self.taken_over
         sent = 0
 
         def chunks() -> Iterator[bytes]:
@@ -202,15 +202,15 @@ class Mirror:
         return sent
 
     def _beat(self) -> None:
-        if self.lost is not None or time.monotonic() - self.beaten < BEAT - 1:
+        if self.taken_over is not None or time.monotonic() - self.last_beat < BEAT - 1:
             return
         other = driver(self.place)
         if other and other.get("driver") != self.me["driver"] and _fresh(other):
             text = f"{self.place.url} is driven by {_who(other)} now; this run ends"
-            self.lost = Stopped(text)
-            raise self.lost
+            self.taken_over = Stopped(text)
+            raise self.taken_over
         self._write_json(DRIVER, {**self.me, "time": time.time()})
-        self.beaten = time.monotonic()
+        self.last_beat = time.monotonic()
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         self.place.write(name, iter([json.dumps(content).encode()]))

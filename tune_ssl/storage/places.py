@@ -135,7 +135,7 @@ def home_of(setting: str | None, runs: Path, where: str = "") -> Home:
     if not is_url(text):
         return Home(Path(text).expanduser(), None, text)
     place = place_of(text, where)
-    check(place, where)
+    check_usable(place, where)
     return Home(runs, place, text)
 
 
@@ -156,7 +156,7 @@ def place_of(url: str, where: str = "") -> Place:
     if ".." in urlsplit(url).path.split("/"):
         raise _problem(url, "but must have no '..' in its path", where)
     try:
-        filesystem, path = _bounded(lambda: _resolved(scheme, url))
+        filesystem, path = _in_time(lambda: _resolved(scheme, url))
     except ImportError as error:
         raise _problem(url, f"which needs a package: {reason(error)}", where) from None
     except NotImplementedError as error:
@@ -170,7 +170,7 @@ def place_of(url: str, where: str = "") -> Place:
     return Place(url.rstrip("/"), filesystem, path.rstrip("/"))
 
 
-def check(place: Place, where: str = "") -> None:
+def check_usable(place: Place, where: str = "") -> None:
     """Write, read and delete a small file. UserError where that fails or takes too long."""
     name = f".tune-ssl-{uuid.uuid4().hex}"
 
@@ -181,12 +181,12 @@ def check(place: Place, where: str = "") -> None:
         place.delete(name)
 
     try:
-        _bounded(ask)
+        _in_time(ask)
     except Exception as error:
         raise _problem(place.url, f"which cannot be used: {reason(error)}", where) from None
 
 
-def read(path: str) -> bytes:
+def read_checkpoint(path: str) -> bytes:
     """A checkpoint's file by its path or URL. FileNotFoundError; a storage that is away is waited for."""
     if not is_url(path):
         return Path(path).read_bytes()
@@ -196,7 +196,7 @@ def read(path: str) -> bytes:
         place = place_of(urlsplit(path)._replace(path=folder).geturl())
         return place.read(name)
 
-    return _waiting(once)
+    return _with_retries(once)
 
 
 def read_file(filesystem: FileSystem, path: str) -> bytes:
@@ -209,10 +209,10 @@ def read_with_retries(filesystem: FileSystem, path: str) -> bytes:
     """`read_file`; a storage that is away is waited for."""
     if filesystem.type_name == "local":
         return read_file(filesystem, path)
-    return _waiting(lambda: read_file(filesystem, path))
+    return _with_retries(lambda: read_file(filesystem, path))
 
 
-def _waiting(once: Callable[[], bytes]) -> bytes:
+def _with_retries(once: Callable[[], bytes]) -> bytes:
     def there() -> bytes | None:
         try:
             return once()
@@ -262,7 +262,7 @@ def _of_arrow(scheme: str, url: str) -> tuple[FileSystem, str]:
     return filesystem, path
 
 
-def _bounded(do: Callable[[], T]) -> T:
+def _in_time(do: Callable[[], T]) -> T:
     """What `do()` returns; TimeoutError after ANSWER seconds, in which its thread is left behind."""
     done: list[T] = []
     failed: list[BaseException] = []

@@ -51,7 +51,7 @@ class ConfirmPhase(RepeatPhase):
             if reason := report.get("model_error"):
                 raise OSError(reason)
             folder = self.context.run / log.MODELS / str(self.index)
-            self.context.checkpoints.take(job.trial, (log.WEIGHTS, log.MODEL), folder)
+            self.context.checkpoints.copy_newest(job.trial, (log.WEIGHTS, log.MODEL), folder)
         except (OSError, Stopped) as error:
             warnings.warn(f"{job.trial}: its model was not saved: {error}", stacklevel=2)
 

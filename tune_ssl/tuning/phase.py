@@ -106,7 +106,7 @@ class Phase:
             unfit=unfit,
             pretraining=shared_pretraining_key(spec),
             pretraining_steps=next(iter(spec.stage_steps().values())),
-            resume_from=context.checkpoints.before(trial),
+            resume_from=context.checkpoints.of_earlier(trial),
             plugins=context.study.plugins,
         )
 

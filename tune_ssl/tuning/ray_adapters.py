@@ -134,8 +134,8 @@ class Caretaker(NotPickled, tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         if self.mirror is not None:
             self.mirror.mark()
-            if self.mirror.lost is not None:
-                self.stream.stop(self.mirror.lost)
+            if self.mirror.taken_over is not None:
+                self.stream.stop(self.mirror.taken_over)
             while self.ended and self.ended[0][0] + 2 <= self.mirror.pushes:
                 _, name = self.ended.popleft()
                 if name not in self.stream.running:

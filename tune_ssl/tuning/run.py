@@ -290,8 +290,8 @@ def train_all(stream: JobStream, fit: Fit, title: str, console: Console) -> None
             raise Interrupted from None
         if not stream.over:  # else only Ray's own last notes are lost
             stream.stop(error)
-    if mirror is not None and not mirror.flush() and mirror.lost is not None:
-        raise mirror.lost
+    if mirror is not None and not mirror.flush() and mirror.taken_over is not None:
+        raise mirror.taken_over
     if stream.stopped is not None:
         raise as_one_line(stream.stopped)
     if interrupted.is_set() or not stream.over:

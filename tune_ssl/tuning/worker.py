@@ -247,7 +247,9 @@ def _folders(checkpoint: tune.Checkpoint) -> list[str]:
 
 def _newest_state(job: Job, spec: str) -> dict[str, Any] | None:
     """The newest checkpoint of that spec that can be read: Ray's after a retry, else the killed driver's."""
-    candidates: list[Callable[[], bytes]] = [partial(places.read, path) for path in job.resume_from]
+    candidates: list[Callable[[], bytes]] = [
+        partial(places.read_checkpoint, path) for path in job.resume_from
+    ]
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         candidates[:0] = [
