@@ -23,7 +23,7 @@ from tune_ssl.data.ops import (
     TranslateZoom,
 )
 
-KINDS = [(8, 1), (16, 1), (16, 3), (32, 3), (32, 1), (96, 3)]
+KINDS = [(8, 1), (16, 3), (32, 1), (96, 3)]
 RANDOM_VIEWS = [name for name in VIEW_NAMES if name != "none"]
 
 

@@ -195,9 +195,9 @@ def test_color_matrix_multiplies_pixel_by_pixel(shape: tuple[int, int, int]) -> 
     assert got.dtype == torch.uint8
     assert torch.equal(images, before)
     for image, out, matrix in zip(images, got, matrices.double().numpy(), strict=True):
-        for pixel, mixed in zip(image.flatten(1).T.numpy(), out.flatten(1).T.numpy(), strict=True):
-            want = np.clip(pixel / 255 @ matrix, 0, 1) * 255
-            assert np.abs(mixed - want).max() < 0.501
+        pixels_PC, mixed_PC = image.flatten(1).T.numpy(), out.flatten(1).T.numpy()
+        wanted_PC = np.clip(pixels_PC / 255 @ matrix, 0, 1) * 255
+        assert np.abs(mixed_PC - wanted_PC).max() < 0.501
 
 
 def test_color_matrix_takes_the_pixel_as_a_row_and_clips() -> None:

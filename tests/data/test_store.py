@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.helpers import full_disk
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.sets import Images, LabeledSet, Piece, build_sets
@@ -89,16 +90,17 @@ def test_three_processes_at_once_build_one_store(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from tune_ssl.data.datasets import DATASETS, dataset
+        import numpy as np
+        from tune_ssl.data.datasets import Source, SourcePart, dataset
         from tune_ssl.data.store import prepare
         from tune_ssl.base.spec import DataSpec
-        inner = DATASETS["digits"].read
 
         @dataset("digits", flip=False)
         def counted(spec):
             with open(sys.argv[2], "a") as file:
                 file.write("built\\n")
-            return inner(spec)
+            part = SourcePart(np.arange(2), np.zeros((2, 1, 8, 8), np.uint8))
+            return Source(("a", "b"), (1, 8, 8), {"train": part, "test": part})
 
         print(prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1])).digest)
     """
@@ -165,22 +167,11 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(tmp_path):
 
 
 def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_no_store(tmp_path):
-    code = """
-        import resource, sys
-        from pathlib import Path
-        from tune_ssl.data.store import find_store, prepare
-        from tune_ssl.base.errors import UserError
-        from tune_ssl.base.spec import DataSpec
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        try:
-            prepare(DataSpec(dataset="digits"), cache=Path(sys.argv[1]))
-        except UserError as error:
-            print(error)
-        print(find_store(DataSpec(dataset="digits"), cache=Path(sys.argv[1])))
-    """
-    line, found = finish(run(code, tmp_path)).splitlines()
-    assert line.startswith(f"the data cache '{tmp_path / 'stores'}' cannot be written: File too")
-    assert found == "None"
+    with full_disk(50_000), pytest.raises(UserError) as caught:
+        prepare(DIGITS, cache=tmp_path)
+    start = f"the data cache '{tmp_path / 'stores'}' cannot be written: File too large"
+    assert str(caught.value).startswith(start)
+    assert find_store(DIGITS, cache=tmp_path) is None
     assert [path.suffix for path in (tmp_path / "stores").iterdir()] == [".lock"]
 
 

@@ -39,8 +39,7 @@ def gaussian(n: int, dim: int, seed: int, scale: float = 2.0) -> Gaussian:
 # ---- the network ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 9, 15, 28, 32, 33, 64, 95, 96])
+@pytest.mark.parametrize("channels, side", [(1, 8), (3, 9), (1, 15), (3, 32), (3, 95)])
 def test_images_of_any_size_and_colour_keep_their_shape(side, channels):
     vae = small_vae(channels, side)
     x, perturbed = images(2, channels, side), images(2, channels, side, seed=1)
@@ -216,10 +215,10 @@ def test_it_learns_that_a_digit_moves_to_the_left_or_to_the_right():
     train, held_out = digits[:1500], digits[1500:]
     torch.manual_seed(0)
     vae = ConditionalVAE(Task(10, 1, 8), latent_dim=8, width=16)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
-    for _ in range(200):
-        x = train[torch.randint(len(train), (64,))]
-        right = torch.rand(64, 1, 1, 1) < 0.5
+    optimizer = torch.optim.Adam(vae.parameters(), lr=4e-3)
+    for _ in range(120):
+        x = train[torch.randint(len(train), (32,))]
+        right = torch.rand(32, 1, 1, 1) < 0.5
         perturbed = torch.where(right, x.roll(1, -1), x.roll(-1, -1))
         reconstruction, posterior, prior = vae(x, perturbed)
         loss = reconstruction_loss(reconstruction, perturbed) + kl_divergence(posterior, prior)

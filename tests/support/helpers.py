@@ -1,7 +1,10 @@
-"""A small spec that trains in a fraction of a second."""
+"""A small spec that trains in a fraction of a second, and a disk that is full."""
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from typing import Any
 
 from tune_ssl.study.trial import TrialSpec, build_trial, set_dotted
@@ -25,3 +28,14 @@ def small_spec(method: str = "soft_kmeans", **values: Any) -> TrialSpec:
         "compute": {"cache": False},
     }
     return build_trial(set_dotted(raw, {**HEADS.get(method, {}), **values}))
+
+
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """In the block no file of this process can grow beyond `limit` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

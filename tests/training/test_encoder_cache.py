@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import threading
 from contextlib import closing
@@ -19,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from tests.support.helpers import small_spec
+from tests.support.helpers import full_disk, small_spec
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import load_data
 from tune_ssl.study.shared_pretraining import shared_pretraining_key
@@ -459,16 +458,11 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_alone(shelves):
 
 def test_a_disk_that_fills_up_midway_leaves_no_half_of_a_shelf(shelves):
     spec = spec_of()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(train(spec)) as stream:
         reports = [next(stream)]
         assert list(shelves.rglob("*.safetensors"))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the largest file
-        try:
-            with pytest.warns(UserWarning, match="does not keep .*: File too large"):
-                reports += stream
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk(1000), pytest.warns(UserWarning, match="does not keep .*: File too large"):
+            reports += stream
     assert numbers(reports) == alone(spec) and not any(taken(reports))
     assert folders(shelves) == []
 
