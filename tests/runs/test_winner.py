@@ -9,7 +9,8 @@ import pytest
 from tests.support.runs import events
 from tests.viewers.test_listing import keep
 from tune_ssl.base.spec import digest
-from tune_ssl.records import ledger, log
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.study.study import load_fixed, load_study
 from tune_ssl.study.trial import override
 
@@ -46,7 +47,7 @@ def test_training_it_repeats_the_confirmed_run(command):
         "best.yaml\n",
     )
     code, out, _ = command("train", "best.yaml")
-    value = ledger.endings(events(ONE))["c1-confirm-s3"]["value"]
+    value = Ledger.read(ONE).ended["c1-confirm-s3"]["value"]
     assert code == 0 and f"spec {started('c1-confirm-s3')['digest']}: supervised on digits" in out
     assert f"val/mean_class_accuracy {value:.4f}" in " ".join(out.split())
 
@@ -80,7 +81,7 @@ def test_before_the_confirmation_the_selection_rule_picks_and_nothing_is_called_
 
     keep(ONE, lambda event: event["phase"] == log.SEARCH and event["condition"] == LABELS)
     text = command("best", "one", "--condition", LABELS)[1]
-    ended = ledger.endings(events(ONE))
+    ended = Ledger.read(ONE).ended
     first = max(sorted(ended), key=lambda trial: ended[trial]["value"])
     assert f"trial {first} of run" in text
     assert f"{ended[first]['value']:.4f} on validation images, tuning seed 1000: " in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.runs import events
+from tests.support.runs import ablate_here, events
 from tests.support.studies import STUDY, after, begun, play, stream_of
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import StudySpec
@@ -90,6 +90,24 @@ def test_a_search_killed_at_any_report_ends_as_an_undisturbed_one(tmp_path, sche
         play(stream_of(killed, confirm=False), until=after(number))
         play(stream_of(killed, confirm=False))
         assert told(killed) == whole
+
+
+ABLATED = settings("4, searcher: random, scheduler: none").replace(
+    "study:", "ablate:\n  small: {model.feature_dim: 8, retune: [optim.lr]}\nstudy:"
+)
+
+
+def test_a_retuning_killed_at_any_report_ends_as_an_undisturbed_one(tmp_path):
+    ends = []
+    for number in (None, 3, 20, 50):
+        run = begun(tmp_path / str(number), ABLATED)
+        ablate_here(run, dry=True)
+        if number:
+            play(stream_of(run, ablation=True), until=after(number))
+        play(stream_of(run, ablation=True))
+        ends.append(told(run))
+    assert "c1-retune-small-t0003" in ends[0] and "c1-ablate-small-s1" in ends[0]
+    assert ends[1:] == [ends[0]] * 3
 
 
 def told(run):

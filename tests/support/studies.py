@@ -14,7 +14,7 @@ from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.splits import check_data
 from tune_ssl.study.study import load_study
 from tune_ssl.tuning.job import BROKEN, Job
-from tune_ssl.tuning.run import open_run, searching
+from tune_ssl.tuning.run import ablating, open_run, searching
 from tune_ssl.tuning.stream import JobStream
 
 METRIC, STAND_IN = "val/mean_class_accuracy", "val/probe_accuracy"
@@ -41,12 +41,14 @@ def begun(folder: Path, body: str = STUDY, name: str = "r") -> Path:
     return run_here(folder, body, name, dry=True)
 
 
-def stream_of(run: Path, told: list[str] | None = None, confirm: bool = True) -> JobStream:
+def stream_of(
+    run: Path, told: list[str] | None = None, confirm: bool = True, ablation: bool = False
+) -> JobStream:
     """The stream of a run, as a driver that takes it up opens it; what the user is told goes to `told`."""
     study = load_study(run.parents[1] / "study.yaml")
     tell = print if told is None else told.append
     context = open_run(run, study, check_data(study), Ledger.read(run), tell)
-    return JobStream(context, searching(context, confirm))
+    return JobStream(context, ablating(context) if ablation else searching(context, confirm))
 
 
 def value(job: Job, evaluation: int) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import loaded_by
+from tests.cli.test_cli import HEAVY
 from tests.support.runs import events
 from tune_ssl.base.errors import UserError
 from tune_ssl.records import log
@@ -101,7 +101,7 @@ def test_only_the_lock_says_that_somebody_works_on_it(command):
     keep(ONE, lambda event: event["trial"] == "c0-t0000" and event["event"] == "started")
     assert listing.read_run(ONE).running is False
     code = (
-        "import sys, pathlib\nfrom tune_ssl.runs.folder import driver_lock\n"
+        "import sys, pathlib\nfrom tune_ssl.runs.lock import driver_lock\n"
         "with driver_lock(pathlib.Path('runs/one')):\n    print('locked', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -202,5 +202,11 @@ def test_no_runs(command):
     assert (code, out, err) == (2, "", "nowhere cannot be listed: No such file or directory\n")
 
 
-def test_the_list_loads_nothing_heavy(command, tmp_path):
-    assert loaded_by(tmp_path, "list") == (0, [])
+def test_the_list_loads_nothing_heavy(command):
+    code = (
+        "import sys\nfrom tune_ssl.cli.main import main\nsys.argv[1:] = ['list']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', *[m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "confirmed" in done.stdout and done.stdout.splitlines()[-1] == "LOADED"
