@@ -78,7 +78,7 @@ def render(
         rule=DEFAULT_RULE,
         used_rules=used_rules(chosen),
         provenance=[provenance(runs, study, chosen) for study in runs.studies],
-        plotly=Markup(plotly_script()),  # the library's own text, no input of ours
+        plotly=pack(plotly_script()),
         settings=as_json({"config": style.CONFIG, "layout": common_layout()}),
         page=style.PAGE,
         font=Markup(style.FONT),  # a constant

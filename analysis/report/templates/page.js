@@ -32,7 +32,10 @@ document.addEventListener("click", async (event) => {
   if (copied) copy(copied, copied.previousElementSibling);
 });
 
-// Figures: drawn when they come into view, in the colours of the page.
+// Figures: drawn when they come into view, in the colours of the page, by the library that the page carries.
+const library = (async () => {
+  document.head.append(make("script", await unpack("plotly")));
+})();
 const axis = (name) => /^[xy]axis\d*$/.test(name);
 const merge = (common, own) => {
   const found = { ...common };
@@ -74,10 +77,11 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 const boxes = [...document.querySelectorAll(".plot")];
-boxes.forEach((box) => near.observe(box));
+library.then(() => boxes.forEach((box) => near.observe(box)));
 const paint = (colours, size) => drawn.forEach((box) => Plotly.relayout(box, { ...themed(box.layout, colours), ...size }));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(pageColours(), {}));
 addEventListener("beforeprint", () => {
+  if (!window.Plotly) return;
   boxes.filter((box) => !box.closest("details:not([open])")).forEach(draw);
   paint({ text: "#1b1e22", line: "#d5d9de" }, { width: 660 });
 });
@@ -237,4 +241,4 @@ const fold = () => { contents.open = !narrow.matches; };
 narrow.addEventListener("change", fold);
 contents.addEventListener("click", (event) => { if (narrow.matches && event.target.closest("a")) contents.open = false; });
 fold();
-root.dataset.ready = "yes";
+library.then(() => { root.dataset.ready = "yes"; });
