@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.support.runs import ablate_here, events
@@ -9,6 +11,7 @@ from tests.support.studies import STUDY, after, begun, play, stream_of
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.search.samplers import build_pruner, build_sampler, why_stopped
 
 STAGED = STUDY.replace("name: supervised", "name: simclr").replace(
@@ -139,6 +142,15 @@ def test_a_recorded_config_outside_the_search_space_is_one_line(tmp_path):
     with pytest.raises(UserError, match=expected) as refused:
         stream_of(run)
     assert len(refused.value.problems) == 1
+
+
+def test_a_recorded_time_that_is_no_date_keeps_nobody_from_going_on(tmp_path):
+    run = begun(tmp_path)
+    play(stream_of(run), until=after(20))
+    path = run / log.TRIALS
+    path.write_text(re.sub(r'"time": [0-9.]+', '"time": 1e30', path.read_text()))
+    play(stream_of(run))
+    assert Ledger.read(run).open_trials() == []
 
 
 def test_tpe_is_told_what_others_try_and_that_keys_belong_together():

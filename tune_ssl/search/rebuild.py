@@ -134,9 +134,9 @@ def frozen(
         system_attrs=_rung_values(known, rungs),
         intermediate_values=known.values,
     )
-    trial.datetime_start = _moment(known.start)
+    trial.datetime_start = _moment(known.start) or trial.datetime_start
     if known.end:
-        trial.datetime_complete = _moment(known.end)
+        trial.datetime_complete = _moment(known.end) or trial.datetime_complete
     return trial
 
 
