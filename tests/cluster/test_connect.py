@@ -222,16 +222,16 @@ def test_killed_nodes_and_a_killed_head_cost_no_finished_trial(tmp_path, cluster
     assert re.fullmatch(r"study.cpus_per_trial is 2, but the largest of . nodes has 1 CPU\n", said)
 
     process = begin(tmp_path, cluster, *asked)
-    wait_for(process, says("resources: 1 CPU per trial, 2 at once ("), 120)
-    wait_for(process, lambda: all(map(trial_workers, pids(cluster, first, second))), 120)
-    wait_for(process, lambda: reports() >= 5, 120)
+    wait_for(process, says("resources: 1 CPU per trial, 2 at once ("))
+    wait_for(process, lambda: all(map(trial_workers, pids(cluster, first, second))))
+    wait_for(process, lambda: reports() >= 5)
     cluster.kill_node(first)
     before = reports()
-    wait_for(process, lambda: reports() > before + 5, 180)  # the other one goes on
+    wait_for(process, lambda: reports() > before + 5)  # the other one goes on
     cluster.kill_node(second)
-    wait_for(process, says("no node has 1 CPU; waiting for one"), 180)
+    wait_for(process, says("no node has 1 CPU; waiting for one"))
     third = cluster.add_node(cpus=1)
-    wait_for(process, lambda: log.FINISHED in endings(run).values(), 180)
+    wait_for(process, lambda: log.FINISHED in endings(run).values())
 
     done = {trial for trial, how in endings(run).items() if how == log.FINISHED}
     dying = pids(cluster, 0, third)

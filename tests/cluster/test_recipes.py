@@ -16,8 +16,7 @@ import typer
 from ruamel.yaml import YAML
 
 from tests.cluster.test_submit_job import STUDY
-from tests.support.cluster import wait_until
-from tests.support.runs import descendants, endings, events
+from tests.support.runs import descendants, endings, events, wait_until
 from tune_ssl.base.network import probe
 from tune_ssl.cli import main as cli
 from tune_ssl.records import log

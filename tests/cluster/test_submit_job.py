@@ -17,8 +17,8 @@ import ray  # here, for its log keeps the stderr of its first import  # noqa: F4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.cluster import local_cluster, wait_until
-from tests.support.runs import called, endings, events, finish, start
+from tests.support.cluster import local_cluster
+from tests.support.runs import called, endings, events, finish, start, wait_until
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.yaml_file import read_yaml
 from tune_ssl.cluster import submit_job

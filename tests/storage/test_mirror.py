@@ -204,7 +204,7 @@ def test_a_run_killed_with_its_folder_goes_on_from_its_copy_through_an_outage(tm
         sent = any(name.endswith("one/mirror.json") for name in server.names("runs"))
         return sent and b'"finished"' in place_of(url).at("one").read(log.TRIALS)
 
-    wait_for(process, a_trial_is_in_the_copy, 180)
+    wait_for(process, a_trial_is_in_the_copy)
     kill_all([process.pid, *descendants(process.pid)])
     finish(process)
     shutil.rmtree(run)  # the machine is gone
@@ -221,7 +221,7 @@ def test_a_run_killed_with_its_folder_goes_on_from_its_copy_through_an_outage(tm
         )
     wait_for(process, lambda: events(run)[-1:] and events(run)[-1]["event"] == log.RESUMED)
     server.stop()
-    wait_for(process, lambda: " cannot be written: " in said.read_text(), 180)
+    wait_for(process, lambda: " cannot be written: " in said.read_text())
     server.start()
     assert process.wait(300) == 0, said.read_text()
     assert " answers again" in said.read_text()
