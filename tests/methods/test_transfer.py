@@ -202,7 +202,7 @@ def test_labels_beyond_the_budget_reach_no_loss_and_no_number_but_their_own(
     name, chosen, monkeypatch
 ):
     """With another label on every image that is neither labeled nor held out, all stays the same."""
-    spec = spec_of(name, chosen, **{"budget.steps": 6, "budget.eval_every": 3})
+    spec = spec_of(name, chosen, **{"budget.steps": 4, "budget.eval_every": 4})
 
     def numbers() -> tuple[list[dict[str, float]], nn.Module]:
         reports = list(train(spec))

@@ -381,6 +381,7 @@ def test_a_ray_worker_frees_the_lock_when_its_trial_is_stopped(shelves, monkeypa
 
     from tune_ssl.tuning.worker import train_job
 
+    monkeypatch.chdir(shelves.parent)  # Ray changes it, too
     spec = spec_of()
     place = str(shelves.parent / "ray")
     monkeypatch.setattr(ray_storage, "_get_ray_train_session_dir", lambda: place)

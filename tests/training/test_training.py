@@ -56,7 +56,8 @@ class Whole(NamedTuple):
 @cache
 def whole_run(name, checkpoint="last") -> Whole:
     """Of each stage two evaluations."""
-    spec = small_spec(name, **{"budget.checkpoint": checkpoint, "budget.eval_every": 6})
+    budget = {"steps": 6, "eval_every": 3, "checkpoint": checkpoint}
+    spec = small_spec(name, budget=budget)
     whole = Whole(spec, [], [])
     for report in train(spec):
         whole.reports.append(report)
