@@ -22,6 +22,7 @@ from tune_ssl.base.errors import (
     Stopped,
     UserError,
 )
+from tune_ssl.base.lazy import no_garbage
 from tune_ssl.base.secrets import STORAGE, Redacting
 from tune_ssl.cli import on_runs, submit
 from tune_ssl.cli.options import Address, Debug, Plugins, Runs, all_overrides
@@ -90,7 +91,8 @@ def search(
     else:
         going = load_study(study, all_overrides(overrides, data_root, no_cache), plugin or ())
         name = _run_name(name or going.settings.name, going.name)
-    from tune_ssl.tuning.run import run_study
+    with no_garbage():
+        from tune_ssl.tuning.run import run_study
 
     run = run_study(
         going,
@@ -155,7 +157,8 @@ def ablate(
         from tune_ssl.methods.plugins import load_plugins
 
         load_plugins(plugin or ())  # for what has moved
-    from tune_ssl.tuning.run import run_study
+    with no_garbage():
+        from tune_ssl.tuning.run import run_study
 
     run = run_study(
         going,
