@@ -53,9 +53,9 @@ class Report:
     `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained`
     and `result` are the weights and validation values that the checkpoint rule chose. `stand_in` is
     what to compare trials on, in the study's mode, while `result` lacks its metric. `waited` are those of the
-    `seconds` in which another process trained what this trial then took. `snapshot()` is all that
+    `seconds` that passed while another process trained what this trial reuses. `snapshot()` is all that
     `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
-    the weights were taken from another trial's pretraining.
+    the weights are those of another trial's pretraining.
     """
 
     stage: str
@@ -133,7 +133,7 @@ def train(
             stepper.start()
 
         try:
-            for means, taken in points(stepper, targets, shelf, clock):
+            for means, reused in train_or_reuse(stepper, targets, shelf, clock):
                 # Evaluate
                 trained = Trained(stage, stepper.averaged, data)
                 result = trained.evaluate(data.sets.validation, "val")
@@ -168,7 +168,7 @@ def train(
                     images_seen=images_before + stepper.images_seen,
                     **spent,
                     trained=trained,
-                    snapshot=None if taken else snapshot,
+                    snapshot=None if reused else snapshot,
                 )
         except (Diverged, Collapsed) as error:
             error.images_seen = images_before + stepper.images_seen
@@ -180,12 +180,12 @@ def train(
         images_before += stepper.images_seen
 
 
-def points(
+def train_or_reuse(
     stepper: Stepper, targets: list[int], shelf: Shelf | None, clock: Clock
 ) -> Iterator[tuple[dict[str, float], bool]]:
-    """At each of the steps `targets`: the means since the last, and whether they were taken.
+    """At each of the steps `targets`: the means since the last one, and whether another trial trained them.
 
-    With a shelf, one process trains and the others wait for what it puts there.
+    With a shelf, one process trains, and the others wait for the weights that it puts there.
     """
     with contextlib.ExitStack() as held:
         kept = None
