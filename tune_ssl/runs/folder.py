@@ -60,11 +60,14 @@ def _umask() -> int:
 
 
 def refuse_existing(run: Path) -> None:
-    """UserError if something of that name is there; a search asks this before anything slow."""
+    """UserError if something of that name is there, or no folder can be; a search asks this before anything slow."""
     if os.path.lexists(run):  # unlike Path.exists, never an error
         verb = "ablate" if Ledger.glance(run).only_ablates else "search --resume"
         text = f"exists already; `tune-ssl {verb} {run.name}` goes on with it, "
         raise UserError(Problem(text + "another --name starts afresh", str(run)))
+    above = next(path for path in run.parents if os.path.exists(path))
+    if not os.path.isdir(above):
+        raise _unwritable(run, f"{above} is a file")
 
 
 def refuse_without_search(run: Path, ledger: Ledger) -> None:
