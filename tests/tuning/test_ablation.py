@@ -27,10 +27,10 @@ from tune_ssl.study.trial import override
 
 STUDY = """
 fixed:
-  data: {dataset: digits, batch_size: 8}
+  data: {dataset: digits, batch_size: 8, mu: 1}
   model: {feature_dim: 16, hidden_dim: 16}
   method: {name: kmeans}
-  budget: {steps: 12, eval_every: 6}
+  budget: {steps: 8, eval_every: 8}
 conditions:
   data.num_labels: [20, 40]
 search:
@@ -160,7 +160,7 @@ def test_of_a_yaml_the_fixed_part_is_taken_apart_also_after_ctrl_c(
 ):
     monkeypatch.chdir(tmp_path)
     body = STUDY.replace("conditions:\n  data.num_labels: [20, 40]\n", "")
-    path = write_study(tmp_path, body.replace("steps: 12", "steps: 60"))
+    path = write_study(tmp_path, body.replace("steps: 8", "steps: 64"))
     run = tmp_path / "runs" / "two"
 
     def press_ctrl_c():
@@ -252,7 +252,7 @@ def test_fewer_steps_are_said(tmp_path):
     body = body.replace("{uniform: [0.1, 0.8]}", "{int: [1, 2]}").partition("ablate:")[0]
     body += "ablate:\n  random_init: {method.init: random}\nstudy: {num_trials: 2, seeds: [0]}\n"
     told = ablate_here(run_here(tmp_path, body, dry=True), dry=True)
-    assert told[0] == "data.num_labels=20: random_init trains 12 steps of 24"
+    assert told[0] == "data.num_labels=20: random_init trains 8 steps of 16"
 
 
 def test_an_ablation_without_a_search_is_not_resumed_as_one(tmp_path, monkeypatch, capsys):

@@ -109,6 +109,7 @@ def test_a_confirmation_that_fails_runs_once_more_and_leaves_its_model_like_any_
     assert (run / log.MODELS / "0" / log.WEIGHTS).is_file() and not (run / "ray").exists()
 
 
+@pytest.mark.slow
 def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause(faulty):
     code, out, err, run = faulty("bug, bug1, bug2, bug3, bug4, bug5, bug6, bug7, bug8")
     assert code == 1, out + err
@@ -122,6 +123,7 @@ def test_a_study_in_which_everything_fails_stops_early_and_names_the_first_cause
     assert not any(e["phase"] == log.CONFIRM for e in events(run))
 
 
+@pytest.mark.slow
 def test_a_study_in_which_nothing_finishes_exits_with_1_and_the_first_cause_also_on_a_resume(
     faulty,
 ):
