@@ -122,6 +122,15 @@ def told(run):
     }
 
 
+def test_cma_es_begins_to_adapt_anew_and_repeats_no_suggestion(tmp_path):
+    run = begun(tmp_path, settings("9, sampler: cmaes, scheduler: none"))
+    for reports in (30, 50, 40, 1000):
+        play(stream_of(run, confirm=False), slots=2, until=after(reports))
+    ledger = Ledger.read(run)
+    assert len(ledger.begun) == 18 and not ledger.open_trials()
+    assert len({str(start["config"]) for start in ledger.begun.values()}) == 18
+
+
 @pytest.mark.parametrize("searcher", ["random", "grid"])
 def test_a_trial_that_was_drawn_and_never_begun_is_drawn_again(tmp_path, searcher):
     run = begun(tmp_path, settings(f"12, searcher: {searcher}"))

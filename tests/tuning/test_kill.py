@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,6 +127,15 @@ def test_a_killed_workers_trial_runs_again_from_its_checkpoint(killed):
     assert mine == [log.STARTED, log.RESUMED, log.FINISHED]
     steps = [r["step"] for r in log.read(killed.run / log.HISTORY) if r["trial"] == killed.victim]
     assert steps.count(STEPS[0]) == 1 and sorted(set(steps)) == STEPS
+
+
+def test_a_killed_drivers_trials_go_on_from_their_checkpoints(killed):
+    begun = [e for e in events(killed.run) if e["event"] in log.BEGINNINGS]
+    afresh = Counter(e["trial"] for e in begun if e["event"] == log.STARTED)
+    resumed = {e["trial"] for e in begun if e["event"] == log.RESUMED and afresh[e["trial"]] == 1}
+    assert len(resumed) > 1  # the killed worker's and others
+    first = [r["trial"] for r in log.read(killed.run / log.HISTORY) if r["step"] == STEPS[0]]
+    assert all(first.count(trial) == 1 for trial in resumed)
 
 
 def test_a_resume_says_what_it_found(killed):

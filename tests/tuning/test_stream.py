@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 
 import pytest
+from rich.console import Console
 
 from tests.support.runs import endings, events
 from tests.support.studies import STUDY, after, begun, broken, play, reports, stream_of
 from tune_ssl.base.errors import Stopped
 from tune_ssl.records import log
+from tune_ssl.tuning.live_table import LiveTable
 from tune_ssl.tuning.run import refuse_without_result
 from tune_ssl.tuning.stream import JobStream
 
@@ -20,11 +23,6 @@ RANDOM = "searcher: random, scheduler: none"
 
 def settings(text, body=STUDY):
     return body.replace("num_trials: 8", f"num_trials: {text}")
-
-
-def began(run):
-    """The trials in the order in which they began."""
-    return [e["trial"] for e in events(run) if e["event"] == log.STARTED]
 
 
 def of(run, trial):
@@ -361,6 +359,21 @@ def test_no_ending_is_on_the_disk_before_its_reports_and_a_report_alone_costs_no
     assert synced == []
     stream.report(job, last)
     assert synced == [log.HISTORY, log.TRIALS]
+
+
+def test_the_table_has_a_row_for_each_condition_and_says_how_many_trials_there_will_be(tmp_path):
+    stream = stream_of(begun(tmp_path, settings(f"4, {RANDOM}")))
+    play(stream, until=lambda: len(endings(stream.context.run)) == 3)
+    console = Console(width=100, file=io.StringIO())
+    console.print(LiveTable(stream, "search r", console).table())
+    shown = console.file.getvalue()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    best = [f"{line.progress.best:.4f}" for line in stream.lines]
+    assert [row for row in rows if row] == [
+        ["data.num_labels=20", "search", "0", "2/4", "0", "0", best[0]],
+        ["data.num_labels=40", "search", "0", "1/4", "0", "0", best[1]],
+    ]
+    assert "3 of 16 trials" in shown  # 4 of a search, 2 finalists and 2 seeds in each condition
 
 
 def test_a_resume_counts_what_ended_before_it(tmp_path):
