@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +16,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from analysis.plots.figure import Figure
+from analysis.read.load import Runs
+from analysis.report import paper
+from analysis.report.report import all_tables, write_report
 from analysis.words.display import columns_of, shown_cells
+from analysis.words.summary import caveats, summary
 from tune_ssl.records import log
 
 METRIC = "val/mean_class_accuracy"
@@ -145,6 +153,7 @@ def _write_confirm(
 
 
 def _write_history(path: Path) -> None:
+    reports = []
     for line in (path / log.TRIALS).read_text().splitlines():
         start = json.loads(line)
         if start["event"] != log.STARTED:
@@ -160,7 +169,9 @@ def _write_history(path: Path) -> None:
                     METRIC: 0.5 + step / 100,
                 }
                 own = {"trial": start["trial"], "stage": stage, "step": step, "seconds": step}
-                log.append(path / log.HISTORY, {**own, "metrics": metrics})
+                reports.append({**own, "metrics": metrics})
+    if reports:
+        log.append_all(path / log.HISTORY, reports)
 
 
 def searched_run(
@@ -208,6 +219,51 @@ def shown(table: pd.DataFrame, stem: str) -> pd.DataFrame:
     """The texts of a table as people read it, under the shown titles."""
     rows = [[text for text, _ in cells] for cells in shown_cells(table, stem)]
     return pd.DataFrame(rows, columns=[column.title for column in columns_of(table, stem)])
+
+
+def said(runs: Runs) -> list[str]:
+    """The summary and the caveats at the top of a report."""
+    found = all_tables(runs)
+    results, chosen, ablation = found["results"], found["chosen"], found["ablation"]
+    return [
+        *summary(runs, results, chosen, found["differences"], ablation),
+        *caveats(runs, results, found["budget"], chosen, ablation),
+    ]
+
+
+class Report(NamedTuple):
+    """A written report: its runs' folders, its own, and the page as text."""
+
+    runs: list[Path]
+    out: Path
+    page: str
+
+    def packed(self, name: str) -> str:
+        """A text that the page carries."""
+        found = re.search(rf'<script type="text/plain" id="{re.escape(name)}">([^<]*)<', self.page)
+        assert found
+        return gzip.decompress(base64.b64decode(found.group(1))).decode()
+
+
+def report(folder: Path, *runs: Path, formats: Sequence[str] = paper.FORMATS) -> Report:
+    page = write_report(runs, folder / "report", formats)
+    return Report(list(runs), page.parent, page.read_text())
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: Any) -> Report:
+    """The report of a run with two conditions, as `write_run` makes it."""
+    folder = tmp_path_factory.mktemp("one")
+    return report(folder, write_run(folder / "a"))
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: Any) -> Report:
+    """That of two methods, the second after one search trial; its tables are csv alone."""
+    folder = tmp_path_factory.mktemp("two")
+    a = write_run(folder / "a", method="fixmatch", shift=0.1)
+    b = write_run(folder / "b", method="supervised", search=(("finished", 0.6, None),))
+    return report(folder, a, b, formats=["csv"])
 
 
 @pytest.fixture(name="searched_run")

@@ -74,17 +74,15 @@ def test_intervals_hold_a_known_truth(tmp_path, searched_run):
     ped = table[table["evaluator"] == PED_ANOVA].set_index("key")
     assert ped["share"].idxmax() == "optim.lr"
     assert (ped["high"] - ped["low"])["optim.lr"] > lr["high"] - lr["low"]
-    again = importance_table(load_runs([path]))
-    pd.testing.assert_frame_equal(table, again)
 
 
 def test_noise_is_said_to_explain_nothing(tmp_path, searched_run):
     table = truth(60).assign(value=np.random.default_rng(0).normal(size=60))
     runs = load_runs([searched_run(tmp_path / "a", search_of(table), SEARCH)])
-    found = importance_table(runs)
+    (plot,) = [p for p in figures.plots(runs, {}, {}) if p.section == "importance"]
+    found = plot.table
     fit = found.loc[found["evaluator"] == FANOVA, "explained"].iloc[0]
     assert fit < 0.1
-    (plot,) = [p for p in figures.plots(runs, {}, {}) if p.section == "importance"]
     assert f"R2 of fANOVA's forest: soft_kmeans {fit:.2f}; near 0 or below" in plot.caption
 
 
@@ -175,6 +173,7 @@ def test_many_trials_are_a_random_subset_and_many_conditions_have_no_intervals(
 def test_the_figure_draws_the_table(tmp_path, searched_run):
     runs = load_runs([searched_run(tmp_path / "a", search_of(truth(30)), SEARCH)])
     plot, contour = figures.plots(runs, {}, {})
+    pd.testing.assert_frame_equal(plot.table, importance_table(runs))  # the same numbers every time
     assert (plot.section, plot.group) == ("importance", "data.labels=50")
     assert plot.caption.startswith("Exploratory.") and "PED-ANOVA alone missed" in plot.caption
     for trace in checked(plot.figure).data:

@@ -216,20 +216,17 @@ def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp
     assert set(figure.data[-1].y) == {50}
 
 
-def same_method_twice(tmp_path, write_run):
-    return [write_run(tmp_path / "a"), write_run(tmp_path / "b", shift=0.02)]
-
-
 EVIL = "<script>alert(1)</script>/../x y"
 ODD = {
     "nothing was run": lambda t, w: [w(t / "a", search=(), confirm={}, diag=False)],
     "not confirmed": lambda t, w: [w(t / "a", confirm={})],
-    "one seed": lambda t, w: [w(t / "a", confirm={0: 0.8})],
     "no test value": lambda t, w: [w(t / "a", confirm={0: None, 1: None})],
-    "one run without": lambda t, w: [w(t / "a", confirm={0: None}), w(t / "b", method="uda")],
-    "one condition": lambda t, w: [w(t / "a", labels=(50,))],
     "no label counts": lambda t, w: [w(t / "a", labels=(None, None), conditions=["x=1", "x=2"])],
-    "one method twice": same_method_twice,
+    "one method twice, with one seed, beside one without any": lambda t, w: [
+        w(t / "a", confirm={0: 0.8}),
+        w(t / "b", shift=0.02),
+        w(t / "c", method="uda", confirm={0: None}),
+    ],
     "odd names": lambda t, w: [
         w(t / "a", EVIL, EVIL, (50,), conditions=[EVIL], classes=(EVIL, "b"))
     ],
