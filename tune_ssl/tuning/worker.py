@@ -73,7 +73,9 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         _train_and_report(job, finish, keep)
     except (loop.Diverged, loop.Collapsed) as error:
         diverged = isinstance(error, loop.Diverged)
-        spent = {name: getattr(error, name) for name in ("step", "images_seen", "seconds")}
+        spent = {
+            name: getattr(error, name) for name in ("step", "images_seen", "seconds", "waited")
+        }
         status = log.DIVERGED if diverged else log.COLLAPSED
         _send({"status": status, "reason": str(error), **spent})
     except out_of_memory.TooLarge as error:
@@ -222,7 +224,7 @@ def _plain(report: loop.Report) -> dict[str, Any]:
         "stand_in": report.stand_in,
         "images_seen": report.images_seen,
         "seconds": report.seconds,
-        "waited": getattr(report, "waited", 0.0),
+        "waited": report.waited,
         "split": report.trained.data.split.digest,
     }
 
