@@ -14,10 +14,10 @@ from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.read.values import missing
 from analysis.words.display import is_share
+from analysis.words.verdicts import ALPHA
 from tune_ssl.records import log
 
-LEVEL = 0.05  # of the Holm-corrected p-values
-WIDTH = 28  # characters of a row's name before it wraps
+LONGEST = 28  # characters of a row's name before it wraps
 GAP, LINE = 16, 16  # pixels: between rows, and of a line of a row's name
 FOREST_COLUMNS = str.split("condition method row metric mean low high n significant detail")
 
@@ -77,7 +77,7 @@ def variant_rows(ablation: pd.DataFrame) -> pd.DataFrame:
             "low": row["diff_low"],
             "high": row["diff_high"],
             "n": row["pairs"],
-            "significant": bool(row["p_holm"] < LEVEL),
+            "significant": bool(row["p_holm"] < ALPHA),
             "detail": _details(row),
         }
         for row in table.to_dict("records")
@@ -101,7 +101,7 @@ def worst_first(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
 
 def forest_figure(rows: pd.DataFrame, colour: str) -> Figure:
     """A line per row, from the top: accuracies in points. The height grows with the rows."""
-    names = [wrapped(row) for row in rows["row"]]
+    names = [broken_name(row) for row in rows["row"]]
     shares = all(is_share(str(metric)) for metric in rows["metric"])
     scale, unit = (100, "points") if shares else (1, "")
     tall = pd.Series([GAP + LINE * (name.count("<br>") + 1) for name in names], index=rows.index)
@@ -132,11 +132,11 @@ def forest_figure(rows: pd.DataFrame, colour: str) -> Figure:
     return fig
 
 
-def wrapped(name: object) -> str:
-    """A row's name on lines of at most WIDTH characters where it can be broken, as plotly's markup."""
+def broken_name(name: object) -> str:
+    """A row's name on lines of at most LONGEST characters where it can be broken, as plotly's markup."""
     lines = [""]
     for part in re.findall(r"[^\s._+=]*[\s._+=]*", str(name)):
-        if len(lines[-1]) + len(part) > WIDTH and lines[-1]:
+        if len(lines[-1]) + len(part) > LONGEST and lines[-1]:
             lines.append("")
         lines[-1] += part
     return "<br>".join(style.safe(line.strip()) for line in lines)
@@ -150,7 +150,7 @@ def _hover(row: Mapping[Any, Any], scale: float, unit: str) -> str:
     numbers = (
         f"{ends[0]} [{ends[1]}, {ends[2]}]" if len(ends) == 3 else f"{''.join(ends)} (no interval)"
     )
-    return f"{wrapped(row['row'])}<br>{numbers} {unit}, {row['n']:.0f} seed(s){row['detail']}"
+    return f"{broken_name(row['row'])}<br>{numbers} {unit}, {row['n']:.0f} seed(s){row['detail']}"
 
 
 def _details(row: Mapping[Any, Any]) -> str:

@@ -94,8 +94,8 @@ def stage_starts(curves: pd.DataFrame) -> pd.DataFrame:
 def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) -> Figure:
     """One panel of one condition: mean over seeds, the band from lowest to highest seed.
 
-    Thin lines are the loss times its weight; the weight itself has a strip below. Dotted uprights
-    are the starts of a method's later stages, read from all panels of `curves`.
+    Thin lines are the loss times its weight; the weight itself has a strip below. Dotted vertical
+    lines are the starts of a method's later stages, read from all panels of `curves`.
     """
     shown = curves[curves["panel"] == panel]
     scale = 100 if is_share(panel) else 1

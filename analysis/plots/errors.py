@@ -29,7 +29,7 @@ BLOCK = 32  # rows whose resampled means are held at once: 13 MB
 LONG = 12  # characters of a class name on an axis
 ROOM = 45  # characters of all of them side by side
 # Light to dark, so that it also reads in grey; steps grow with the square, since errors are rare.
-SCALE = [
+SHADES = [
     (t * t, f"rgb({247 - 239 * t:.0f},{251 - 203 * t:.0f},{255 - 148 * t:.0f})")
     for t in np.linspace(0, 1, 9)
 ]
@@ -190,7 +190,7 @@ def confusion_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
         texttemplate="%{text}" if few else None,
         zmin=0,
         zmax=100,
-        colorscale=SCALE,
+        colorscale=SHADES,
         xgap=1 if few else 0,
         ygap=1 if few else 0,
         showscale=not few,

@@ -77,7 +77,7 @@ class Figure:
         return (key for key in list(self.layout) if AXIS.fullmatch(key) and key.startswith(axis))
 
 
-def panels(
+def panel_grid(
     titles: Sequence[str],
     columns: int,
     gap: float,

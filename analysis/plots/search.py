@@ -35,7 +35,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     for (cell, metric), rows in cost.groupby(["condition", "metric"], sort=False):
         condition = str(cell)
         name = file_name("search-cost", condition, metric)
-        figure = cost_figure(rows, colours)
+        figure = search_cost_figure(rows, colours)
         caption = (
             f"Best {metric} on validation of a finished search trial, against what all trials up to "
             "it cost, in order of start and as if they ran one after the other. Trials that still "
@@ -159,7 +159,7 @@ def search_figure(progress: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     return fig
 
 
-def cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
+def search_cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """One condition: the best so far against steps and against device-seconds, a line per method."""
     scale, unit = value_scale(cost["metric"])
     fig = style.panels(["", ""], 2, unit, height=270)

@@ -49,12 +49,12 @@ def slice_axes(runs: Runs) -> Axes:
         if len({bool(key.choices) for _, key in found}) > 1:
             axes |= {(label, name): (f"{name} ({label})", key) for label, key in found}
             continue
-        shared = merged([key for _, key in found])
+        shared = merged_key([key for _, key in found])
         axes |= {(label, name): (name, shared) for label, _ in found}
     return axes
 
 
-def merged(keys: list[Key]) -> Key:
+def merged_key(keys: list[Key]) -> Key:
     """One key with the choices of all, or the widest range."""
     if keys[0].choices:
         named = {(type(value), value): value for key in keys for value in key.choices}

@@ -6,8 +6,7 @@ import html
 import json
 from collections.abc import Sequence
 
-from analysis.plots.figure import Figure
-from analysis.plots.figure import panels as subplots
+from analysis.plots.figure import Figure, panel_grid
 from tune_ssl.records import log
 
 # Okabe and Ito (2008), without black and yellow, which vanish on a dark and on a light page;
@@ -115,7 +114,7 @@ def panels(
     columns = max(1, min(columns, len(titles)))
     rows = -(-len(titles) // columns)
     shown = [safe(title) for title in titles]
-    fig = subplots(shown, columns, gap or 0.3 / (columns + 2), 0.34 / rows, row_heights)
+    fig = panel_grid(shown, columns, gap or 0.3 / (columns + 2), 0.34 / rows, row_heights)
     look = figure("", y_title, height=height * rows + 60).layout
     x_axis, y_axis = look.pop("xaxis"), look.pop("yaxis")
     title = y_axis.pop("title")

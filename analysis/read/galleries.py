@@ -1,6 +1,6 @@
 """What the model sees: the galleries of each condition's first confirmed seed, as the page shows them.
 
-A line that is torn or strange is left out and noted: pictures decide nothing.
+A torn or malformed line is left out and noted, since no result rests on a picture.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ WIDEST = 4000  # pixels of a strip
 
 
 @dataclass(frozen=True)
-class Row:
-    """One strip: a PNG in base64, `width` pixels wide, with a caption below each of its images."""
+class Strip:
+    """One row of images: a PNG in base64, `width` pixels wide, with a caption below each of its images."""
 
     title: str
     png: str
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def alt(self) -> str:
-        """The row in words, for those who do not see it."""
+        """The strip in words, for those who do not see it."""
         first, *others = self.captions or (self.title,)
         return f"{first}; nearest: {', '.join(others)}" if others else first
 
@@ -49,7 +49,7 @@ class Gallery:
     trial: str
     title: str
     sentence: str
-    rows: tuple[Row, ...]
+    rows: tuple[Strip, ...]
 
 
 def read_galleries(study: Study, notes: list[str]) -> list[Gallery]:
@@ -60,7 +60,7 @@ def read_galleries(study: Study, notes: list[str]) -> list[Gallery]:
     own = f"{study.run}: {log.GALLERIES}: "
     notes += [own + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     known = [condition["id"] for condition in study.raw["conditions"]]
-    sound = [line for line in lines if _names(line) and line["condition"] in known]
+    sound = [line for line in lines if _is_complete(line) and line["condition"] in known]
     strange = len(lines) - len(sound)
     found = []
     for line in ledger.latest_galleries(sound):
@@ -88,7 +88,7 @@ def agreement(values: Any) -> str:
     )
 
 
-def _names(line: log.Record) -> bool:
+def _is_complete(line: log.Record) -> bool:
     keys = ("trial", "name", "condition")
     return line.get("schema") == log.SCHEMA and all(isinstance(line.get(k), str) for k in keys)
 
@@ -98,7 +98,7 @@ def _gallery(study: Study, line: log.Record) -> Gallery | None:
     rows, values = line.get("rows"), line.get("values")
     if not isinstance(rows, list) or not rows:
         return None
-    found = [_row(row) for row in rows]
+    found = [_strip(row) for row in rows]
     if None in found:
         return None
     return Gallery(
@@ -111,7 +111,7 @@ def _gallery(study: Study, line: log.Record) -> Gallery | None:
     )
 
 
-def _row(row: Any) -> Row | None:
+def _strip(row: Any) -> Strip | None:
     if not isinstance(row, dict):
         return None
     png, width, captions = row.get("png"), row.get("width"), row.get("captions", [])
@@ -119,10 +119,10 @@ def _row(row: Any) -> Row | None:
         return None
     if not isinstance(width, int) or not 0 < width <= WIDEST or not isinstance(captions, list):
         return None
-    return Row(str(row.get("title", "")), png, width, tuple(map(str, captions)))
+    return Strip(str(row.get("title", "")), png, width, tuple(map(str, captions)))
 
 
-def by_condition(galleries: Sequence[Gallery]) -> list[tuple[str, list[Gallery]]]:
+def galleries_by_condition(galleries: Sequence[Gallery]) -> list[tuple[str, list[Gallery]]]:
     """Condition -> its galleries, of all runs."""
     groups: dict[str, list[Gallery]] = {}
     for gallery in galleries:

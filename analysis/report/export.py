@@ -13,7 +13,7 @@ from tune_ssl.base.errors import UserError
 FORMATS = ("png", "svg", "pdf")
 WIDTH = 640  # pixels; 17 cm at 96 per inch, the text width of most papers
 TIMEOUT = 90  # seconds, of one figure
-SCALE = 3  # of PNG files: 288 pixels per inch
+PNG_SCALE = 3  # of PNG files: 288 pixels per inch
 
 
 def check(formats: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ async def _draw(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> lis
             for name in formats:
                 path = out / f"{plot.name}.{name}"
                 size = {"width": WIDTH, "height": figure.layout["height"]}
-                size["scale"] = SCALE if name == "png" else 1
+                size["scale"] = PNG_SCALE if name == "png" else 1
                 path.write_bytes(
                     await drawing.calc_fig(figure.to_dict(), opts={"format": name, **size})
                 )

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from analysis.plots import style
 from analysis.plots.figure import AXIS, Figure
 
-LEVEL = 4  # of gzip; 9 takes twice the time for 4 % less
+GZIP_LEVEL = 4  # of gzip; 9 takes twice the time for 4 % less
 LARGEST = (
     4_000_000  # characters of one packed table; a larger one stays in the file beside the page
 )
@@ -53,7 +53,7 @@ def as_json(value: Any) -> Markup:
 
 def pack(text: str) -> Markup:
     """The text as base64 of gzip, which the page's script unpacks."""
-    found = gzip.compress(text.encode(), LEVEL, mtime=0)
+    found = gzip.compress(text.encode(), GZIP_LEVEL, mtime=0)
     return Markup(base64.b64encode(found).decode())  # letters, digits, + / =
 
 

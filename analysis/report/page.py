@@ -20,13 +20,13 @@ from analysis.numbers.importance import importance_notes
 from analysis.numbers.stats import expanded_tail
 from analysis.numbers.tables import CELL
 from analysis.plots import Plot, style
-from analysis.read.galleries import by_condition
+from analysis.read.galleries import galleries_by_condition
 from analysis.read.load import TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
 from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
-from analysis.report.trace import Behind, anchors, commands, seeds
+from analysis.report.trace import TrialLinks, anchors, commands, seeds
 from analysis.words.display import metric_value, text
 from analysis.words.sections import MEASURED, SECTIONS, TITLES, Section, place_of, section_of
 from analysis.words.summary import caveats, interval_note, not_a_result, summary
@@ -73,7 +73,7 @@ def render(
         sections=_sections(runs, papers, drawn, formats),
         measured=bool(results["mean"].notna().any()),
         not_a_result=not_a_result(runs),
-        sees=by_condition(runs.galleries),
+        sees=galleries_by_condition(runs.galleries),
         several=len(runs.studies) > 1,
         rule=DEFAULT_RULE,
         used_rules=used_rules(chosen),
@@ -100,13 +100,15 @@ def _sections(
 ) -> list[dict[str, Any]]:
     """The sections that have something to show."""
     wanted = _worth_showing({stem: paper.table for stem, paper in papers.items()})
-    behind = Behind(runs)
+    trial_links = TrialLinks(runs)
     always = {"results", "provenance", "intervals", *(["sees"] if runs.galleries else [])}
     sections = []
     for section in SECTIONS:
         stems = [s for s in dict.fromkeys((*section.tables, *wanted)) if s in wanted]
         views = [
-            _trials(runs, papers[stem], formats) if stem == TRIALS else _table(papers[stem], behind)
+            _trials(runs, papers[stem], formats)
+            if stem == TRIALS
+            else _table(papers[stem], trial_links)
             for stem in stems
             if section_of(stem) == section.id
         ]
@@ -133,9 +135,9 @@ def _head(section: Section) -> dict[str, str]:
     return {"id": section.id, "title": section.title, "intro": section.intro}
 
 
-def _table(paper: PaperTable, behind: Behind) -> dict[str, Any]:
+def _table(paper: PaperTable, trial_links: TrialLinks) -> dict[str, Any]:
     rows = paper.table.to_dict("records")
-    links = [behind.links(paper.stem, {str(k): v for k, v in row.items()}) for row in rows]
+    links = [trial_links.links(paper.stem, {str(k): v for k, v in row.items()}) for row in rows]
     return {
         "stem": paper.stem,
         "title": TITLES.get(paper.stem, ""),

@@ -80,8 +80,8 @@ def seeds(runs: Runs) -> list[int | None]:
     return [None if pd.isna(seed) else int(seed) for seed in runs.trials["seed"]]
 
 
-class Behind:
-    """The trials behind the rows of the report's tables."""
+class TrialLinks:
+    """From the rows of the report's tables to the trials that they are made of."""
 
     def __init__(self, runs: Runs) -> None:
         trials = runs.trials.assign(anchor=anchors(runs))

@@ -14,7 +14,7 @@ from analysis.words.display import count, is_share, p_value
 from tune_ssl.records import log
 
 ALPHA = 0.05
-ACCURACY = "accuracy"  # of `difference_table`, which has no other metric
+SHARE = "accuracy"  # of `difference_table`, which has no other metric
 
 Row = Mapping[str, Any]
 
@@ -215,7 +215,7 @@ def _amount(row: Row, value: float, sign: str = "-") -> str:
 
 
 def _unit(row: Row) -> str:
-    return " points" if is_share(row.get("metric", ACCURACY)) else ""
+    return " points" if is_share(row.get("metric", SHARE)) else ""
 
 
 def _and(parts: list[str]) -> str:

@@ -106,10 +106,10 @@ def test_no_ablation_no_figure(runs):
 
 def test_long_names_wrap_and_make_room():
     long = "losses.cluster.temperature_schedule_with_a_long_name=0.25 and more"
-    lines = ablation.wrapped(long).split("<br>")
-    assert len(lines) == 3 and max(map(len, lines)) <= ablation.WIDTH
+    lines = ablation.broken_name(long).split("<br>")
+    assert len(lines) == 3 and max(map(len, lines)) <= ablation.LONGEST
     assert "".join(lines).replace(" ", "") == long.replace(" ", "")
-    assert ablation.wrapped("<b>x") == "&lt;b&gt;x" and ablation.wrapped("") == ""
+    assert ablation.broken_name("<b>x") == "&lt;b&gt;x" and ablation.broken_name("") == ""
     short, tall = (
         checked(ablation.forest_figure(ablation.variant_rows(table), "#0072B2")).layout.height
         for table in (TABLE[1:2], TABLE[1:2].assign(variant=long))

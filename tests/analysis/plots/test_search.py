@@ -118,7 +118,7 @@ def test_best_against_compute_is_a_running_sum(tmp_path, searched_run, mode):
     found = table[["trial", "steps", "seconds", "best"]].itertuples(index=False, name=None)
     for ours, theirs in zip(found, expected_rows, strict=True):
         assert ours[0] == theirs[0] and ours[1:] == pytest.approx(theirs[1:])
-    figure = checked(search.cost_figure(table, style.colours(runs.labels)))
+    figure = checked(search.search_cost_figure(table, style.colours(runs.labels)))
     by_steps, by_seconds = figure.data
     assert list(by_steps.x) == list(table["steps"]) and list(by_seconds.x) == list(table["seconds"])
     assert list(by_steps.y) == pytest.approx(list(100 * table["best"]))
