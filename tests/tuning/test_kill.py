@@ -25,12 +25,12 @@ from tests.support.runs import (
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger, latest_reports
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # simclr, so that a worker that is killed may hold the lock of a network that others wait for.
 STUDY = """
 fixed:
-  data: {dataset: digits, batch_size: 8, mu: 2}
+  data: {dataset: digits, batch_size: 8, mu: 1}
   model: {feature_dim: 16, hidden_dim: 16}
   method: {name: simclr, projector_hidden: 16, projector_dim: 16}
   budget: {steps: {pretrain: 80, finetune: 160}, eval_every: 20}
