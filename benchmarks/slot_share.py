@@ -85,7 +85,7 @@ def measure(root: Path, arguments: list[str], slots: int) -> dict[str, float]:
         }
         environment["TUNE_SSL_WAIT_LOG"] = str(folder / "waits")
         began = time.time()
-        command = [sys.executable, "-m", "tune_ssl.cli.main", *paths, "--name", "measured"]
+        command = [sys.executable, "-m", "tune_ssl.cli", *paths, "--name", "measured"]
         process = subprocess.Popen(command, cwd=folder, env=environment)
         meter = Meter(process.pid)
         code = process.wait()

@@ -89,6 +89,8 @@ class StreamScheduler(NotPickled, FIFOScheduler):
             if report.keys() & {"note", "model_error"}:
                 self.caretaker.drop_partial(trial)
             stop = self.stream.report(job, report)
+        if stop:
+            end_training(trial)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -98,6 +100,27 @@ class StreamScheduler(NotPickled, FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
         record_loss(self.stream, trial, "it ended without a last report")
+
+
+def end_training(trial: Trial) -> None:
+    """End what a stopped trial's worker does for it, now.
+
+    Ray keeps the worker for the next trial, and leaves the thread of this one asleep in its report until then: with
+    all its memory, and with the lock of a pretraining for which another trial may be waiting.
+    """
+    worker = trial.temporary_state.ray_actor
+    if worker is not None:
+        worker.execute.remote(_leave)
+
+
+def _leave(trainable: Any) -> None:
+    """In the worker: the sleeping report returns, and raises SystemExit."""
+    from ray.train._internal.session import get_session
+
+    session = get_session()
+    if session is not None:
+        session.stop_event.set()
+        session.continue_lock.release()
 
 
 class Caretaker(NotPickled, tune.Callback):
