@@ -10,7 +10,7 @@ demo: .venv/installed          ## search, confirm and report the embedded defaul
 test: .venv/installed          ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: .venv/installed          ## clusters, killed processes, a soak of TUNE_SSL_SOAK_MINUTES (30)
+slow: .venv/installed          ## clusters, killed processes, a soak of TUNE_SSL_SOAK_MINUTES (2)
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed          ## format, lint and types

@@ -193,6 +193,7 @@ def test_a_node_that_sees_another_runs_folder_is_refused_before_anything_starts(
     node = cluster.add_node("unshare", "-m", "bash", "-c", hide, "bash", cpus=1)
     code, said = end(tmp_path, begin(tmp_path, cluster, "search", study))
     cluster.kill_node(node)
+    cluster.wait_until_gone(node)  # the next test counts the nodes
     assert code == 2, said
     line = said.splitlines()[-1]
     assert "(127.0.0.3): cannot use " in line or "of its own" in line

@@ -55,7 +55,7 @@ class LocalCluster:
             at += [f"--dashboard-agent-listen-port={agent}"]
         head = self._start(2, ["--head", served, *at])
         self.nodes[:1] = [head]
-        self._wait(head, 1)
+        self._wait(head, 0)
 
     def add_node(self, *prefix: str, cpus: int | None = None) -> int:
         """One more node; returns its index. `prefix` is a command that runs the one after it."""
@@ -63,7 +63,7 @@ class LocalCluster:
         has = self.cpus if cpus is None else cpus
         joined = [f"--address={self.address}", f"--num-cpus={has}"]
         self.nodes.append(self._start(2 + index, joined, prefix))
-        self._wait(self.nodes[index], sum(node.poll() is None for node in self.nodes))
+        self._wait(self.nodes[index], index)
         return index
 
     def kill_node(self, index: int) -> None:
@@ -87,26 +87,38 @@ class LocalCluster:
                 [*prefix, *RAY, *given], env=self.environment, stdout=log, stderr=log
             )
 
-    def _wait(self, process: subprocess.Popen[bytes], nodes: int) -> None:
-        """Until the cluster has so many nodes that live."""
-        connect = f"ray.init('{self.address}', log_to_driver=False, logging_level=50)"
-        count = f"import ray; {connect}; print(sum(n['Alive'] for n in ray.nodes()))"
+    def wait_until_gone(self, index: int) -> None:
+        """Until the head has noticed that a node was killed."""
         end = time.monotonic() + READY_SECONDS
-        while time.monotonic() < end:
-            assert process.poll() is None, "".join(
-                log.read_text() for log in self.folder.glob("node*.log")
-            )
-            if probe(self.address, 1) is None:
-                done = subprocess.run(
-                    [sys.executable, "-c", count],
-                    env=self.environment,
-                    capture_output=True,
-                    text=True,
-                )
-                if done.stdout.strip().isdigit() and int(done.stdout) >= nodes:
-                    return
+        while self._host(index) in self._alive():
+            assert time.monotonic() < end, "the head has not noticed that a node is gone"
             time.sleep(0.3)
-        raise AssertionError(f"the cluster did not come up: {done.stderr[-2000:]}")
+
+    def _host(self, index: int) -> str:
+        return f"127.0.0.{2 + index}"
+
+    def _alive(self) -> set[str]:
+        """The addresses of the nodes that the head takes for alive; none while it does not answer."""
+        if probe(self.address, 1) is not None:
+            return set()
+        connect = f"ray.init('{self.address}', log_to_driver=False, logging_level=50)"
+        names = "[n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]"
+        done = subprocess.run(
+            [sys.executable, "-c", f"import ray; {connect}; print(*{names})"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        return set(done.stdout.split())
+
+    def _wait(self, process: subprocess.Popen[bytes], index: int) -> None:
+        """Until a node has joined."""
+        end = time.monotonic() + READY_SECONDS
+        while self._host(index) not in self._alive():
+            logs = "".join(log.read_text() for log in self.folder.glob("node*.log"))
+            assert process.poll() is None, logs
+            assert time.monotonic() < end, f"the node did not come up: {logs}"
+            time.sleep(0.3)
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class ConditionLine:
 
 
 class JobStream:
-    """All conditions of a run. `slots` says at how many places trials can run, for the judgement of failures."""
+    """All conditions of a run. `places` says at how many places trials can run, for the judgement of failures."""
 
     def __init__(self, context: RunContext, phases: Sequence[Sequence[Begin]]) -> None:
         self.context, self.tell = context, context.tell
