@@ -104,6 +104,18 @@ def test_a_job_that_would_wait_for_anothers_pretraining_goes_behind_jobs_that_ca
     assert [stream.next().trial for _ in range(2)] == ["c1-t0002", "c0-t0001"]
 
 
+def test_a_condition_gives_another_job_where_its_first_one_would_wait(tmp_path):
+    body = STAGED.replace("conditions:\n  method.temperature: [0.1, 0.5]\n", "").replace(
+        "search:\n", "search:\n  method.temperature: {choice: [0.1, 0.5]}\n"
+    )
+    stream = stream_of(begun(tmp_path, body.replace("num_trials: 3", "num_trials: 8")))
+    first, second = stream.next(), stream.next()
+    assert first.pretraining != second.pretraining  # whatever lies between them waits
+    assert stream.next() is None and not stream.over
+    numbers = [job.number for job in stream.lines[0].in_hand]
+    assert sorted([first.number, second.number, *numbers])[:2] == [0, 1]
+
+
 def test_what_is_stopped_begins_nothing_more_and_leaves_open_what_runs(tmp_path):
     run = begun(tmp_path, settings(f"3, {RANDOM}"))
     stream = stream_of(run)

@@ -20,6 +20,7 @@ from tune_ssl.records.log import Record
 from tune_ssl.tuning.job import BROKEN, Job
 from tune_ssl.tuning.phase import Phase, RunContext
 
+AHEAD = 4  # jobs of one condition that may be drawn before any of them can begin
 FEWEST = 3  # failed trials after which it is asked whether all of them fail
 
 
@@ -44,26 +45,34 @@ class Progress:
 
 
 class ConditionLine:
-    """One condition: its phases in order, the job that it gives next, and how many of its jobs run."""
+    """One condition: its phases in order, the jobs in hand, and how many of its jobs run."""
 
     def __init__(self, context: RunContext, index: int, phases: Sequence[Begin]) -> None:
         self.context, self.waiting = context, list(phases)
         self.condition = context.study.conditions[index].id
         self.phase: Phase | None = None
-        self.next_job: Job | None = None
+        self.in_hand: list[Job] = []
         self.turn = 0  # when it was last given a job
         self.progress = Progress(self.condition)
         self._advance()
 
-    def look(self) -> Job | None:
-        """The job that is next here, which stays next until it is taken; None if there is none now."""
-        while self.next_job is None and self.phase is not None:
-            self.next_job = self.phase.draw()
-            if self.next_job is None:
-                if self.progress.running:
-                    break
+    def look(self, waits: Callable[[Job], bool] = lambda job: False) -> Job | None:
+        """The job that is next here, which stays in hand until it is taken; None if there is none now.
+
+        A job that `waits` comes after one that need not: for that, a few more are drawn.
+        """
+        while self.phase is not None:
+            job = next((job for job in self.in_hand if not waits(job)), None)
+            if job is not None:
+                return job
+            drawn = self.phase.draw() if len(self.in_hand) < AHEAD else None
+            if drawn is not None:
+                self.in_hand.append(drawn)
+            elif self.in_hand or self.progress.running:
+                return None
+            else:
                 self._advance()
-        return self.next_job
+        return None
 
     @property
     def expected(self) -> int:
@@ -129,7 +138,8 @@ class JobStream:
         """The next job, recorded as begun; None if nothing can begin now, nothing is left, or all is stopped."""
         while self.stopped is None and (job := self._choose()) is not None:
             line = self.of[job.condition]
-            line.next_job, line.turn = None, next(self.turns)
+            line.in_hand.remove(job)
+            line.turn = next(self.turns)
             line.progress.running += 1
             self.running[job.trial] = job
             before = self.context.ledger.ended.get(job.trial)
@@ -225,10 +235,10 @@ class JobStream:
         """Of the condition that has waited longest; a job that would wait for another's pretraining comes last."""
         would_wait: Job | None = None
         for line in sorted(self.lines, key=lambda line: line.turn):
-            job = line.look()
-            if job is not None and not self._is_being_pretrained(job):
+            job = line.look(self._is_being_pretrained)
+            if job is not None:
                 return job
-            would_wait = would_wait or job
+            would_wait = would_wait or next(iter(line.in_hand), None)
         return None if self.one_machine else would_wait
 
     def _is_being_pretrained(self, job: Job) -> bool:
