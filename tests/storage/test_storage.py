@@ -208,7 +208,9 @@ def test_the_checkpoints_of_a_trial_that_a_stopped_run_left_open_stay(tmp_path, 
     folder.write("state.pt", iter([b"state"]))
     caretaker = Caretaker(stream, context.checkpoints, "session-001", None)
     scheduler = StreamScheduler(stream, caretaker)
-    trial = SimpleNamespace(config=job.to_config(), last_result={}, local_path=None)
+    no_worker = SimpleNamespace(ray_actor=None)
+    about = {"last_result": {}, "local_path": None, "temporary_state": no_worker}
+    trial = SimpleNamespace(config=job.to_config(), **about)
 
     def away(*_):
         raise Stopped("the disk is full")
