@@ -93,20 +93,8 @@ def search(
     else:
         going = load_study(study, all_overrides(overrides, data_root, no_cache), plugin or ())
         name = _run_name(name or going.settings.name, going.name)
-    with no_garbage():
-        from tune_ssl.tuning.run import run_study
-
-    run = run_study(
-        going,
-        name=name,
-        runs=runs,
-        confirm=confirm,
-        address=address,
-        verbose=verbose,
-        console=console,
-    )
-    if report:
-        _write_report(run, console)
+    options = {"name": name, "runs": runs, "address": address, "verbose": verbose}
+    _run(going, console, report, confirm=confirm, **options)
 
 
 @app.command()
@@ -159,20 +147,8 @@ def ablate(
         from tune_ssl.methods.plugins import load_plugins
 
         load_plugins(plugin or ())  # for what has moved
-    with no_garbage():
-        from tune_ssl.tuning.run import run_study
-
-    run = run_study(
-        going,
-        ablation=wanted,
-        name=name,
-        runs=runs,
-        address=address,
-        verbose=verbose,
-        console=console,
-    )
-    if report:
-        _write_report(run, console)
+    options = {"name": name, "runs": runs, "address": address, "verbose": verbose}
+    _run(going, console, report, ablation=wanted, **options)
 
 
 @app.command()
@@ -337,6 +313,16 @@ def _run_name(given: str | None, otherwise: str) -> str:
     chosen = given or f"{otherwise}-{datetime.now():%Y%m%d-%H%M%S}"
     check_name(chosen)
     return chosen
+
+
+def _run(going: Any, console: Console, report: bool, **options: Any) -> None:
+    """Run a study, or go on with a run, and write its report: what search and ablate end with."""
+    with no_garbage():
+        from tune_ssl.tuning.run import run_study
+
+    run = run_study(going, console=console, **options)
+    if report:
+        _write_report(run, console)
 
 
 def _write_report(run: Path, console: Console) -> None:
