@@ -137,7 +137,7 @@ def test_evaluation_sees_every_validation_image_once_and_unchanged():
     data, _ = make()
     on = data.sets.validation
     raw = data.normalize(torch.from_numpy(on.images.gather(np.arange(len(on)))))
-    assert torch.equal(torch.cat(list(in_chunks(data, on, size=100))), raw)
+    assert torch.equal(torch.cat(list(in_chunks(data, on.images, size=100))), raw)
 
 
 def test_streams_of_a_seed_differ_and_repeat():

@@ -71,7 +71,7 @@ def digits() -> Data:
 def test_freeze_k_keeps_exactly_the_first_k_blocks_batchnorm_statistics_included(
     encoder, k, digits
 ):
-    network, before = trained(encoder, digits, **{"method.freeze": k})
+    network, before = trained(encoder, digits, **{"model.freeze": k})
     frozen = {
         f"encoder.{key}"
         for key in network.encoder.state_dict()
@@ -82,15 +82,15 @@ def test_freeze_k_keeps_exactly_the_first_k_blocks_batchnorm_statistics_included
 
 
 def test_freeze_none_trains_all_and_freeze_all_only_the_head(digits):
-    network, before = trained("small_cnn", digits, **{"method.freeze": "none"})
+    network, before = trained("small_cnn", digits, **{"model.freeze": "none"})
     assert changed(network, before) == set(before)
-    network, before = trained("small_cnn", digits, **{"method.freeze": "all"})
+    network, before = trained("small_cnn", digits, **{"model.freeze": "all"})
     assert changed(network, before) == {key for key in before if not key.startswith("encoder.")}
 
 
 def test_freeze_all_also_holds_what_lies_outside_of_any_block():
-    task, model = Task(3, 3, 224), ModelSpec(encoder="timm:vit_tiny_patch16_224", stem="large")
-    network = TransferClassifier(task, model, None, "all").train()
+    task, model = Task(3, 3, 224), ModelSpec(encoder="timm:vit_tiny_patch16_224", freeze="all")
+    network = TransferClassifier(task, model, None).train()
     learning = {key for key, p in network.named_parameters() if p.requires_grad}
     assert learning and not any(key.startswith("encoder.") for key in learning)  # cls_token, ...
     assert not any(module.training for module in network.encoder.modules())
@@ -98,7 +98,7 @@ def test_freeze_all_also_holds_what_lies_outside_of_any_block():
 
 @pytest.mark.parametrize("method, init", [("simclr", "random"), ("simsiam", "pretrained")])
 def test_a_linear_probe_trains_nothing_of_the_encoder_though_nothing_is_frozen(method, init):
-    probe = {"method.transfer": "linear_probe", "method.freeze": "none", "model.head": "mlp"}
+    probe = {"method.transfer": "linear_probe", "model.freeze": "none", "model.head": "mlp"}
     kept: list[dict[str, torch.Tensor]] = []
     heads = []
     for report in train(small_spec(method, **probe, **{"method.init": init})):
@@ -228,5 +228,5 @@ def test_labels_beyond_the_budget_reach_no_loss_and_no_number_but_their_own(
 
 
 def test_freezing_more_blocks_than_the_encoder_has_is_refused_with_their_number():
-    with pytest.raises(UserError, match=r"method.freeze is 4, but small_cnn has 3 blocks"):
-        list(train(small_spec("simclr", **{"method.freeze": 4})))
+    with pytest.raises(UserError, match=r"model.freeze is 4, but small_cnn has 3 groups of layers"):
+        list(train(small_spec("simclr", **{"model.freeze": 4})))

@@ -152,7 +152,7 @@ def test_another_method_does_not_take_the_optimizer_parts_over():
         ("simclr", "optim.finetune.ema_decay", 0.5, "ema_decay is not a known key"),
         ("simclr", "optim.predictor.lr", 1, "optim.predictor is not a known key"),
         ("kmeans", "optim.finetune.lr", 1, "optim.finetune is not a known key"),
-        ("simclr", "method.freeze", 0, "must be 'all' or 'none' or at least 1"),
+        ("simclr", "model.freeze", 0, "must be 'all' or 'none' or at least 1"),
         ("simclr_joint", "method.transfer", "linear_probe", "method.transfer is 'linear_probe'"),
     ],
 )

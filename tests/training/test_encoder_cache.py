@@ -88,7 +88,7 @@ def folders(shelves: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "method, values",
     [
-        ("simclr", {"optim.ema_decay": 0.0, "budget.checkpoint": "best", "method.freeze": 1}),
+        ("simclr", {"optim.ema_decay": 0.0, "budget.checkpoint": "best", "model.freeze": 1}),
         ("simsiam", {"method.transfer": "linear_probe", "budget.steps": 10}),
         ("fixmatch_cvae", {"method.threshold": 0.1}),
     ],
@@ -108,7 +108,7 @@ def test_who_takes_a_network_reports_what_its_trainer_and_a_trial_alone_report(
 
 def test_another_label_budget_takes_it_and_reports_what_it_would_have_alone():
     run(spec_of())
-    other = spec_of(**{"data.num_labels": 20, "optim.finetune.lr": 0.01, "method.freeze": "all"})
+    other = spec_of(**{"data.num_labels": 20, "optim.finetune.lr": 0.01, "model.freeze": "all"})
     reports = run(other)
     assert taken(reports) == [True] * 3 + [False] * 3
     assert numbers(reports) == alone(other)
@@ -119,7 +119,7 @@ def test_another_label_budget_takes_it_and_reports_what_it_would_have_alone():
 SHARED = {
     "data.num_labels": 20,
     "method.transfer": "linear_probe",
-    "method.freeze": "all",
+    "model.freeze": "all",
     "method.labeled_view": "strong",
     "optim.finetune.lr": 0.5,
     "optim.linear_probe.name": "sgd",

@@ -78,6 +78,8 @@ def test_parts_of_a_batch_give_the_gradients_and_the_means_of_the_whole_one(
     for stage in spec.stages():
         torch.manual_seed(1)
         network = stage.build(data.task, spec.model, network)
+        if stage.fits:
+            continue
         if not stage.splits_batches:
             assert stage.name == WHOLE[name]
             continue

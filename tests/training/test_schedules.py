@@ -58,8 +58,18 @@ def test_an_unknown_schedule_is_refused_with_those_there_are():
         learning_rate(0.5, "step")
 
 
-def test_the_averaging_decay_of_a_short_run_is_shorter_and_never_negative():
-    assert ema_decay(0.999, 100_000) == 0.999
-    assert ema_decay(0.999, 100) == 0.9
-    assert ema_decay(0.999, 5) == 0.0
-    assert ema_decay(0.0, 1000) == 0.0
+def test_the_averaging_decay_warms_up_and_is_shorter_in_a_short_run_and_never_negative():
+    assert ema_decay(0.999, 100_000, 50_000) == 0.999
+    assert ema_decay(0.999, 100, 99) == 0.9
+    assert ema_decay(0.999, 5, 4) == 0.0
+    assert ema_decay(0.0, 1000, 500) == 0.0
+    early = [ema_decay(0.999, 100_000, step) for step in (0, 1, 50, 890, 8_990)]
+    assert early == [0.1, 2 / 11, 51 / 60, 891 / 900, 0.999]
+
+
+def test_an_average_follows_the_weights_from_the_first_step_on():
+    """Without a warm-up the average of 600 steps would still be half its random start at step 40."""
+    share_of_start = 1.0
+    for step in range(1, 41):
+        share_of_start *= ema_decay(0.999, 600, step)
+    assert share_of_start < 1e-4 < (1 - 10 / 600) ** 40

@@ -22,7 +22,7 @@ from tune_ssl.methods.base import Stage
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import condition_ids
-from tune_ssl.study.trial import TrialSpec, build_trial
+from tune_ssl.study.trial import TrialSpec, build_trial, renewed, set_dotted
 
 if TYPE_CHECKING:
     import safetensors
@@ -87,8 +87,8 @@ def save_model(
         channels=task.channels,
         image_size=task.image_size,
         image_width=store.shape[2],
-        mean=list(store.mean),
-        std=list(store.std),
+        mean=list(trained.data.mean),
+        std=list(trained.data.std),
         data=store.digest,
         split=trained.data.split.digest,
     )
@@ -127,13 +127,14 @@ def load_model(folder: Path, device: str = "cpu") -> Model:
     """
     card = read_card(folder)
     try:
-        spec = build_trial(card.spec)
+        # All that counts is in the saved weights: those that it began with may be gone
+        spec = build_trial(set_dotted(renewed(card.spec), {"model.weights": "none"}))
     except UserError as error:
         where = str(folder / log.MODEL)
         raise UserError(Problem(str(problem), where=where) for problem in error.problems) from None
     network: Any = None
     for stage in spec.stages():
-        task = Task(len(card.classes), card.channels, card.image_size)
+        task = Task(len(card.classes), card.channels, card.image_size, card.image_width)
         network = stage.build(task, spec.model, network)
     weights = folder / log.WEIGHTS
     try:

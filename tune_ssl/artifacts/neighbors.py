@@ -85,7 +85,7 @@ def same_data(spec: Any, card: Card, device: Any) -> Any:
 
     what = f"the data of {card.trial}"
     try:
-        data = load_data(spec.data, spec.split_seed, device)
+        data = load_data(spec.data, spec.split_seed, device, lambda channels: (card.mean, card.std))
     except UserError as error:
         raise UserError(Problem(f"{what}: {problem}") for problem in error.problems) from None
     if data.store.digest != card.data:

@@ -96,6 +96,34 @@ class ModelSpec(Spec):
     )
     feature_dim: Size = 512
     hidden_dim: Size = 256
+    weights: str = Field(
+        "none",
+        description="what the encoder starts from: none, pretrained (timm's own), a file, or RUN[:CONDITION]",
+    )
+    freeze: Literal["all", "none"] | Annotated[int, Field(ge=1)] = Field(
+        "none",
+        description="of the encoder below a classifier: all, none, or its first k groups of layers; a pretraining "
+        "stage trains all of it",
+    )
+    frozen_views: Annotated[int, Field(gt=0, le=1000)] = Field(
+        4,
+        description="augmented versions of each image that a frozen encoder's features are taken of",
+    )
+    mean: list[Fraction] | None = Field(
+        None,
+        description="of each channel, as the encoder wants it; that of the weights or the data if absent",
+    )
+    std: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None, description="of each channel, as `mean`"
+    )
+
+    @model_validator(mode="after")
+    def _both(self) -> ModelSpec:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError(
+                f"has mean {self.mean} and std {self.std}, but must have both, of equal length, or neither"
+            )
+        return self
 
 
 Optimizer = Literal["adamw", "adam", "sgd"]
@@ -103,6 +131,7 @@ Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["cosine", "cosine_7_16", "constant"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class OptimPart(Spec):
@@ -115,6 +144,7 @@ class OptimPart(Spec):
     nesterov: bool | None = None
     schedule: Schedule | None = None
     warmup: BelowOne | None = None
+    layer_decay: Share | None = None
 
 
 class OptimSpec(Spec):
@@ -130,9 +160,16 @@ class OptimSpec(Spec):
     nesterov: bool = True
     schedule: Schedule = "cosine"
     warmup: BelowOne = Field(0.0, description="share of the steps")
+    layer_decay: Share = Field(
+        1.0,
+        description="of an encoder's learning rate from each group of layers to the one before it; 1 is off",
+    )
+    encoder: OptimPart = Field(OptimPart(), description="what the encoder's layers do differently")
+    head: OptimPart = Field(OptimPart(), description="what stands on the encoder does differently")
     grad_clip: Rate | None = None
     ema_decay: BelowOne = Field(
-        0.999, description="0 is off; short runs use min(ema_decay, 1 - 10 / steps)"
+        0.999,
+        description="0 is off; at step t min(ema_decay, 1 - 10 / steps, (1 + t) / (10 + t)) counts",
     )
 
     def of(self, *parts: str) -> OptimSpec:
@@ -155,6 +192,11 @@ class BudgetSpec(Spec):
         500, description="of each stage: a number, or one per stage"
     )
     eval_every: Size = 50
+    eval_images: Size | Literal["auto", "all"] = Field(
+        "auto",
+        description="validation images of an evaluation on the way, always the same; auto: what costs a few percent "
+        "of training. All are looked at where trials are compared, and at each stage's end",
+    )
     checkpoint: Literal["last", "best"] = Field(
         "last", description="which weights are the result: the last, or the best on validation"
     )

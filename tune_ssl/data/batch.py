@@ -15,11 +15,12 @@ VIEWS = (
 
 
 class Task(NamedTuple):
-    """The shape of the problem: K classes of (channels, side, side) images."""
+    """The shape of the problem: K classes of (channels, image_size, image_width) images; no width: as wide as high."""
 
     num_classes: int
     channels: int
     image_size: int
+    image_width: int | None = None
 
 
 class Batch(NamedTuple):

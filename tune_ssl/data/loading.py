@@ -7,9 +7,11 @@ variants of a method see the same images in the same order whatever their views 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from tune_ssl.data.store import Store, prepare
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
 PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on
 START_PIXELS = 1 << 22  # likewise, for the images that a stage starts from
+EVALUATED_PIXELS = 1 << 19  # likewise, for an evaluation: 512 images of 32 x 32
+FEATURE_ROWS = 4096  # rows of a frozen encoder's features that are evaluated at once
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
 
 
@@ -45,28 +49,75 @@ class Normalizer:
         return values.round_().clamp_(0, 255).to(torch.uint8)
 
 
-class Data(Normalizer):
-    """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats."""
+class FeatureSource(Protocol):
+    """What gives a frozen encoder's outputs in the images' place (`training.features`)."""
 
-    def __init__(self, store: Store, split: Split, device: torch.device) -> None:
-        super().__init__(store.mean, store.std, device)
+    def draw(self, images: Images, view: str, positions: Tensor, generator: Generator) -> Tensor:
+        """Features (m, D) of the images at `positions` (m,), each of one of its kept versions of that view."""
+        ...
+
+    def plain(self, images: Images, positions: Tensor) -> Tensor:
+        """Features (m, D) of the un-augmented images at `positions` (m,)."""
+        ...
+
+
+class Data(Normalizer):
+    """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats.
+
+    `statistics` are the channels' mean and deviation, the train part's own unless given. With `features` a stage
+    sees those in the images' place.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: Split,
+        device: torch.device,
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        self.mean, self.std = statistics or (store.mean, store.std)
+        super().__init__(self.mean, self.std, device)
         self.store, self.split, self.device = store, split, device
         self.sets: Sets = build_sets(store, split)
-        _, channels, side, _ = self.sets.labeled.images.shape
-        self.task = Task(len(store.class_names), channels, side)
+        _, channels, height, width = self.sets.labeled.images.shape
+        self.task = Task(len(store.class_names), channels, height, width)
+        self.precision = torch.float32  # of what is evaluated
+        self.features: FeatureSource | None = None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision in which networks are evaluated on these data."""
+        if self.precision is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
 
     def view(self, name: str) -> View:
-        _, channels, side = self.task
+        side, channels = self.task.image_size, self.task.channels
         return view(name, image_size=side, channels=channels, flip=self.store.flip)
 
+    def seen_as(self, features: FeatureSource) -> Data:
+        """The same data, of which a stage sees a frozen encoder's features."""
+        other = copy.copy(self)
+        other.features = features
+        return other
 
-def load_data(spec: DataSpec, seed: int, device: torch.device) -> Data:
-    """The store (built if it is not there yet) and the split of `seed`. UserError for bad data."""
+
+def load_data(
+    spec: DataSpec,
+    seed: int,
+    device: torch.device,
+    statistics: Callable[[int], tuple[Sequence[float], Sequence[float]] | None] = lambda channels: (
+        None
+    ),
+) -> Data:
+    """The store (built if it is not there yet) and the split of `seed`. UserError for bad data.
+
+    `statistics` says what images of so many channels are normalised with; None: their own.
+    """
     store = _store(spec.model_copy(update=dict.fromkeys(PER_TRIAL)))
     split = make_split(
         store.train.labels, store.class_names, spec, seed=seed, has_val=store.val is not None
     )
-    return Data(store, split, device)
+    return Data(store, split, device, statistics(store.shape[0]))
 
 
 @lru_cache(maxsize=4)
@@ -140,30 +191,35 @@ class SetLoader:
         order: Generator,
         augmentation: Generator,
     ) -> None:
-        self.data, self.size = data, size if views else 0
+        self.data, self.size, self.on = data, size if views else 0, on.images
         labels = on.labels if isinstance(on, LabeledSet) else on.hidden_labels
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.views = [data.view(name) for name in views]
-        self.images = DeviceImages(on.images, data.device)
+        device = data.device if data.features is None else torch.device("cpu")
+        self.images = DeviceImages(on.images, device)
         self.order, self.augmentation = EndlessShuffle(len(self.labels), order), augmentation
 
     def draw(self, steps: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        """Per step: a float tensor (size, C, H, W) for each view, and the labels (size,)."""
+        """Per step: a float tensor (size, C, H, W), or features (size, D), for each view, and the labels (size,)."""
         if not self.size:
             return [((), self.labels[:0].to(self.data.device))] * steps
         at = self.order.draw(steps * self.size)
-        images, labels = self.images(at), self.labels[at].to(self.data.device)
-        seen = [
-            self.data.normalize(view(images, self.augmentation)).split(self.size)
-            for view in self.views
-        ]
+        labels, features = self.labels[at].to(self.data.device), self.data.features
+        if features is not None:
+            whole = [features.draw(self.on, v.name, at, self.augmentation) for v in self.views]
+        else:
+            images = self.images(at)
+            whole = [self.data.normalize(view(images, self.augmentation)) for view in self.views]
+        seen = [view.split(self.size) for view in whole]
         return list(zip(zip(*seen, strict=True), labels.split(self.size), strict=True))
 
     def sample(self, most: int, generator: Generator) -> tuple[tuple[Tensor], Tensor]:
         """At most `most` random images, un-augmented, and their labels."""
         at = torch.randperm(len(self.labels) if most else 0, generator=generator)[:most]
-        images = self.data.normalize(self.images(at))
-        return (images,), self.labels[at].to(self.data.device)
+        labels, features = self.labels[at].to(self.data.device), self.data.features
+        if features is not None:
+            return (features.plain(self.on, at),), labels
+        return (self.data.normalize(self.images(at)),), labels
 
     def state(self) -> dict[str, Any]:
         return {"order": self.order.state(), "augmentation": self.augmentation.get_state()}
@@ -198,7 +254,7 @@ class Loader:
         )
         self.start_stream = stream(seed, 5)
         # The chunk depends on nothing of the method, so that labeled images are augmented alike.
-        area = data.task.image_size**2
+        area = data.task.image_size * (data.task.image_width or data.task.image_size)
         self.chunk_steps = max(1, CHUNK_PIXELS // (size * (1 + 2 * spec.mu) * area))
         self.most = max(64, START_PIXELS // area)
         self.chunk: list[Batch] = []
@@ -209,6 +265,17 @@ class Loader:
     def images_per_step(self) -> int:
         """Distinct images drawn in one step, labeled and unlabeled."""
         return self.labeled.size + self.unlabeled.size
+
+    @property
+    def views_per_step(self) -> int:
+        """Images that go through the network in one step: each once for each of its views."""
+        both = (self.labeled, self.unlabeled)
+        return sum(half.size * len(half.views) for half in both)
+
+    @property
+    def on_features(self) -> bool:
+        """Whether a frozen encoder's features stand in the images' place."""
+        return self.labeled.data.features is not None
 
     def next(self) -> Batch:
         if self.taken >= len(self.chunk):
@@ -259,8 +326,21 @@ def stream(seed: int, number: int) -> Generator:
     return Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def in_chunks(data: Data, labeled: LabeledSet, size: int = 512) -> Iterator[Tensor]:
-    """Un-augmented float images over a whole set, for evaluation; one chunk at a time in memory."""
-    images = DeviceImages(labeled.images, torch.device("cpu"))
-    for positions in torch.arange(len(labeled)).split(size):
+def chunk_size(task: Task) -> int:
+    """How many images have EVALUATED_PIXELS; at least one."""
+    return max(1, EVALUATED_PIXELS // (task.image_size * (task.image_width or task.image_size)))
+
+
+def in_chunks(data: Data, on: Images, size: int | None = None) -> Iterator[Tensor]:
+    """Un-augmented float images, or their features, one chunk at a time in memory: for evaluation.
+
+    A chunk has `size` images; if absent, as many as have EVALUATED_PIXELS.
+    """
+    every = torch.arange(len(on))
+    if data.features is not None:
+        for positions in every.split(size or FEATURE_ROWS):
+            yield data.features.plain(on, positions)
+        return
+    images = DeviceImages(on, torch.device("cpu"))
+    for positions in every.split(size or chunk_size(data.task)):
         yield data.normalize(images(positions).to(data.device))

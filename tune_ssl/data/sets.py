@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.data.splits import Split
+from tune_ssl.data.splits import Split, stratified_rows
 from tune_ssl.data.store import Store
 
 Ints = NDArray[np.int64]
@@ -16,10 +16,11 @@ Uint8s = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `indices` (n,) of `images`, a memory-mapped uint8 array (N, C, H, W)."""
+    """Rows `indices` (n,) of `images`, a memory-mapped uint8 array (N, C, H, W): the store's part of that name."""
 
     images: Uint8s
     indices: Ints
+    part: str = "train"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Images:
             raise IndexError(f"positions must be in 0..{start - 1}")
         return out
 
+    def at(self, positions: Ints) -> Images:
+        """The images at increasing `positions`, as images of their own; nothing is copied."""
+        starts = np.cumsum([0, *(len(piece.indices) for piece in self.pieces)])
+        return Images(
+            tuple(
+                replace(
+                    piece, indices=piece.indices[positions[(positions >= a) & (positions < b)] - a]
+                )
+                for piece, a, b in zip(self.pieces, starts, starts[1:], strict=False)
+            )
+        )
+
 
 @dataclass(frozen=True)
 class LabeledSet:
@@ -65,6 +78,13 @@ class LabeledSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def some(self, count: int) -> LabeledSet:
+        """`count` of its images in the classes' shares, always the same ones; itself where it has no more."""
+        if count >= len(self):
+            return self
+        rows = stratified_rows(self.labels, count)
+        return LabeledSet(self.images.at(rows), self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,7 @@ def build_sets(store: Store, split: Split) -> Sets:
     pieces, hidden = [Piece(train.images, split.unlabeled)], [train.labels[split.unlabeled]]
     if store.unlabeled is not None:
         extra = len(store.unlabeled.labels)
-        pieces.append(Piece(store.unlabeled.images, np.arange(extra)))
+        pieces.append(Piece(store.unlabeled.images, np.arange(extra), "unlabeled"))
         hidden.append(store.unlabeled.labels)
     unlabeled = UnlabeledSet(Images(tuple(pieces)), np.concatenate(hidden))
 
@@ -116,7 +136,7 @@ def build_sets(store: Store, split: Split) -> Sets:
     if store.val is None:
         raise ValueError("the split validates on the part 'val', but the store has none")
     every = np.arange(len(store.val.labels))
-    validation = LabeledSet(Images((Piece(store.val.images, every),)), store.val.labels)
+    validation = LabeledSet(Images((Piece(store.val.images, every, "val"),)), store.val.labels)
     return Sets(rows(split.labeled), unlabeled, validation)
 
 

@@ -139,6 +139,15 @@ def hold_out(labels: Ints) -> tuple[Ints, Ints]:
     return _others(len(labels), test), test
 
 
+def stratified_rows(labels: Ints, count: int) -> Ints:
+    """`count` sorted rows of N labels in the classes' shares: always the same ones, and a prefix of a larger count's.
+
+    All rows where `count` is at least N.
+    """
+    order = _Order.draw(np.random.PCG64(HOLD_OUT_SEED), len(labels), int(labels.max(initial=0)) + 1)
+    return np.sort(order.proportional(labels)[:count])
+
+
 @dataclass(frozen=True)
 class _Order:
     """Random keys (uint64) of images and classes, from which every order follows."""

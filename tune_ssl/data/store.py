@@ -26,6 +26,7 @@ from tune_ssl.data.folder import first_names
 FORMAT = 1  # part of every key: raise it when the files below change
 DEFAULT_CACHE = "~/.cache/tune-ssl"
 BLOCK_BYTES = 4 << 20
+LEAST_STD = 1 / 255  # of a channel, in 0..1: one grey level; what is divided by it stays finite
 PARTS = ("train", "val", "test", "unlabeled")
 
 Uint8s = NDArray[np.uint8]
@@ -52,8 +53,8 @@ class Store:
     """A dataset on disk. The test part is not here: see `open_test`.
 
     `flip` says whether a left-right flip keeps the class. `mean` and `std` are those of the train
-    part's channels, in 0..1. `digest` is of all arrays (12 hex digits). `meta` has counts, skipped
-    files and build seconds. Pickling carries the path only.
+    part's channels, in 0..1, a std at least LEAST_STD. `digest` is of all arrays (12 hex digits). `meta` has
+    counts, skipped files and build seconds. Pickling carries the path only.
     """
 
     path: Path
@@ -78,7 +79,10 @@ class Store:
 
     def info(self) -> dict[str, Any]:
         """Plain values for `tune-ssl data info`: what is in the store and where it lies."""
-        return {**self.meta, "path": str(self.path)}
+        same = [channel for channel, std in enumerate(self.meta["std"]) if std < LEAST_STD]
+        note = "the same in nearly all training images; normalised as if its deviation were 1/255"
+        notes = {"note": f"channel {', '.join(map(str, same))} is {note}"} if same else {}
+        return {**self.meta, "path": str(self.path), **notes}
 
 
 def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
@@ -162,7 +166,7 @@ def _opened(path: Path) -> Store | None:
         class_names=tuple(meta["class_names"]),
         flip=meta["flip"],
         mean=tuple(meta["mean"]),
-        std=tuple(meta["std"]),
+        std=tuple(max(std, LEAST_STD) for std in meta["std"]),
         digest=meta["digest"],
         meta=meta,
     )

@@ -20,7 +20,7 @@ from tune_ssl.methods.base import Method
 from tune_ssl.methods.contract import breaches, file_of, raised
 
 GROUP = "tune_ssl.methods"
-NOT_METHODS = ("base", "contract", "measures", "plugins", "transfer")
+NOT_METHODS = ("base", "classical", "contract", "measures", "plugins", "transfer")
 
 _plugins: dict[str, type[Method[Any]]] = {}  # by name; what register() was told
 

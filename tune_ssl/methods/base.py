@@ -51,11 +51,16 @@ class Stage(Generic[SpecT]):
     measure the study's metric ("probe_accuracy").
 
     A stage that sees no label is kept once trained, and reused where all that shaped it is equal.
-    `shaped_without` names the options of the method that only later stages read.
+    `shaped_without` names the options of the method, and of the model as `model.freeze`, that only later stages read.
 
     `splits_batches` says that every loss is a mean over a step's labeled or unlabeled images, each image by
     itself, and that `step` changes nothing but gradients and BatchNorm: only then is the mean of the gradients
     of parts that of the whole batch, and `compute.accumulate` may be above 1.
+
+    `on_features` says that `step`, `start` and `predict` do nothing with an image but to give it to a
+    `Classifier`: where its encoder is frozen, they get the encoder's features, kept from earlier trials.
+
+    `fits` says that the stage is not trained in steps: `fit` is called once, in the place of `step`.
     """
 
     name: ClassVar[str] = "train"
@@ -64,6 +69,8 @@ class Stage(Generic[SpecT]):
     stand_in: ClassVar[str | None] = None
     shaped_without: ClassVar[tuple[str, ...]] = ()
     splits_batches: ClassVar[bool] = False
+    on_features: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
@@ -98,6 +105,15 @@ class Stage(Generic[SpecT]):
     def step(self, network: Network, batch: Batch) -> StepOutput:
         raise NotImplementedError
 
+    def fit(
+        self, network: Network, labeled_ND: Tensor, labels_N: Tensor, unlabeled_UD: Tensor
+    ) -> None:
+        """Where `fits`: fit the network to the encoder's features of un-augmented images, all at once.
+
+        `unlabeled_UD` are those of the images without a label; none where the stage has no unlabeled view.
+        """
+        raise NotImplementedError
+
     def predict(self, network: Network, images: Tensor) -> Prediction:
         """Outputs for un-augmented images (N, C, H, W); called in eval mode, without gradients."""
         raise NotImplementedError
@@ -110,7 +126,9 @@ class Stage(Generic[SpecT]):
 class Method(Generic[SpecT]):
     """A name, a spec, the loss terms with their default weights, and the stages in order.
 
-    `optim_parts` are the stages and the parts of networks that have optimizer settings of their own.
+    `optim_parts` are the stages and the parts of networks that have optimizer settings of their own. `searched` are
+    the keys that a comparison tunes, as a study file's `search` has them, unless it says otherwise. `defaults` are
+    values of a trial's keys ({"model.encoder": "pixels"}) where the method's own differ from everyone's.
     """
 
     name: ClassVar[str]
@@ -118,6 +136,8 @@ class Method(Generic[SpecT]):
     losses: ClassVar[dict[str, LossSpec]]
     optim_parts: ClassVar[dict[str, OptimPart]] = {}
     stage_types: ClassVar[tuple[type[Stage[Any]], ...]]
+    searched: ClassVar[dict[str, Any]] = {}
+    defaults: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def stages(cls, spec: SpecT) -> list[Stage[SpecT]]:

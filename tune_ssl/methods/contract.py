@@ -15,7 +15,15 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from tune_ssl.base.errors import Problem, nearest, shown, unknown
-from tune_ssl.base.spec import LossesSpec, LossSpec, MethodSpec, OptimPart, OptimSpec, Spec
+from tune_ssl.base.spec import (
+    LossesSpec,
+    LossSpec,
+    MethodSpec,
+    ModelSpec,
+    OptimPart,
+    OptimSpec,
+    Spec,
+)
 from tune_ssl.data.batch import VIEWS
 from tune_ssl.methods.base import Method, Ratio, Stage, StepOutput
 from tune_ssl.methods.measures import MEASURED
@@ -113,9 +121,10 @@ def _breaches(method: type[Method[Any]]) -> Iterator[Breach]:
     yield from _name(method)
     yield from _mapping(method, "losses", LossSpec)
     yield from _mapping(method, "optim_parts", OptimPart)
-    if getattr(method, "losses", None) == {}:
-        yield method, "losses", "is empty, but must map each loss term to its LossSpec"
     kinds = getattr(method, "stage_types", None)
+    fitted = isinstance(kinds, tuple) and all(getattr(kind, "fits", False) for kind in kinds)
+    if getattr(method, "losses", None) == {} and not fitted:
+        yield method, "losses", "is empty, but must map each loss term to its LossSpec"
     if not kinds or not _every(kinds, lambda k: isinstance(k, type) and issubclass(k, Stage)):
         yield method, "stage_types", _must(kinds, "a tuple of Stage classes")
         kinds = ()
@@ -231,12 +240,16 @@ def _stages(
 
 def _stage(kind: type[Stage[Any]], stage: Stage[Any], lists: dict[str, Any]) -> Iterator[Breach]:
     """One stage: its methods, and the names in it that stand for something of ours."""
-    for needed in ("build", "step", *(["predict"] if lists["evaluators"] else [])):
+    work = "fit" if stage.fits else "step"
+    for needed in ("build", work, *(["predict"] if lists["evaluators"] else [])):
         if getattr(kind, needed) is getattr(Stage, needed):
             yield kind, needed, "is missing, but must be written"
     known = {
         "evaluators": ("evaluator", MEASURED),
-        "shaped_without": ("option", type(stage.spec).model_fields),
+        "shaped_without": (
+            "option",
+            [*type(stage.spec).model_fields, *(f"model.{key}" for key in ModelSpec.model_fields)],
+        ),
     }
     for part in ("labeled_views", "unlabeled_views"):
         known[part] = ("view", VIEWS)

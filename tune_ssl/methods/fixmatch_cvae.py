@@ -50,6 +50,7 @@ class PerturbationStage(Stage[FixMatchCVAESpec]):
     splits_batches: ClassVar[bool] = True
     shaped_without: ClassVar[tuple[str, ...]] = (
         *("labeled_view", "threshold", "perturbation", "sigma", "cvae_share"),
+        *("model.freeze", "model.frozen_views"),
     )
 
     @property
@@ -74,6 +75,8 @@ class PerturbationStage(Stage[FixMatchCVAESpec]):
 
 
 class PerturbedStage(FixMatchStage[FixMatchCVAESpec]):
+    on_features: ClassVar[bool] = False  # it perturbs images
+
     @property
     def splits_batches(self) -> bool:  # type: ignore[override]
         return self.spec.cvae_share in (0, 1)  # else the share is rounded in each part

@@ -62,7 +62,10 @@ class PretrainStage(Stage[SpecT]):
     name = "pretrain"
     evaluators: ClassVar[tuple[str, ...]] = ("knn", "probe")
     stand_in: ClassVar[str | None] = "probe_accuracy"
-    shaped_without: ClassVar[tuple[str, ...]] = tuple(TransferSpec.model_fields.keys() - {"name"})
+    shaped_without: ClassVar[tuple[str, ...]] = (
+        *sorted(TransferSpec.model_fields.keys() - {"name"}),
+        *("model.freeze", "model.frozen_views"),
+    )
 
     @property
     def labeled_views(self) -> tuple[str, ...]:

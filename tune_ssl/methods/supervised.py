@@ -30,6 +30,7 @@ class SupervisedSpec(MethodSpec):
 class SupervisedStage(Stage[SpecT]):
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised",)
     splits_batches: ClassVar[bool] = True
+    on_features: ClassVar[bool] = True
 
     @property
     def labeled_views(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ start from random weights: the control that every pretraining result needs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -28,12 +28,9 @@ class TransferSpec(MethodSpec):
     """What comes after pretraining; no pretraining depends on it."""
 
     transfer: Literal["finetune", "linear_probe"] = "finetune"
-    freeze: Literal["all", "none"] | Annotated[int, Field(ge=1)] = Field(
-        "none", description="of the encoder while fine-tuning: all, none, or its first k blocks"
-    )
     labeled_view: LabeledView = "weak"
     init: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random: without pretraining, as the control"
+        "pretrained", description="random: without the pretraining stage, as the control"
     )
 
 
@@ -47,6 +44,7 @@ class FinetuneStage(Stage[SpecT]):
     name = "finetune"
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised",)
     splits_batches: ClassVar[bool] = True
+    on_features: ClassVar[bool] = True
 
     @property
     def labeled_views(self) -> tuple[str, ...]:
@@ -54,7 +52,7 @@ class FinetuneStage(Stage[SpecT]):
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         encoder: Any = previous.encoder if previous is not None else None
-        return models.TransferClassifier(task, self.head(model), encoder, self.freeze)
+        return models.TransferClassifier(task, self.head(model), encoder)
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         _, logits_NK = network(batch.labeled[0])
@@ -62,10 +60,6 @@ class FinetuneStage(Stage[SpecT]):
 
     def predict(self, network: Network, images: Tensor) -> Prediction:
         return Prediction(*network(images))
-
-    @property
-    def freeze(self) -> str | int:
-        return self.spec.freeze
 
     def head(self, model: ModelSpec) -> ModelSpec:
         return model
@@ -76,12 +70,8 @@ class LinearProbeStage(FinetuneStage[SpecT]):
 
     name = "linear_probe"
 
-    @property
-    def freeze(self) -> str | int:
-        return "all"
-
     def head(self, model: ModelSpec) -> ModelSpec:
-        return model.model_copy(update={"head": "linear"})
+        return model.model_copy(update={"head": "linear", "freeze": "all"})
 
 
 class PretrainedMethod(Method[SpecT]):

@@ -36,7 +36,7 @@ __all__ = [
     "stem",
 ]
 
-ENCODERS = ("keras_cnn", "resnet18", "resnet50", "small_cnn", "wrn_28_2")
+ENCODERS = ("keras_cnn", "pixels", "resnet18", "resnet50", "small_cnn", "wrn_28_2")
 TIMM = "timm:"
 SMALL_IMAGE = 40  # pixels; up to here a 3x3 stem without pooling
 

@@ -10,14 +10,20 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.models import TIMM, check_encoder
 
 
-def build_encoder(name: str, channels: int, stem: str) -> nn.Module:
-    """The encoder of that name with random weights. UserError for an unknown name."""
+def build_encoder(name: str, channels: int, stem: str, size: tuple[int, int]) -> nn.Module:
+    """The encoder of that name for images of `size` (height, width), with random weights.
+
+    UserError for an unknown name, or a timm model that takes no such images.
+    """
     check_encoder(name)
     if name.startswith(TIMM):
-        return _timm(name.removeprefix(TIMM), channels)
+        return _timm(name.removeprefix(TIMM), channels, size)
+    if name == "pixels":
+        return Pixels(channels * size[0] * size[1])
     build = {
         "small_cnn": SmallCNN,
         "keras_cnn": KerasCNN,
@@ -28,24 +34,65 @@ def build_encoder(name: str, channels: int, stem: str) -> nn.Module:
     return build(channels, stem)
 
 
-def blocks(encoder: nn.Module) -> list[list[nn.Module]]:
-    """The modules that have weights, in the order of the forward pass, in blocks to freeze.
+def layer_groups(encoder: nn.Module) -> list[list[str]]:
+    """The names of the encoder's parameters in groups, from the image on; each name once.
 
-    A block is a stage of a ResNet or WRN, a convolution of a small CNN with its normalisation, and
-    of a timm model whatever its top level has.
+    A group is a stage of a ResNet or WRN, a convolution of a small CNN with its normalisation, and of a timm model
+    what timm's `group_matcher(coarse=True)` says: a stem, stages or transformer blocks, and what comes after them.
     """
-    found: list[list[nn.Module]] = []
-    children = [*encoder.children()]
-    if isinstance(encoder, WideResNet):
-        children = [encoder.conv, *encoder.stages(), encoder.norm]
-    for module in children:
-        if not any(True for _ in module.parameters()):
-            continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and found:
-            found[-1].append(module)  # it belongs to the convolution before it
-        else:
-            found.append([module])
-    return found
+    if hasattr(encoder, "group_matcher"):
+        from timm.models import group_parameters
+
+        matcher: Any = encoder.group_matcher
+        named = group_parameters(encoder, matcher(coarse=True))
+        return [named[group] for group in sorted(named)]
+    groups: list[list[str]] = []
+    for name, module in encoder.named_children():
+        whole = [f"{name}.{inner}" for inner, _ in module.named_parameters()]
+        if isinstance(encoder, WideResNet) and module is encoder.groups:
+            size = encoder.blocks_per_stage
+            for start in range(0, len(encoder.groups), size):
+                blocks = {str(i) for i in range(start, start + size)}
+                groups.append([n for n in whole if n.split(".")[1] in blocks])
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and groups:
+            groups[-1] += whole  # it belongs to the convolution before it
+        elif whole:
+            groups.append(whole)
+    return groups
+
+
+def freeze(encoder: nn.Module, how: str | int, name: str) -> list[nn.Module]:
+    """Stop the training of all of the encoder, or of its first groups; the modules that must stay in eval mode.
+
+    `how` is "none", "all" or a number of groups; UserError if `name` has fewer.
+    """
+    if how == "none":
+        return []
+    if how == "all":
+        encoder.requires_grad_(False)
+        return [encoder]
+    groups = layer_groups(encoder)
+    assert isinstance(how, int)
+    if how > len(groups):
+        text = f"is {how}, but {name} has {len(groups)} groups of layers"
+        raise UserError(Problem(text, "model.freeze"))
+    frozen = {inner for group in groups[:how] for inner in group}
+    for inner, parameter in encoder.named_parameters():
+        if inner in frozen:
+            parameter.requires_grad_(False)
+    return [
+        module
+        for module in encoder.modules()
+        if (own := [*module.parameters(recurse=False)]) and not any(p.requires_grad for p in own)
+    ]
+
+
+class Pixels(nn.Flatten):
+    """The image as it is, (N, C x H x W): what a classical method has where nothing is pretrained."""
+
+    def __init__(self, out_dim: int) -> None:
+        super().__init__()
+        self.out_dim = out_dim
 
 
 class SmallCNN(nn.Sequential):
@@ -133,11 +180,6 @@ class WideResNet(nn.Module):
         self.out_dim = widths[-1]
         self.blocks_per_stage = blocks
 
-    def stages(self) -> list[nn.Module]:
-        """The three groups of residual blocks of one width."""
-        size = self.blocks_per_stage
-        return [self.groups[i : i + size] for i in range(0, len(self.groups), size)]
-
     def forward(self, images: Tensor) -> Tensor:
         maps = nn.functional.leaky_relu(self.norm(self.groups(self.conv(images))), 0.1)
         return maps.mean(dim=(2, 3))
@@ -160,9 +202,15 @@ class _WideBlock(nn.Module):
         return out + residual
 
 
-def _timm(name: str, channels: int) -> nn.Module:
+def _timm(name: str, channels: int, size: tuple[int, int]) -> nn.Module:
     import timm
 
-    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
+    options = {"pretrained": False, "in_chans": channels, "num_classes": 0}
+    try:
+        network: nn.Module = timm.create_model(name, img_size=size, **options)
+    except TypeError as error:  # it takes images of any size
+        if "img_size" not in str(error):
+            raise
+        network = timm.create_model(name, **options)
     network.out_dim = network.head_hidden_size
     return network

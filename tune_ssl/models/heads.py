@@ -5,26 +5,30 @@ Shapes: N images, K classes = clusters, D feature dimension.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
 from tune_ssl.models import stem
-from tune_ssl.models.encoders import blocks, build_encoder
+from tune_ssl.models.encoders import build_encoder, freeze
+from tune_ssl.models.weights import load_weights
 
 
 class Classifier(nn.Module):
     """Encoder -> features -> K logits.
 
     Head `mlp`: Linear to D = feature_dim features, then two Linear layers with ReLU. Head `linear`:
-    the features are the encoder's own output, D = out_dim, and one Linear layer reads them.
+    the features are the encoder's own output, D = out_dim, and one Linear layer reads them. What
+    `model.freeze` names of the encoder stays as it is, BatchNorm statistics included.
     """
 
     def __init__(self, task: Task, model: ModelSpec) -> None:
         super().__init__()
         self.encoder = encoder_for(task, model)
+        self.frozen = freeze(self.encoder, model.freeze, model.encoder)
         out_dim: int = self.encoder.out_dim  # type: ignore[assignment]
         if model.head == "linear":
             self.feature_dim = out_dim
@@ -41,44 +45,43 @@ class Classifier(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> features (N, D), un-normalised, and logits (N, K)."""
-        features_ND = self.features(self.encoder(images))
+        """Images (N, C, H, W) -> features (N, D), un-normalised, and logits (N, K).
+
+        Of a frozen encoder its output (N, out_dim) may be given in the images' place.
+        """
+        features_ND = self.features(encoded(self.encoder, images))
         return features_ND, self.classifier(features_ND)
 
-
-def encoder_for(task: Task, model: ModelSpec) -> nn.Module:
-    """The spec's encoder for the task's images, with random weights."""
-    return build_encoder(model.encoder, task.channels, stem(model.stem, task.image_size))
-
-
-class TransferClassifier(Classifier):
-    """A classifier whose encoder was pretrained, and may be frozen in part.
-
-    `freeze` is `all`, `none` or the number of first blocks (`encoders.blocks`) that stay as they are,
-    BatchNorm statistics included. UserError if there are fewer blocks.
-    """
-
-    def __init__(
-        self, task: Task, model: ModelSpec, pretrained: nn.Module | None, freeze: str | int
-    ) -> None:
-        super().__init__(task, model)
-        if pretrained is not None:
-            self.encoder.load_state_dict(pretrained.state_dict())
-        self.frozen: list[nn.Module] = [self.encoder] if freeze == "all" else []
-        if isinstance(freeze, int):
-            parts = blocks(self.encoder)
-            if freeze > len(parts):
-                text = f"is {freeze}, but {model.encoder} has {len(parts)} blocks"
-                raise UserError(Problem(text, "method.freeze"))
-            self.frozen = [module for part in parts[:freeze] for module in part]
-        for module in self.frozen:
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> TransferClassifier:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for module in self.frozen:
             module.eval()
         return self
+
+
+def encoder_for(task: Task, model: ModelSpec) -> nn.Module:
+    """The spec's encoder for the task's images, with the spec's weights. UserError where they do not fit."""
+    size = (task.image_size, task.image_width or task.image_size)
+    encoder = build_encoder(model.encoder, task.channels, stem(model.stem, task.image_size), size)
+    load_weights(encoder, model, task.channels)
+    return encoder
+
+
+def encoded(encoder: nn.Module, images: Tensor) -> Tensor:
+    """The encoder's output (N, out_dim); what is that already passes as it is."""
+    out: Tensor = images if images.ndim == 2 else encoder(images)
+    return out
+
+
+class TransferClassifier(Classifier):
+    """A classifier whose encoder was trained by a stage before it, where there was one."""
+
+    def __init__(self, task: Task, model: ModelSpec, pretrained: nn.Module | None) -> None:
+        if pretrained is not None:  # it comes with weights
+            model = model.model_copy(update={"weights": "none"})
+        super().__init__(task, model)
+        if pretrained is not None:
+            self.encoder.load_state_dict(pretrained.state_dict())
 
 
 class PerturbedClassifier(Classifier):

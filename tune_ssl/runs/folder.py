@@ -20,6 +20,7 @@ from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import describe
 from tune_ssl.study.study import Study, study_from
+from tune_ssl.study.trial import renewed
 
 WRITTEN = {  # what each event has that a run goes on from
     **dict.fromkeys(log.BEGINNINGS, ("number", "config", "seed", "digest", "time")),
@@ -113,6 +114,8 @@ def reopen(runs: Path, name: str) -> tuple[Path, Study]:
     plugins = run_plugins(run)
     if isinstance(study.get("study"), dict):  # a key of older versions, which means nothing now
         study["study"].pop("optuna_storage", None)
+    if isinstance(study.get("fixed"), dict):
+        study["fixed"] = renewed(study["fixed"])
     try:
         found = study_from(study, Path(source), plugins)
     except UserError as error:

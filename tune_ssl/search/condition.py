@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from tune_ssl.records import log
 from tune_ssl.search.rebuild import Recorded, distribution, frozen, state_of
-from tune_ssl.search.samplers import build_pruner, build_sampler, rungs_of
+from tune_ssl.search.samplers import build_pruner, build_sampler, compared_at, rungs_of
 from tune_ssl.study.domains import grid
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
@@ -52,6 +52,7 @@ class ConditionSearch:
         elif variant and set(domains) <= set(self.base):
             self.points = [{key: self.base[key] for key in domains}]
         evaluations = override(condition.spec, self.base).evaluations()
+        self.compared_at = compared_at(self.settings, evaluations)
         self.study = optuna.create_study(
             direction="maximize" if self.settings.mode == "max" else "minimize",
             pruner=build_pruner(self.settings, evaluations),

@@ -100,6 +100,13 @@ def rungs_of(settings: StudySpec, evaluations: int) -> list[int]:
     return rungs
 
 
+def compared_at(settings: StudySpec, evaluations: int) -> tuple[int, ...]:
+    """The evaluations at which a trial's value decides over it or others: rungs, or all from the grace period on."""
+    if settings.scheduler == "median":
+        return tuple(range(grace_of(settings, evaluations), evaluations + 1))
+    return tuple(rungs_of(settings, evaluations))
+
+
 def grace_of(settings: StudySpec, evaluations: int) -> int:
     """Evaluations before a trial can be stopped."""
     return max(1, math.ceil(settings.grace_period * evaluations))

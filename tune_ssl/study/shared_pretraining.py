@@ -21,12 +21,15 @@ def sees_no_label(stage: Stage[Any]) -> bool:
 
 def shaping(spec: TrialSpec, stage: Stage[Any]) -> dict[str, Any]:
     """All of the spec that shapes what `stage` trains, but for its images and its device."""
+    without = set(stage.shaped_without)
     stages = {each.name for each in find_method(spec.method.name).stage_types}
     return {
         "stage": [type(stage).__qualname__, stage.name],
         "batch": [spec.data.batch_size, spec.data.mu, spec.compute.accumulate],
-        "model": spec.model.model_dump(),
-        "method": spec.method.model_dump(exclude=set(stage.shaped_without)),
+        "model": spec.model.model_dump(
+            exclude={key.removeprefix("model.") for key in without if key.startswith("model.")}
+        ),
+        "method": spec.method.model_dump(exclude=without),
         "losses": {
             term: loss.model_dump()
             for term, loss in spec.losses.items()

@@ -22,11 +22,15 @@ from tune_ssl.base.spec import (
 )
 from tune_ssl.data.datasets import find_dataset
 from tune_ssl.methods import find_method, method_names
-from tune_ssl.models import check_encoder
+from tune_ssl.models import TIMM, check_encoder
+from tune_ssl.models.weights import pinned
 from tune_ssl.study.messages import validation_problems
 
 if TYPE_CHECKING:
     from tune_ssl.methods.base import Method, Stage
+
+
+RENAMED = {"method.freeze": "model.freeze"}  # keys in the records of older runs
 
 
 class TrialSpec(Spec):
@@ -46,10 +50,12 @@ class TrialSpec(Spec):
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def stage_steps(self) -> dict[str, int]:
-        """Optimizer steps of each stage, in order."""
+        """Optimizer steps of each stage, in order; 1 of one that is fitted at once."""
         steps = self.budget.steps
-        names = [stage.name for stage in self.stages()]
-        return {name: steps if isinstance(steps, int) else steps[name] for name in names}
+        return {
+            stage.name: 1 if stage.fits else steps if isinstance(steps, int) else steps[stage.name]
+            for stage in self.stages()
+        }
 
     def stages(self) -> list[Stage[Any]]:
         """The method's stages, in order."""
@@ -78,12 +84,13 @@ def _trial_model(method: type[Method[Any]]) -> type[TrialSpec]:
 
 
 def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
-    """A TrialSpec from nested plain values. UserError with every problem, keys dotted."""
+    """A TrialSpec from nested plain values, its weights pinned. UserError with every problem, keys dotted."""
     problems: list[Problem] = []
     model: type[TrialSpec] = TrialSpec
     wrong = _method_problem(raw.get("method"))
     if wrong is None:
         model = trial_model(raw["method"]["name"])
+        raw = _with_method_defaults(raw, find_method(raw["method"]["name"]).defaults)
     else:  # everything but the method's own part can be checked all the same
         problems.append(wrong)
         raw = {**raw, "method": {"name": ""}, "losses": {}}
@@ -100,8 +107,11 @@ def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     if not problems:
         problems += _check_steps(spec)
         problems += _check_parts(spec)
+        problems += _check_encoder(spec)
     if problems:
         raise UserError(problems)
+    if spec.model.weights != "none":
+        return spec.model_copy(update={"model": pinned(spec.model)})
     return spec
 
 
@@ -114,7 +124,16 @@ def override(spec: TrialSpec, values: Mapping[str, Any]) -> TrialSpec:
         # another method's options, loss terms and optimizer parts do not carry over
         raw["method"], raw["losses"] = {}, {}
         raw["optim"] = {key: raw["optim"][key] for key in OptimSpec.model_fields}
-    return build_trial(set_dotted(raw, values))
+    return build_trial(set_dotted(raw, {RENAMED.get(key, key): v for key, v in values.items()}))
+
+
+def renewed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of a whole spec, those that older versions wrote under another key under today's."""
+    method = raw.get("method")
+    if not isinstance(method, Mapping) or "freeze" not in method:
+        return dict(raw)
+    kept = {key: value for key, value in method.items() if key != "freeze"}
+    return set_dotted({**raw, "method": kept}, {"model.freeze": method["freeze"]})
 
 
 def set_dotted(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +178,7 @@ def _check_names(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_steps(spec: TrialSpec) -> Iterator[Problem]:
     """Each stage needs its steps; a stage that the method's options left out may have some too."""
-    names = [stage.name for stage in spec.stages()]
+    names = [stage.name for stage in spec.stages() if not stage.fits]
     every = {stage.name for stage in find_method(spec.method.name).stage_types}
     steps = spec.budget.steps
     if isinstance(steps, dict) and not set(names) <= set(steps) <= every:
@@ -181,6 +200,34 @@ def _check_parts(spec: TrialSpec) -> Iterator[Problem]:
         which = f"stage {whole[0]!r} of {spec.method.name}"
         text = f"is {parts}, but must be 1: {which} needs all images of a batch at once"
         yield Problem(text, "compute.accumulate")
+
+
+def _check_encoder(spec: TrialSpec) -> Iterator[Problem]:
+    """What no weights train or bring says nothing of an image; and a stem is what our own encoders have."""
+    model = spec.model
+    if model.weights == "none" and model.encoder != "pixels" and all(s.fits for s in spec.stages()):
+        text = (
+            f"is {model.encoder} with random weights, which {spec.method.name} does not train: give model.weights, or "
+            "model.encoder: pixels"
+        )
+        yield Problem(text, "model.encoder")
+    if model.encoder == "pixels" and model.weights != "none":
+        yield Problem(
+            f"is {model.weights!r}, but must be none: pixels have no weights", "model.weights"
+        )
+    if model.stem != "auto" and (model.encoder.startswith(TIMM) or model.encoder == "pixels"):
+        text = f"is {model.stem!r}, but must be auto: {model.encoder} has no stem to choose"
+        yield Problem(text, "model.stem")
+
+
+def _with_method_defaults(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` with the method's own defaults where it says nothing."""
+
+    def given(key: str) -> bool:
+        section, _, name = key.partition(".")
+        return not isinstance(raw.get(section, {}), Mapping) or name in raw.get(section, {})
+
+    return set_dotted(raw, {key: value for key, value in defaults.items() if not given(key)})
 
 
 def _with_defaults(name: str, base: type[Spec], parts: Mapping[str, Spec]) -> type[Spec]:

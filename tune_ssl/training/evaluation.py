@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tune_ssl.data.loading import Data, in_chunks
-from tune_ssl.data.sets import LabeledSet
+from tune_ssl.data.sets import LabeledSet, UnlabeledSet
 from tune_ssl.methods import measures
 from tune_ssl.methods.base import Prediction, Stage
 from tune_ssl.training import metrics
+from tune_ssl.training.out_of_memory import in_halves
 
 MOST_ROWS = 2000  # images whose distances from each other are measured: 32 MB
 
@@ -54,11 +55,16 @@ Evaluator = Callable[[Subject], dict[str, float]]
 
 
 @torch.no_grad()
-def predict(stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet) -> Prediction:
+def predict(
+    stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet | UnlabeledSet
+) -> Prediction:
     """The stage's outputs for a whole set, on the CPU in float32; the network stays in its mode."""
     training = network.training
     network.eval()
-    parts = [stage.predict(network, images) for images in in_chunks(data, on)]
+    parts: list[Prediction] = []
+    with data.autocast():
+        for images in in_chunks(data, on.images):
+            parts += in_halves(partial(stage.predict, network), images)
     network.train(training)
     columns: list[Any] = [
         None if column[0] is None else torch.cat([part.float().cpu() for part in column])

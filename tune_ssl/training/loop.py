@@ -7,30 +7,41 @@ for report in train(spec):
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tune_ssl.base.spec import digest
-from tune_ssl.data.loading import Data, load_data, stream
-from tune_ssl.data.sets import LabeledSet
+from tune_ssl.data.loading import Data, in_chunks, load_data, stream
+from tune_ssl.data.sets import LabeledSet, UnlabeledSet
+from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
+from tune_ssl.models.heads import encoded
+from tune_ssl.models.weights import statistics
 from tune_ssl.study.shared_pretraining import sees_no_label
 from tune_ssl.study.trial import TrialSpec
-from tune_ssl.training.device import pick_device
+from tune_ssl.training.device import pick_device, pick_precision
 from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
 from tune_ssl.training.evaluation import evaluate
+from tune_ssl.training.features import FrozenFeatures
 from tune_ssl.training.guard import Collapsed, Diverged
+from tune_ssl.training.out_of_memory import in_halves
 from tune_ssl.training.stepper import Stepper
 
 __all__ = ["Collapsed", "Diverged", "Report", "Trained", "train"]
 
+IMAGES = "val/images"  # how many an evaluation looked at
 METRIC = "val/mean_class_accuracy"
+EVALUATION_SHARE = 0.05  # of training's cost that evaluations on the way may add
+LEAST_EVALUATED = 500  # validation images, of which a 95 % half-width is 6 points
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,14 @@ def train(
     resume: dict[str, Any] | None = None,
     metric: str = METRIC,
     mode: str = "max",
+    whole_at: Container[int] = (),
 ) -> Generator[Report, None, None]:
     """Train `spec` stage by stage, yielding at every evaluation and at the end of each stage.
 
     `resume` is an earlier report's snapshot; a resumed CPU run is bit-identical to one that was
-    never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps. Close it when you
+    never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps. An evaluation on the way looks at
+    `budget.eval_images` (`val/images` says at how many); at the end of a stage, for `checkpoint: best`, and at the
+    evaluations `whole_at`, counted from 1, it looks at the whole validation set. Close it when you
     stop early: it may hold the lock of a pretrained network.
 
     Raises:
@@ -99,30 +113,59 @@ def train(
 
     # Data
     device = pick_device(spec.compute.device)
-    data = load_data(spec.data, spec.split_seed, device)
+    data = load_data(spec.data, spec.split_seed, device, partial(statistics, spec.model))
+    data.precision = pick_precision(spec.compute, device)
 
     network: nn.Module | None = None
     steps_before = evaluations_before = images_before = 0
     # The key of the shelf; None as soon as a stage has seen labels
     key = "" if spec.compute.cache else None
     stages, steps_of = spec.stages(), spec.stage_steps()
+    kinds = find_method(spec.method.name).stage_types
     for index, stage in enumerate(stages):
-        # The stage's network, whose initial weights depend on nothing but the seed
+        # The stage's network, whose initial weights depend on nothing but the seed and the stage: where a
+        # pretraining is left out, what comes after it begins as it would have
+        number = kinds.index(type(stage)) if type(stage) in kinds else index
         torch.manual_seed(
-            spec.seed if index == 0 else stream(spec.seed, 100 + index).initial_seed()
+            spec.seed if number == 0 else stream(spec.seed, 100 + number).initial_seed()
         )
         network = stage.build(data.task, spec.model, network).to(device)
+        seen, features = data, None
+        if stage.on_features and is_frozen(network):
+            encoder: Any = network.encoder
+            features = FrozenFeatures(spec, encoder.eval(), data, key)
+            seen = data.seen_as(features)
         steps, every = steps_of[stage.name], spec.budget.eval_every
         targets = [*range(every, steps, every), steps]
         key = (
             shelf_key(spec, stage, data, key) if key is not None and sees_no_label(stage) else None
         )
         shelf = Shelf(key, targets) if key else None
+        if stage.fits:
+            images_before += fit_at_once(stage, network, seen)
+            steps_before, evaluations_before = steps_before + 1, evaluations_before + 1
+            result = Trained(stage, network, seen).evaluate(seen.sets.validation, "val")
+            yield Report(
+                stage=stage.name,
+                step=steps_before,
+                evaluation=evaluations_before,
+                last=index == len(stages) - 1,
+                metrics={**result, IMAGES: len(seen.sets.validation)},
+                result=result,
+                stand_in=None,
+                images_seen=images_before,
+                seconds=clock.seconds,
+                waited=clock.waited + (features.waited if features else 0.0),
+                trained=Trained(stage, network, seen),
+                snapshot=None,
+            )
+            continue
         if index < at_stage:  # finished before the interruption: its weights are in the checkpoint
             steps_before += steps
             evaluations_before += len(targets)
             continue
-        stepper = Stepper(spec, stage, network, data, steps, steps_before)
+        stepper = Stepper(spec, stage, network, seen, steps, steps_before)
+        some = seen.sets.validation.some(images_evaluated(spec, stepper))
         best = BestWeights(metric, mode) if spec.budget.checkpoint == "best" else None
         if resume is not None and index == at_stage:
             images_before = resume["images_before"]
@@ -135,9 +178,12 @@ def train(
         try:
             for means, reused in train_or_reuse(stepper, targets, shelf, clock):
                 # Evaluate
-                trained = Trained(stage, stepper.averaged, data)
-                result = trained.evaluate(data.sets.validation, "val")
-                metrics = {**means, **result}
+                evaluation = evaluations_before + ceil(stepper.step / every)
+                whole = stepper.step == steps or best or evaluation in whole_at
+                on = seen.sets.validation if whole else some
+                trained = Trained(stage, stepper.averaged, seen)
+                result = trained.evaluate(on, "val")
+                metrics = {**means, **result, IMAGES: len(on)}
                 if best:
                     best.offer(stepper.averaged, result)
                     if stepper.step == steps:
@@ -145,7 +191,8 @@ def train(
 
                 # Report
                 stand_in = metrics.get(f"val/{stage.stand_in}")  # more is better
-                spent = {"seconds": clock.seconds, "waited": clock.waited}
+                waited = clock.waited + (features.waited if features else 0.0)
+                spent = {"seconds": clock.seconds, "waited": waited}
                 progress = {"stage": index, "images_before": images_before, **spent}
 
                 def snapshot(
@@ -160,7 +207,7 @@ def train(
                 yield Report(
                     stage=stage.name,
                     step=steps_before + stepper.step,
-                    evaluation=evaluations_before + ceil(stepper.step / every),
+                    evaluation=evaluation,
                     last=stepper.step == steps and index == len(stages) - 1,
                     metrics=metrics,
                     result=result,
@@ -178,6 +225,59 @@ def train(
         steps_before += steps
         evaluations_before += len(targets)
         images_before += stepper.images_seen
+
+
+def is_frozen(network: nn.Module) -> bool:
+    """Whether the network stands on an encoder of which nothing is trained, and which has weights to compute with."""
+    encoder = getattr(network, "encoder", None)
+    weights = [*encoder.parameters()] if isinstance(encoder, nn.Module) else []
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
+
+
+def images_evaluated(spec: TrialSpec, stepper: Stepper) -> int:
+    """Validation images of an evaluation on the way.
+
+    A step costs about three passes of each image that goes through the network, an evaluation one. Features cost
+    nothing: then all are looked at.
+    """
+    wanted = spec.budget.eval_images
+    if wanted == "all" or stepper.loader.on_features:
+        return sys.maxsize
+    if isinstance(wanted, int):
+        return wanted
+    between = 3 * spec.budget.eval_every * stepper.loader.views_per_step
+    return max(LEAST_EVALUATED, round(EVALUATION_SHARE * between))
+
+
+def fit_at_once(stage: Stage[Any], network: nn.Module, data: Data) -> int:
+    """Fit a stage that is not trained in steps; returns how many images it saw."""
+    sets, split = data.sets, data.split
+    unlabeled: UnlabeledSet | None = sets.unlabeled if stage.unlabeled_views else None
+    labeled_ND = encoded_set(network, data, sets.labeled)
+    labels_N = torch.from_numpy(sets.labeled.labels)
+    if unlabeled is None:
+        stage.fit(network, labeled_ND, labels_N, labeled_ND[:0])
+        return len(labeled_ND)
+    unlabeled_UD = encoded_set(network, data, unlabeled)
+    own = np.isin(split.unlabeled, split.labeled)  # the labeled images are in the pool too
+    fresh = np.ones(len(unlabeled), bool)
+    fresh[: len(own)] = ~own
+    stage.fit(network, labeled_ND, labels_N, unlabeled_UD[torch.from_numpy(fresh)])
+    return len(labeled_ND) + int(fresh.sum())
+
+
+@torch.no_grad()
+def encoded_set(network: Any, data: Data, on: LabeledSet | UnlabeledSet) -> torch.Tensor:
+    """The encoder's output (N, D) for all un-augmented images of a set, on the CPU."""
+    network.eval()
+    with data.autocast():
+        encode = partial(encoded, network.encoder)
+        parts = [
+            part.float().cpu()
+            for images in in_chunks(data, on.images)
+            for part in in_halves(encode, images)
+        ]
+    return torch.cat(parts)
 
 
 def train_or_reuse(

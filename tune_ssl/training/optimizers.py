@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from tune_ssl.base.spec import OptimSpec
+from tune_ssl.base.spec import OptimPart, OptimSpec
 from tune_ssl.methods.base import Stage
+from tune_ssl.models.encoders import layer_groups
 
 
 def build_optimizers(
@@ -19,33 +20,86 @@ def build_optimizers(
 ) -> dict[str, tuple[OptimSpec, torch.optim.Optimizer]]:
     """part -> its settings and optimizer; "" is all of the network that is in no part.
 
-    What does not require a gradient (a frozen encoder) is in none.
+    `encoder` and `head` are parts of any network with an encoder, where they have settings of their own. What does
+    not require a gradient (a frozen encoder) is in none.
     """
+    encoder = getattr(network, "encoder", None)
+    if not hasattr(encoder, "out_dim"):  # an encoder of something else
+        encoder = None
     modules, taken = stage.parts(network), set[int]()
+    own = any(getattr(optim, part) != OptimPart() for part in ("encoder", "head"))
+    rest = ""
+    if encoder is not None and own:
+        modules, rest = {**modules, "encoder": encoder}, "head"
+    scales = _scales(encoder) if encoder is not None else {}
+    plain = _without_decay(encoder)
     built: dict[str, tuple[OptimSpec, torch.optim.Optimizer]] = {}
-    for part in (*modules, ""):
+    for part in (*modules, rest):
         within = modules.get(part, network)
         parameters = [p for p in within.parameters() if p.requires_grad and id(p) not in taken]
         taken.update(map(id, parameters))
         if parameters:
             settings = optim.of(stage.name, part)
-            built[part] = settings, build_optimizer(settings, parameters)
+            built[part] = settings, build_optimizer(settings, parameters, scales, plain)
     return built
 
 
-def build_optimizer(spec: OptimSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of the spec; biases and normalisation weights are not decayed."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def build_optimizer(
+    spec: OptimSpec,
+    parameters: list[nn.Parameter],
+    scales: Mapping[int, int] | None = None,
+    plain: Collection[int] = (),
+) -> torch.optim.Optimizer:
+    """The optimizer of the spec; biases, normalisation weights and what is in `plain` (by id) are not decayed.
+
+    `scales` has the layers between a parameter and the head: each is a factor `layer_decay` (`lr_scale` of a group).
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        depth = (scales or {}).get(id(parameter), 0) if spec.layer_decay < 1 else 0
+        decayed = parameter.ndim > 1 and id(parameter) not in plain
+        groups.setdefault((depth, decayed), []).append(parameter)
+    chosen = [
+        {
+            "params": own,
+            "weight_decay": spec.weight_decay if decayed else 0.0,
+            "lr_scale": spec.layer_decay**depth,
+        }
+        for (depth, decayed), own in sorted(
+            groups.items(), key=lambda item: (item[0][0], not item[0][1])
+        )
     ]
     if spec.name == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0
         return _without_compiler(torch.optim.SGD)(
-            groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True
+            chosen, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, fused=True
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name]
-    return _without_compiler(kind)(groups, lr=spec.lr, fused=True)
+    return _without_compiler(kind)(chosen, lr=spec.lr, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """`rate` for what is next to the head, and less for each group of layers before it (`layer_decay`)."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def _scales(encoder: nn.Module) -> dict[int, int]:
+    """id of each of the encoder's parameters -> how many groups of layers it is below the head, from 1."""
+    groups, parameters = layer_groups(encoder), dict(encoder.named_parameters())
+    return {
+        id(parameters[name]): len(groups) - index
+        for index, group in enumerate(groups)
+        for name in group
+    }
+
+
+def _without_decay(encoder: Any) -> set[int]:
+    """ids of the parameters that the model itself says are not decayed: a transformer's embeddings."""
+    if not hasattr(encoder, "no_weight_decay"):
+        return set()
+    names = encoder.no_weight_decay()
+    return {id(p) for name, p in encoder.named_parameters() if name in names}
 
 
 @cache

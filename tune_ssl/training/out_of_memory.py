@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tune_ssl.base.errors import first_line
 from tune_ssl.study.trial import TrialSpec, override
@@ -38,6 +38,18 @@ def smaller(spec: TrialSpec) -> TrialSpec | str:
     if size % parts:
         return f"a batch of {size} cannot be cut into {parts} equal parts"
     return override(spec, {"compute.accumulate": parts})
+
+
+def in_halves(call: Callable[[Any], T], images: Any) -> list[T]:
+    """[call(images)]; where memory runs out, the results of both halves, and so on down to one image."""
+    try:
+        return [call(images)]
+    except Exception as error:
+        if len(images) == 1 or not out_of_memory(error):
+            raise
+    free()  # here the error is gone, and with it every frame that it kept
+    half = len(images) // 2
+    return [*in_halves(call, images[:half]), *in_halves(call, images[half:])]
 
 
 def with_retry(attempt: Callable[[TrialSpec], T], spec: TrialSpec, *, ran_out: bool = False) -> T:

@@ -36,6 +36,14 @@ def learning_rate(progress: float, schedule: str, warmup: float = 0.0) -> float:
     raise ValueError(f"schedule is {schedule!r}, but must be cosine, cosine_7_16 or constant")
 
 
-def ema_decay(decay: float, steps: int) -> float:
-    """The averaging decay that suits a run of `steps`: min(decay, 1 - 10 / steps), at least 0."""
-    return max(0.0, min(decay, 1 - 10 / steps))
+def ema_decay(decay: float, steps: int, step: int) -> float:
+    """The averaging decay at `step` of a run of `steps`: min(decay, 1 - 10 / steps, (1 + t) / (10 + t)), t = step.
+
+    The second keeps a short run's average from being its random start; the third is the warm-up that lets an early
+    average follow the weights (as in TensorFlow's ExponentialMovingAverage with num_updates). At least 0; a
+    `decay` of 0 stays 0.
+
+    >>> ema_decay(0.999, 10_000, 0)
+    0.1
+    """
+    return max(0.0, min(decay, 1 - 10 / steps, (1 + step) / (10 + step)))

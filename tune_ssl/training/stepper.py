@@ -17,7 +17,7 @@ from tune_ssl.methods.contract import check_output
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_precision
 from tune_ssl.training.guard import GRADIENT, Collapsed, Guard
-from tune_ssl.training.optimizers import build_optimizers
+from tune_ssl.training.optimizers import build_optimizers, set_rate
 from tune_ssl.training.schedules import ema_decay, learning_rate, ramp_up
 
 
@@ -43,7 +43,7 @@ class Stepper:
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
-        self.average = Averaged(network, ema_decay(spec.optim.ema_decay, steps))
+        self.average = Averaged(network, spec.optim.ema_decay, steps)
         self.optimizers = build_optimizers(spec.optim, stage, network)
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
@@ -77,7 +77,7 @@ class Stepper:
             self.stage.start(self.network, self.loader.sample())
         for norm, state in zip(norms, kept, strict=True):
             norm.load_state_dict(state)
-        self.average.update(weight=1.0)
+        self.average.copy()
 
     @property
     def images_seen(self) -> int:
@@ -102,8 +102,7 @@ class Stepper:
         progress = self.step / self.steps
         factors = self.factors(progress)
         for optim, optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = optim.lr * learning_rate(progress, optim.schedule, optim.warmup)
+            set_rate(optimizer, optim.lr * learning_rate(progress, optim.schedule, optim.warmup))
         batch = self.loader.next()
         if self.channels_last:
             batch = batch._replace(
@@ -117,7 +116,7 @@ class Stepper:
         losses = [self._part(part, factors) for part in parts]
         norm = self._descend()
         self.step += 1
-        self.average.update()
+        self.average.update(self.step)
         means = losses[0] if len(parts) == 1 else torch.stack(losses).mean(dim=0)
         guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
         self.guard.add(torch.cat([means, guarded[None]]), self.before + self.step)
@@ -180,7 +179,8 @@ class Stepper:
         values["loss/total"] = sum(factors[t] * values[f"loss/{t}"] for t in self.stage.loss_terms)
         values["gradient_norm"] = float(means[-1])
         for part, (_, optimizer) in self.optimizers.items():
-            values[f"lr/{part}" if part else "lr"] = optimizer.param_groups[0]["lr"]
+            top = optimizer.param_groups[0]  # the group next to the head comes first
+            values[f"lr/{part}" if part else "lr"] = top["lr"] / top["lr_scale"]
         sums = {name: both.tolist() for name, both in self.diagnostics.items()}
         values |= {f"diag/{n}": part / whole if whole else nan for n, (part, whole) in sums.items()}
         first, self.reported, self.diagnostics = self.reported + 1, self.step, {}
@@ -239,12 +239,12 @@ class Averaged:
     """Exponential moving average of a network: its parameters and BatchNorm's statistics.
 
     Whole numbers (batch counts, the cluster-to-class map) are copied. With decay 0 the average is
-    the network itself.
+    the network itself. The decay at each step is `schedules.ema_decay`.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
+    def __init__(self, network: nn.Module, decay: float, steps: int) -> None:
+        self.decay, self.steps = (decay if ema_decay(decay, steps, steps) else 0.0), steps
+        self.network = copy.deepcopy(network).requires_grad_(False) if self.decay else network
         both = [
             (kept, current.detach())
             for kept, current in zip(_tensors(self.network), _tensors(network), strict=True)
@@ -252,13 +252,20 @@ class Averaged:
         self._floats = [pair for pair in both if pair[0].is_floating_point()]
         self._others = [pair for pair in both if not pair[0].is_floating_point()]
 
+    def update(self, step: int) -> None:
+        """average += (1 - decay) x (network - average), after the optimizer's step number `step`, from 1."""
+        self._move(1 - ema_decay(self.decay, self.steps, step))
+
+    def copy(self) -> None:
+        """Be the network as it is."""
+        self._move(1.0)
+
     @torch.no_grad()
-    def update(self, weight: float | None = None) -> None:
-        """average += weight x (network - average); the weight is 1 - decay unless given."""
+    def _move(self, weight: float) -> None:
         if not self.decay:
             return
         old, new = zip(*self._floats, strict=True)
-        torch._foreach_lerp_(old, new, 1 - self.decay if weight is None else weight)
+        torch._foreach_lerp_(old, new, weight)
         for kept, current in self._others:
             kept.copy_(current)
 
@@ -284,4 +291,4 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 def to_channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images

@@ -24,7 +24,8 @@ class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values.
 
     `repeats` is the search trial whose config a finalist runs again, `variant` the row of an ablation.
-    `keep` asks for galleries and the model with the last report. `pretraining` names the label-free first
+    `keep` asks for galleries and the model with the last report. At the evaluations `whole_at` trials are compared, and
+    the whole validation set is looked at. `pretraining` names the label-free first
     stage that others may share; it is over at step `pretraining_steps`.
     """
 
@@ -44,6 +45,7 @@ class Job:
     repeats: str | None = None
     variant: str | None = None
     keep: bool = False
+    whole_at: tuple[int, ...] = ()
     unfit: str = ""  # why its config makes no spec: one value too many for another
     pretraining: str | None = None
     pretraining_steps: int = 0

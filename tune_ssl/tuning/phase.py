@@ -78,6 +78,7 @@ class Phase:
         repeats: str | None = None,
         variant: str | None = None,
         keep: bool = False,
+        whole_at: tuple[int, ...] = (),
     ) -> Job:
         """The job that trains `config` in this condition, from its newest checkpoint if it has one."""
         context, unfit = self.context, ""
@@ -103,6 +104,7 @@ class Phase:
             repeats=repeats,
             variant=variant,
             keep=keep,
+            whole_at=whole_at,
             unfit=unfit,
             pretraining=shared_pretraining_key(spec),
             pretraining_steps=next(iter(spec.stage_steps().values())),

@@ -38,7 +38,14 @@ class SearchPhase(Phase):
         search = min(waiting, key=lambda s: (not s.open, s.drawn))
         number, config = search.ask()
         seed = self.context.study.settings.tuning_seed
-        return self.job(search.trial_name(number), config, seed, number, variant=search.variant)
+        return self.job(
+            search.trial_name(number),
+            config,
+            seed,
+            number,
+            variant=search.variant,
+            whole_at=search.compared_at,
+        )
 
     def why_stop(self, job: Job, report: Record) -> str:
         value = report["result"].get(self.context.study.settings.metric)

@@ -24,7 +24,7 @@ def measure_test(trained: Trained) -> dict[str, Any]:
     from tune_ssl.training.evaluation import confusion, predict, reliability
 
     part = open_test(trained.data.store)
-    images = Images((Piece(part.images, np.arange(len(part.labels))),))
+    images = Images((Piece(part.images, np.arange(len(part.labels)), "test"),))
     on = LabeledSet(images, part.labels)
     prediction = predict(trained.stage, trained.network, trained.data, on)
     counts_KK = confusion(prediction, on, trained.data.task.num_classes)

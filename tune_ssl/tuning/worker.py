@@ -129,7 +129,9 @@ def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> Non
         state = _newest_state(job, digest(spec))
         if state is not None:  # the driver may have died before it took the checkpoint's own report
             _send(json.loads(state["report"]))
-        reports = loop.train(spec, resume=state, metric=job.metric, mode=job.mode)
+        reports = loop.train(
+            spec, resume=state, metric=job.metric, mode=job.mode, whole_at=job.whole_at
+        )
         with contextlib.closing(
             reports
         ):  # a stopped trial's thread may be parked: free what it holds
