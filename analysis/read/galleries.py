@@ -56,7 +56,11 @@ def read_galleries(study: Study, notes: list[str]) -> list[Gallery]:
     """The galleries of a run, the last one written of each; `notes` gets what is left out."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        lines = log.read(study.path / log.GALLERIES)
+        lines = [
+            mine
+            for line in log.read(study.path / log.GALLERIES)
+            if (mine := study.own(line)) is not None
+        ]
     own = f"{study.run}: {log.GALLERIES}: "
     notes += [own + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     known = [condition["id"] for condition in study.raw["conditions"]]

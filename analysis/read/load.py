@@ -96,13 +96,14 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     ledgers: dict[str, Ledger] = {}
     galleries: list[Gallery] = []
     for study in studies:
-        events = list(_read(study, log.TRIALS, ("event", "trial", "condition", "phase"), notes))
-        splits = list(_read(study, log.SPLITS, ("condition", "seed", "digest"), notes))
+        events = _own(study, log.TRIALS, ("event", "trial", "condition", "phase"), notes)
+        splits = _own(study, log.SPLITS, ("condition", "seed", "digest"), notes)
         ledgers[study.run] = ledger = Ledger(events)
         rows = _trial_rows(study, ledger, splits, notes)
         reports = History(study.metric)
         for report in _read(study, log.HISTORY, ("trial", "stage", "step", "metrics"), notes):
-            reports.add(report)
+            if study.renamed is None or str(report["trial"]) in ledger.begun:
+                reports.add(report)
         _add_last_reports(rows, reports)
         trials += rows
         history.append(reports.frame(rows))
@@ -129,6 +130,12 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         notes,
         galleries,
     )
+
+
+def _own(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> list[log.Record]:
+    """The records of a file that are of this study's method."""
+    found = (study.own(record) for record in _read(study, name, keys, notes))
+    return [record for record in found if record is not None]
 
 
 def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> Iterator[log.Record]:

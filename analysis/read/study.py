@@ -6,23 +6,37 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.yaml_file import read_yaml
 from tune_ssl.records import log
+from tune_ssl.records.log import Record
 
+BASELINE = "supervised"
 REQUIRED = ("name", "method", "dataset", "metric", "mode", "conditions")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One run folder's study.yaml. `run` and `label` are unique among the runs loaded together."""
+    """One run folder's study.yaml. `run` and `label` are unique among the runs loaded together.
+
+    Of a run that compares several methods there is one for each: `raw` is as if it had been the only one, and `renamed`
+    says what its conditions are called in the records.
+    """
 
     run: str
     label: str
     path: Path
     raw: Mapping[str, Any]
+    renamed: Mapping[str, str] | None = None
+
+    def own(self, event: Record) -> Record | None:
+        """An event or split as if this method had run alone; None if it is another one's."""
+        if self.renamed is None or "condition" not in event:
+            return event
+        name = self.renamed.get(event["condition"])
+        return None if name is None else {**event, "condition": name}
 
     @property
     def method(self) -> str:
@@ -46,6 +60,16 @@ class Study:
         return [*((self.raw.get("study") or {}).get("search") or {})]
 
     @property
+    def fitted(self) -> bool:
+        """Whether the method is fitted at once, so that steps say nothing of it."""
+        return bool(self.raw.get("fitted"))
+
+    @property
+    def unlabeled(self) -> bool:
+        """Whether the method uses unlabeled images, as far as the run says so; else whether it is no baseline."""
+        return bool(self.raw.get("unlabeled", self.method != BASELINE))
+
+    @property
     def planned_seeds(self) -> int | None:
         """How many confirm seeds the study asks for, if it says so."""
         seeds = ((self.raw.get("study") or {}).get("study") or {}).get("seeds")
@@ -56,7 +80,8 @@ class Study:
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:
     """The studies of run folders, each with a name of its own. UserError as in `load_runs`."""
-    studies = _labelled([(folder, _read_study(folder)) for folder in folders])
+    parts = [part for folder in folders for part in _parts(folder, _read_study(folder))]
+    studies = _labelled(parts)
     _same_dataset(studies)
     return studies
 
@@ -92,16 +117,54 @@ def _read_study(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _labelled(found: Sequence[tuple[Path, dict[str, Any]]]) -> list[Study]:
-    """Give each run a name of its own: by method where possible, else by name, else by path."""
-    names = Counter(str(raw["name"]) for _, raw in found)
-    methods = Counter(str(raw["method"]) for _, raw in found)
+class _Part(NamedTuple):
+    """One method of a run folder."""
+
+    folder: Path
+    raw: dict[str, Any]
+    entry: str | None = None
+    renamed: dict[str, str] | None = None
+
+
+def _parts(folder: Path, raw: dict[str, Any]) -> list[_Part]:
+    """The run as one study, or a study for each method that it compares."""
+    compared = raw.get("compare")
+    if compared is None:
+        return [_Part(folder, raw)]
+    path = folder / log.STUDY
+    whole = raw.get("study")
+    own = whole.get("compare") if isinstance(whole, dict) else None
+    if not isinstance(compared, dict) or not isinstance(own, dict) or not {*compared} <= {*own}:
+        raise UserError(Problem("is not a mapping of methods", "compare", str(path)))
+    parts = []
+    for entry, about in compared.items():
+        mine = [c for c in raw["conditions"] if c.get("method") == entry]
+        renamed = {str(c["id"]): str(c.get("cell", c["id"])) for c in mine}
+        alone = {
+            **{key: value for key, value in raw.items() if key != "compare"},
+            "method": about["method"],
+            "loss_terms": about.get("loss_terms", []),
+            "fitted": about.get("fitted", False),
+            "unlabeled": about.get("unlabeled", False),
+            "conditions": [{**c, "id": renamed[str(c["id"])]} for c in mine],
+            "study": {**own[entry], "study": whole.get("study") if whole else {}},
+        }
+        parts.append(_Part(folder, alone, str(entry), renamed))
+    return parts
+
+
+def _labelled(found: Sequence[_Part]) -> list[Study]:
+    """Give each method of each run a name of its own: by method where possible, else by the run's name or path."""
+    names = Counter(name for name, _ in {(str(p.raw["name"]), p.folder) for p in found})
+    called = [part.entry or str(part.raw["method"]) for part in found]
+    counts = Counter(called)
     studies = []
-    for folder, raw in found:
-        name, method = str(raw["name"]), str(raw["method"])
-        run = name if names[name] == 1 else str(folder)
-        label = method if methods[method] == 1 else run
-        studies.append(Study(run, label, folder, raw))
+    for part, own in zip(found, called, strict=True):
+        name = str(part.raw["name"])
+        run = name if names[name] == 1 else str(part.folder)
+        run = f"{run}/{part.entry}" if part.entry else run
+        label = own if counts[own] == 1 else run
+        studies.append(Study(run, label, part.folder, part.raw, part.renamed))
     labels = Counter(study.label for study in studies)
     return [
         study if labels[study.label] == 1 else replace(study, label=str(study.path))

@@ -83,7 +83,8 @@ def _command(study: Study, row: dict[Any, Any], trials: pd.DataFrame) -> str:
     seeds = own["seed"].dropna()
     values = next(c.get("values") for c in study.raw["conditions"] if c["id"] == row["condition"])
     config = {**(values or {}), **row["full_config"]}
-    return reproduce(study, config, int(seeds.iloc[0]) if len(seeds) else None)
+    trial = str(own["trial"].iloc[0]) if len(own) else ""
+    return reproduce(study, config, int(seeds.iloc[0]) if len(seeds) else None, trial)
 
 
 def _listed(value: Any) -> str:

@@ -31,8 +31,13 @@ class Link:
     anchor: str
 
 
-def reproduce(study: Study, config: dict[str, Any], seed: object) -> str:
-    """The command that trains this configuration again: the run's own overrides, then the config."""
+def reproduce(study: Study, config: dict[str, Any], seed: object, trial: str = "") -> str:
+    """The command that trains this configuration again: the run's own overrides, then the config.
+
+    Of a run that compares several methods no study file has one fixed part: its trial is named instead.
+    """
+    if study.renamed is not None:
+        return shlex.join(["tune-ssl", "train", str(study.path), "--trial", trial])
     own = [text for text in overrides(study) if text.split("=", 1)[0] not in config]
     pairs = [f"{key}={_plain(value)}" for key, value in config.items() if key != "seed"]
     pairs += [f"seed={seed}"] if seed is not None else []
@@ -63,9 +68,14 @@ def commands(runs: Runs) -> list[str]:
     values = {(s.run, c["id"]): c.get("values") or {} for s in runs.studies for c in _cells(s)}
     studies = {study.run: study for study in runs.studies}
     return [
-        reproduce(studies[run], {**values.get((run, condition), {}), **config}, seed)
-        for run, condition, config, seed in zip(
-            runs.trials["run"], runs.trials["condition"], configs(runs), seeds(runs), strict=True
+        reproduce(studies[run], {**values.get((run, condition), {}), **config}, seed, str(trial))
+        for run, condition, config, seed, trial in zip(
+            runs.trials["run"],
+            runs.trials["condition"],
+            configs(runs),
+            seeds(runs),
+            runs.trials["trial"],
+            strict=True,
         )
     ]
 

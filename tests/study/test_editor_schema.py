@@ -46,7 +46,8 @@ def test_what_the_program_refuses_an_editor_underlines(validator, study):
 
 def test_an_editor_takes_each_stages_own_settings(validator):
     fixed = {
-        "method": {"name": "simsiam", "freeze": 2},
+        "method": {"name": "simsiam"},
+        "model": {"freeze": 2},
         "optim": {"lr": 0.1, "finetune": {"lr": 1, "name": "sgd"}, "predictor": {"momentum": 0}},
         "budget": {"steps": {"pretrain": 10, "finetune": 5}},
     }

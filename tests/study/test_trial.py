@@ -146,7 +146,12 @@ def test_another_method_does_not_take_the_optimizer_parts_over():
     "method, key, value, expected",
     [
         ("simclr", "optim.finetun.lr", 1, "did you mean 'finetune'?"),
-        ("simclr", "optim.finetune.rl", 1, "optim.finetune.rl is not a known key (known: lr, "),
+        (
+            "simclr",
+            "optim.finetune.rl",
+            1,
+            "optim.finetune.rl is not a known key (known: layer_decay, lr, ",
+        ),
         ("simclr", "optim.finetune.lr", 0, "optim.finetune.lr is 0, but must be greater than 0"),
         ("simclr", "optim.finetune", 3, "optim.finetune is 3, but must be a mapping"),
         ("simclr", "optim.finetune.ema_decay", 0.5, "ema_decay is not a known key"),

@@ -17,7 +17,7 @@ from tune_ssl.base.spec import digest
 from tune_ssl.base.yaml_file import read_yaml
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
-from tune_ssl.runs.folder import choose_condition, condition_ids
+from tune_ssl.runs.folder import choose_condition
 
 if TYPE_CHECKING:
     import safetensors
@@ -35,7 +35,7 @@ def export_model(run: Path, condition: str | None, out: Path) -> Card:
         UserError: none named of several conditions, no saved or a torn model, or a folder that is
             not empty or cannot be written.
     """
-    chosen = choose_condition(condition_ids(run), condition, run)
+    chosen = choose_condition(run, condition)
     source = model_folder(run, chosen)
     card = read_card(source)
     check_weights(source)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict
 
 from tune_ssl import __version__
-from tune_ssl.base.errors import Problem, UserError, first_line, unknown
+from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import Size, Spec
 from tune_ssl.data.batch import Task
 from tune_ssl.methods.base import Stage
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
-from tune_ssl.runs.folder import condition_ids
+from tune_ssl.runs.folder import choose_condition, condition_ids
 from tune_ssl.study.trial import TrialSpec, build_trial, renewed, set_dotted
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def load_model(folder: Path, device: str = "cpu") -> Model:
 def model_folder(run: Path, condition: str | None) -> Path:
     """Where the model of a condition lies: of the first one that has any, unless given."""
     known = condition_ids(run)
-    if condition is not None and condition not in known:
-        raise UserError(Problem(unknown("condition", condition, known), "--condition"))
-    wanted = known if condition is None else [condition]
+    wanted = known if condition is None else [choose_condition(run, condition)]
     folders = [run / log.MODELS / str(known.index(name)) for name in wanted]
     for folder in folders:
         if (folder / log.MODEL).exists():

@@ -98,6 +98,49 @@ def search(
 
 
 @app.command()
+def compare(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(help="Methods, key=value, or a study file with a section `compare`."),
+    ] = None,
+    data_root: DataRoot = None,
+    no_cache: NoCache = False,
+    plugin: Plugins = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    runs: Runs = Path("runs"),
+    storage: Storage = None,
+    confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
+    address: Address = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Ray's output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tune several methods on the same data, labels and budget, and say which one helps.
+
+    Without a file, what is left open is chosen from the data and the machine, and said. Without names: supervised,
+    logistic_regression, label_spreading, fixmatch, soft_kmeans and simclr, as far as the machine carries them.
+    """
+    _keep_in(storage)
+    console = Console()
+    given = methods or []
+    options = {"runs": runs, "address": address, "verbose": verbose, "confirm": confirm}
+    if resume is not None:
+        if given or name or data_root or no_cache:
+            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+        from tune_ssl.methods.plugins import load_plugins
+
+        load_plugins(plugin or ())  # for what has moved
+        run = _run(resume, console, report, **options)
+    else:
+        study, file = _comparison(given, all_overrides(None, data_root, no_cache), plugin, console)
+        name = _run_name(name or study.settings.name, file or study.name)
+        run = _run(study, console, report, name=name, **options)
+    if confirm:
+        _answer(run, console)
+
+
+@app.command()
 def ablate(
     target: Annotated[str, typer.Argument(help="A run with a search, or a study's YAML file.")],
     overrides: Overrides = None,
@@ -206,8 +249,14 @@ def neighbors(
 
 @app.command()
 def train(
-    study: Annotated[Path, typer.Argument(help="A study's YAML file; its fixed part is trained.")],
+    study: Annotated[
+        Path,
+        typer.Argument(
+            help="A study's YAML file, whose fixed part is trained; a run with --trial."
+        ),
+    ],
     overrides: Overrides = None,
+    trial: Annotated[str | None, typer.Option(help="Train this trial of a run again.")] = None,
     data_root: DataRoot = None,
     no_cache: NoCache = False,
     plugin: Plugins = None,
@@ -216,7 +265,15 @@ def train(
     """Train one spec here and now, without Ray; prints every evaluation."""
     from tune_ssl.study.study import load_fixed
 
-    loaded = load_fixed(study, all_overrides(overrides, data_root, no_cache), plugin or ())
+    texts = all_overrides(overrides, data_root, no_cache)
+    if trial is None:
+        loaded = load_fixed(study, texts, plugin or ())
+    else:
+        from tune_ssl.runs.winner import study_of_trial
+
+        if texts:
+            raise UserError("a trial of a run is trained as it was: give --trial alone")
+        loaded = study_of_trial(study, trial)
     from tune_ssl.base.spec import digest
     from tune_ssl.training.loop import Collapsed, Diverged
     from tune_ssl.training.loop import train as run_training
@@ -259,19 +316,24 @@ def check(
         return
     if study is None:
         raise UserError("give a study's YAML file, or --schema")
-    from tune_ssl.runs.splits import check_data
+    from tune_ssl.runs.splits import caveats, check_data
     from tune_ssl.study.study import load_study
 
     loaded = load_study(study, all_overrides(overrides, data_root), plugin or ())
     stores = check_data(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
-    Console(highlight=False).print(
-        f"{study}: sound. {loaded.fixed.method.name} on {loaded.fixed.data.dataset} "
-        f"(digest {first.digest}); {len(loaded.conditions)} conditions x {settings.num_trials} "
-        f"trials over {len(loaded.search)} searched keys, confirmed on {len(settings.seeds)} seeds",
-        soft_wrap=True,
+    console = Console(highlight=False, soft_wrap=True)
+    cells = len({condition.cell for condition in loaded.conditions})
+    methods = ", ".join(entry.label for entry in loaded.entries)
+    keys = ", ".join(str(len(entry.search)) for entry in loaded.entries)
+    console.print(
+        f"{study}: sound. {methods} on {loaded.fixed.data.dataset} "
+        f"(digest {first.digest}); {cells} conditions x {settings.num_trials} "
+        f"trials over {keys} searched keys, confirmed on {len(settings.seeds)} seeds",
         markup=False,
     )
+    for line in caveats(loaded, stores):
+        console.print(line, markup=False)
 
 
 @data_app.command()
@@ -315,7 +377,41 @@ def _run_name(given: str | None, otherwise: str) -> str:
     return chosen
 
 
-def _run(going: Any, console: Console, report: bool, **options: Any) -> None:
+def _comparison(
+    given: list[str], more: list[str], plugin: list[Path] | None, console: Console
+) -> tuple[Any, str | None]:
+    """The study of `compare`'s arguments, with what was chosen said, and its file's name."""
+    from tune_ssl.runs.estimate import has_gpu, minutes, why_no_weights
+    from tune_ssl.study.proposal import load_comparison
+
+    overrides = [text for text in given if "=" in text] + more
+    names = [text for text in given if "=" not in text]
+    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    if len(files) > 1:
+        raise UserError(f"is given {len(files)} study files ({', '.join(files)}), but takes one")
+    path = Path(files[0]) if files else None
+    study, lines = load_comparison(
+        path,
+        [name for name in names if name not in files],
+        overrides,
+        plugin or (),
+        gpu=has_gpu(),
+        reachable=why_no_weights,
+    )
+    for line in (*lines, *minutes(study)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return study, path.stem if path else None
+
+
+def _answer(run: Path, console: Console) -> None:
+    """What a comparison found, in words, and what to do next."""
+    from analysis.words.answer import answer
+
+    for line in answer(run):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(going: Any, console: Console, report: bool, **options: Any) -> Path:
     """Run a study, or go on with a run, and write its report: what search and ablate end with."""
     with no_garbage():
         from tune_ssl.tuning.run import run_study
@@ -323,6 +419,7 @@ def _run(going: Any, console: Console, report: bool, **options: Any) -> None:
     run = run_study(going, console=console, **options)
     if report:
         _write_report(run, console)
+    return run
 
 
 def _write_report(run: Path, console: Console) -> None:

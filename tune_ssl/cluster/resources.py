@@ -28,11 +28,10 @@ def gpu_share(study: Study) -> tuple[float, str]:
     specs = [condition.spec for condition in study.conditions]
     if all(spec.compute.device == "cpu" for spec in specs):
         return 0.0, ", compute.device is cpu"
-    searched = study.search.get("model.encoder")
-    encoders = {
-        *(spec.model.encoder for spec in specs),
-        *(searched.choices if searched else ()),
-    }
+    encoders = {spec.model.encoder for spec in specs if spec.model.encoder != "pixels"}
+    for condition in study.conditions:
+        if searched := condition.search.get("model.encoder"):
+            encoders |= {str(choice) for choice in searched.choices}
     if encoders <= set(SMALL):
         return SHARE, f", {SMALL[0]} shares a GPU with others"
     return 1.0, ""

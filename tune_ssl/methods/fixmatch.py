@@ -70,6 +70,13 @@ class FixMatch(Method[FixMatchSpec]):
     Spec = FixMatchSpec
     losses = {"supervised": LossSpec(), "consistency": LossSpec()}
     stage_types = (FixMatchStage,)
+    searched = {
+        "optim.lr": {"log_uniform": [3e-4, 3e-2]},
+        "method.labeled_view": {"choice": ["weak", "strong"]},
+        "method.threshold": {"choice": [0.7, 0.8, 0.9, 0.95]},
+        "losses.consistency.weight": {"log_uniform": [0.3, 3]},
+        "losses.consistency.ramp_up": {"uniform": [0, 0.5]},
+    }
 
 
 def pseudo_labels(weak_UK: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -109,3 +109,4 @@ class FixMatchCVAE(Method[FixMatchCVAESpec]):
     losses = {"reconstruction": LossSpec(), "kl": LossSpec(ramp_up=0.3), **FixMatch.losses}
     optim_parts = {"perturbation": OptimPart()}
     stage_types = (PerturbationStage, PerturbedStage)
+    searched = FixMatch.searched

@@ -122,6 +122,12 @@ class KMeans(Method[KMeansSpec]):
         "augmentation_consistency": LossSpec(),
     }
     stage_types = (KMeansStage,)
+    searched = {
+        "optim.lr": {"log_uniform": [3e-4, 3e-2]},
+        "losses.cluster.weight": {"log_uniform": [0.01, 10]},
+        "losses.cluster.ramp_up": {"uniform": [0, 0.8]},
+        "losses.augmentation_consistency.weight": {"log_uniform": [0.01, 10]},
+    }
 
 
 def normalize(features_ND: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.transfer import (
     OPTIM_PARTS,
+    TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
     PretrainedMethod,
@@ -106,6 +107,10 @@ class SimCLR(PretrainedMethod[SimCLRSpec]):
     losses = {"contrastive": LossSpec(), "supervised": LossSpec()}
     optim_parts = OPTIM_PARTS
     stage_types = (SimCLRPretrain, FinetuneStage, LinearProbeStage)
+    searched = {
+        "method.temperature": {"choice": [0.1, 0.2, 0.5]},
+        **TRANSFER_SEARCHED,
+    }
 
 
 def unit(features_UD: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ class SimCLRJoint(Method[SimCLRJointSpec]):
     losses = {"contrastive": LossSpec(), "probe": LossSpec(), "supervised": LossSpec()}
     optim_parts = {"finetune": OptimPart(), "probe": OptimPart()}
     stage_types = (JointStage, FinetuneStage)
+    searched = {
+        "optim.lr": {"log_uniform": [3e-4, 1e-2]},
+        "optim.finetune.lr": {"log_uniform": [1e-4, 1e-2]},
+        "method.temperature": {"choice": [0.1, 0.2, 0.5]},
+    }
 
     @classmethod
     def stages(cls, spec: SimCLRJointSpec) -> list[Stage[SimCLRJointSpec]]:

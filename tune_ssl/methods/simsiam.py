@@ -17,7 +17,13 @@ from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
-from tune_ssl.methods.transfer import OPTIM_PARTS, FinetuneStage, LinearProbeStage, PretrainedMethod
+from tune_ssl.methods.transfer import (
+    OPTIM_PARTS,
+    TRANSFER_SEARCHED,
+    FinetuneStage,
+    LinearProbeStage,
+    PretrainedMethod,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +75,7 @@ class SimSiam(PretrainedMethod[SimSiamSpec]):
     losses = {"similarity": LossSpec(), "supervised": LossSpec()}
     optim_parts = {**OPTIM_PARTS, "predictor": OptimPart(schedule="constant")}
     stage_types = (SimSiamPretrain, FinetuneStage, LinearProbeStage)
+    searched = TRANSFER_SEARCHED
 
 
 def similarity(predicted_UD: Tensor, target_UD: Tensor) -> Tensor:

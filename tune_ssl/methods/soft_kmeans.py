@@ -41,6 +41,11 @@ class SoftKMeans(Method[SoftKMeansSpec]):
     Spec = SoftKMeansSpec
     losses = {**KMeans.losses, "cluster_consistency": LossSpec(weight=0.1, ramp_up=0.4)}
     stage_types = (SoftKMeansStage,)
+    searched = {
+        **KMeans.searched,
+        "losses.cluster_consistency.weight": {"log_uniform": [0.01, 10]},
+        "method.temperature": {"log_uniform": [0.003, 0.3]},
+    }
 
 
 def cluster_consistency(

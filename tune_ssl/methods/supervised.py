@@ -52,6 +52,11 @@ class Supervised(Method[SupervisedSpec]):
     Spec = SupervisedSpec
     losses = {"supervised": LossSpec()}
     stage_types = (SupervisedStage,)
+    searched = {
+        "optim.lr": {"log_uniform": [3e-4, 3e-2]},
+        "optim.weight_decay": {"log_uniform": [1e-5, 1e-1]},
+        "method.labeled_view": {"choice": ["none", "weak", "strong"]},
+    }
 
 
 def supervised_loss(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ class TransferSpec(MethodSpec):
 
 SpecT = TypeVar("SpecT", bound=TransferSpec)
 OPTIM_PARTS = {"finetune": OptimPart(), "linear_probe": OptimPart()}
+TRANSFER_SEARCHED = {
+    "method.transfer": {"choice": ["finetune", "linear_probe"]},
+    "method.labeled_view": {"choice": ["none", "weak", "strong"]},
+    "optim.finetune.lr": {"log_uniform": [1e-4, 1e-2]},
+    "optim.linear_probe.lr": {"log_uniform": [1e-3, 1e-1]},
+}
 
 
 class FinetuneStage(Stage[SpecT]):

@@ -152,6 +152,27 @@ class Ledger:
         found = self.scores(condition, mode)
         return Best(*next(iter(found.items())), False) if found else None
 
+    def confirmed(self, condition: str) -> float | None:
+        """The mean value on validation images over the fresh seeds of a confirmation; None where there is none."""
+        values = [
+            end["value"]
+            for _, _, end in self.trials(condition, log.CONFIRM)
+            if end is not None and end["event"] == log.FINISHED and end["value"] is not None
+        ]
+        return sum(values) / len(values) if values else None
+
+    def best_of(self, conditions: Sequence[str], mode: str) -> str | None:
+        """Of the conditions of several methods in one cell, the one that wins on validation images.
+
+        By the means over fresh seeds, as far as any is confirmed; else by what the configs are chosen by.
+        """
+        values = {c: value for c in conditions if (value := self.confirmed(c)) is not None}
+        if not values:
+            bests = {c: self.best(c, mode) for c in conditions}
+            values = {c: best.value for c, best in bests.items() if best is not None}
+        choose = max if mode == "max" else min
+        return choose(values, key=values.__getitem__, default=None)
+
     def retuned(self, condition: str, variant: str, mode: str) -> dict[str, Any] | None:
         """The config of a retuned row's best finished trial, the earlier of equals."""
         sign = -1 if mode == "max" else 1

@@ -19,8 +19,9 @@ from tune_ssl.data.store import Store
 from tune_ssl.methods import installed
 from tune_ssl.records import log
 from tune_ssl.runs.splits import _split, validation_count
-from tune_ssl.study.study import Study
+from tune_ssl.study.study import Entry, Study
 
+COMPARISON = "comparison"  # as the method of a run that compares several
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "timm", "numpy", "scikit-learn", "pandas")
 
 
@@ -35,10 +36,11 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "source": str(study.source),
-        "method": study.fixed.method.name,
+        "method": COMPARISON if study.compares else study.fixed.method.name,
         "metric": study.settings.metric,
         "mode": study.settings.mode,
-        "loss_terms": [term for term, _ in study.fixed.losses.items()],
+        "loss_terms": [] if study.compares else _terms(study.entries[0]),
+        **({"compare": _compared(study)} if study.compares else {}),
         "dataset": {
             "name": study.fixed.data.dataset,
             "digest": store.digest,
@@ -49,6 +51,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
         "conditions": [
             {
                 "id": condition.id,
+                **({"method": condition.method, "cell": condition.cell} if study.compares else {}),
                 "values": condition.values,
                 "labels": len(_split(stores[condition.id], condition, seed).labeled),
                 "validation": validation_count(stores[condition.id], condition, seed),
@@ -67,6 +70,23 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
     }
 
 
+def _terms(entry: Entry) -> list[str]:
+    return [term for term, _ in entry.fixed.losses.items()]
+
+
+def _compared(study: Study) -> dict[str, Any]:
+    """label -> its method, loss terms, whether it is fitted at once, and whether it uses unlabeled images."""
+    return {
+        entry.label: {
+            "method": entry.fixed.method.name,
+            "loss_terms": _terms(entry),
+            "fitted": all(stage.fits for stage in entry.fixed.stages()),
+            "unlabeled": any(stage.unlabeled_views for stage in entry.fixed.stages()),
+        }
+        for entry in study.entries
+    }
+
+
 def command_line() -> str:
     import shlex
 
@@ -74,7 +94,8 @@ def command_line() -> str:
 
 
 def _versions(study: Study) -> dict[str, str]:
-    points = installed().get(study.fixed.method.name, [])
+    methods = {entry.fixed.method.name for entry in study.entries}
+    points = [point for name in sorted(methods) for point in installed().get(name, [])]
     found = {}
     for package in (*PACKAGES, *(point.dist.name for point in points if point.dist)):
         with contextlib.suppress(PackageNotFoundError):

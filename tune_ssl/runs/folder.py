@@ -6,10 +6,10 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tune_ssl.base.errors import Problem, UserError, nearest, shown, unknown
 from tune_ssl.base.files import sync
@@ -134,13 +134,29 @@ def refuse_changed(run: Path, conditions: Collection[str]) -> None:
             raise UserError(Problem(text, str(path)))
 
 
-def condition_ids(run: Path) -> list[str]:
-    """The ids of the run's conditions, in order. UserError if it has none."""
+class Listed(NamedTuple):
+    """A condition as study.yaml lists it: `cell` is its id without the method, where several are compared."""
+
+    id: str
+    cell: str
+    method: str | None
+
+
+def listed_conditions(run: Path) -> list[Listed]:
+    """The run's conditions, in order. UserError if it has none."""
     path = run / log.STUDY
     listed = read_yaml(path).data.get("conditions")
     if not isinstance(listed, list) or not all(isinstance(c, dict) and "id" in c for c in listed):
         raise UserError(Problem("was not written by `tune-ssl search`", str(path)))
-    return [str(entry["id"]) for entry in listed]
+    return [
+        Listed(str(entry["id"]), str(entry.get("cell", entry["id"])), entry.get("method"))
+        for entry in listed
+    ]
+
+
+def condition_ids(run: Path) -> list[str]:
+    """The ids of the run's conditions, in order. UserError if it has none."""
+    return [condition.id for condition in listed_conditions(run)]
 
 
 def run_plugins(run: Path) -> tuple[Plugin, ...]:
@@ -163,13 +179,29 @@ def _is_plugin(value: Any) -> bool:
     return strings and set(value) == set(Plugin._fields) and os.path.isabs(value["path"])
 
 
-def choose_condition(known: Sequence[str], wanted: str | None, run: Path) -> str:
-    """The wanted condition, or the only one there is. UserError otherwise."""
-    if wanted is None and len(known) == 1:
-        return known[0]
-    if wanted is None:
-        text = f"has {len(known)} conditions: give --condition with one of {', '.join(known)}"
+def choose_condition(run: Path, wanted: str | None) -> str:
+    """The id of the wanted condition, or of the only one there is; of a comparison's cell that of the winner.
+
+    Of several methods in one cell the winner is chosen on validation images (`Ledger.best_of`). UserError for an
+    unknown condition, for none named of several, and for a cell without a finished trial.
+    """
+    listed = listed_conditions(run)
+    cells: dict[str, list[str]] = {}
+    for condition in listed:
+        cells.setdefault(condition.cell, []).append(condition.id)
+    if wanted in [condition.id for condition in listed]:
+        return str(wanted)
+    if wanted is None and len(cells) > 1:
+        text = f"has {len(cells)} conditions: give --condition with one of {', '.join(cells)}"
         raise UserError(Problem(text, str(run)))
-    if wanted not in known:
-        raise UserError(Problem(unknown("condition", wanted, known), "--condition"))
-    return wanted
+    cell = next(iter(cells)) if wanted is None else wanted
+    if cell not in cells:
+        known = list(dict.fromkeys((*cells, *(condition.id for condition in listed))))
+        raise UserError(Problem(unknown("condition", cell, known), "--condition"))
+    if len(cells[cell]) == 1:
+        return cells[cell][0]
+    mode = str(read_yaml(run / log.STUDY).data.get("mode"))
+    winner = Ledger.glance(run).best_of(cells[cell], mode)
+    if winner is None:
+        raise UserError(Problem(f"has no finished trial in condition {cell} yet", str(run)))
+    return winner

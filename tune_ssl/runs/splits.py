@@ -3,42 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
+from tune_ssl.data.batch import Task
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.records import log
+from tune_ssl.records.ties import half_width
 from tune_ssl.study.study import Condition, Study
+from tune_ssl.study.trial import override
+
+FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 
 
 def check_data(study: Study) -> dict[str, Store]:
     """Open (or build) the store of each condition and draw its split. UserError with file:line."""
     stores: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
+    opened: dict[str, Store] = {}  # by what several methods may share
     for condition in study.conditions:
         try:
-            store = prepare(condition.spec.data)
-            for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
-                _split(store, condition, seed)
-            stores[condition.id] = store
+            data = condition.spec.data.model_dump_json(exclude={"batch_size", "mu"})
+            if data not in opened:
+                store = prepare(condition.spec.data)
+                for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
+                    _split(store, condition, seed)
+                opened[data] = store
+            stores[condition.id] = opened[data]
+            check_models(condition, opened[data])
         except UserError as error:
             for problem in error.problems:
-                found.setdefault(problem, []).append(condition.id)
+                place = problem.where or study.where(problem.key, condition.method)
+                found.setdefault(replace(problem, where=place), []).append(condition.id)
     if found:
         everywhere = len(study.conditions)
         raise UserError(
             Problem(
                 p.text if len(ids) == everywhere else f"{p.text} (condition {', '.join(ids)})",
                 p.key,
-                p.where or study.where(p.key),
+                p.where,
             )
             for p, ids in found.items()
         )
     return stores
+
+
+def check_models(condition: Condition, store: Store) -> None:
+    """UserError where an encoder of the condition, or of its search, does not take the images or its weights."""
+    from tune_ssl.models.fit import check_fit
+
+    channels, height, width = store.shape
+    task = Task(len(store.class_names), channels, height, width)
+    ends = {k: d.ends() for k, d in condition.search.items() if k.startswith("model.")}
+    for values in [{}, *({key: value} for key, of in ends.items() for value in of)]:
+        check_fit(override(condition.spec, values).model, task)
+
+
+def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
+    """What the number of validation images does not let a study see: said before anything is trained."""
+    lines = []
+    for condition in {c.cell: c for c in study.conditions}.values():
+        store, seed = stores[condition.id], study.settings.tuning_seed
+        count = validation_count(store, condition, seed)
+        labels = len(_split(store, condition, seed).labeled)
+        points = 100 * half_width(count)
+        if count < FEW_VALIDATION:
+            lines.append(
+                f"{condition.cell}: {count} validation images: a share of them is known to +-{points:.0f} points, so "
+                "that the choice between configurations is close to chance"
+            )
+        if count > labels and condition.spec.data.validation == "split":
+            lines.append(
+                f"{condition.cell}: {count} labeled images validate what {labels} train; "
+                "data.validation=within_budget takes them out of the budget"
+            )
+    return lines
 
 
 def record_splits(

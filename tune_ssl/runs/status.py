@@ -28,6 +28,11 @@ class _Named(_Part):
 
 class _Condition(_Part):
     id: str
+    method: str | None = None  # of a comparison
+
+
+class _Entry(_Part):
+    search: dict[str, Any] = {}
 
 
 class _Settings(_Part):
@@ -39,7 +44,8 @@ class _Settings(_Part):
 
 
 class _Study(_Part):
-    search: dict[str, Any]
+    search: dict[str, Any] = {}
+    compare: dict[str, _Entry] = {}
     study: _Settings
 
 
@@ -109,9 +115,7 @@ class RunStatus:
         rows = [(c, name, row) for c, own in ledger.planned.items() for name, row in own.items()]
         parts = []
         if log.SEARCH in counts or not rows:
-            domains = {key: domain(leaf) for key, leaf in self.about.study.search.items()}
-            each = trials_of(settings.searcher, domains, settings.num_trials)
-            planned = each * len(self.conditions)
+            planned = sum(map(self._searched, self.about.conditions))
             parts.append(Part("searching", "searched", ended.get(log.SEARCH, 0), planned))
         if log.FINALIST in counts:
             best = [ledger.finalists(c, mode, settings.finalists) for c in self.conditions]
@@ -127,6 +131,13 @@ class RunStatus:
             planned = sum(self._trials_of_row(*row) for row in rows)
             parts.append(Part("ablating", "ablated", ended.get(log.ABLATE, 0), planned))
         return parts
+
+    def _searched(self, condition: _Condition) -> int:
+        """Trials of a condition's search."""
+        study, settings = self.about.study, self.about.study.study
+        leaves = study.compare[condition.method].search if condition.method else study.search
+        domains = {key: domain(leaf) for key, leaf in leaves.items()}
+        return trials_of(settings.searcher, domains, settings.num_trials)
 
     def _trials_of_row(self, condition: str, name: str, row: log.Record) -> int:
         """Of the reference, what is confirmed is not run again."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tune_ssl.base.errors import Problem, UserError, printable
+from tune_ssl.base.errors import Problem, UserError, printable, unknown
 from tune_ssl.base.spec import StudySpec, digest
 from tune_ssl.base.yaml_file import read_yaml, to_yaml
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
-from tune_ssl.runs.folder import choose_condition
+from tune_ssl.runs.folder import choose_condition, reopen
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
 
@@ -43,7 +43,8 @@ class Winner:
 def winners(run: Path, study: Study, condition: str | None, *, every: bool) -> list[Winner]:
     """The winner of a condition; with `every` and none named, those of all conditions that have one.
 
-    What is locked is taken; before that, what the selection rule picks now.
+    Of a comparison a condition's winner is that of the method which wins there on validation images. What is
+    locked is taken; before that, what the selection rule picks now.
 
     Raises:
         UserError: an unknown condition, none named of several, or no finished trial.
@@ -51,17 +52,35 @@ def winners(run: Path, study: Study, condition: str | None, *, every: bool) -> l
     known = [condition.id for condition in study.conditions]
     ledger = Ledger.glance(run)
     if condition is None and every:
-        found = [_winner(ledger, study, index) for index in range(len(known))]
+        cells: dict[str, list[str]] = {}
+        for each in study.conditions:
+            cells.setdefault(each.cell, []).append(each.id)
+        bests = [ledger.best_of(ids, study.settings.mode) for ids in cells.values()]
+        found = [_winner(ledger, study, known.index(best)) for best in bests if best is not None]
         if not any(found):
             raise UserError(Problem("has no finished search trial yet", str(run)))
         return [winner for winner in found if winner]
-    wanted = choose_condition(known, condition, run)
+    wanted = choose_condition(run, condition)
     winner = _winner(ledger, study, known.index(wanted))
     if winner is None:
         raise UserError(
             Problem(f"has no finished search trial in condition {wanted} yet", str(run))
         )
     return [winner]
+
+
+def study_of_trial(run: Path, trial: str) -> Study:
+    """The study whose fixed part is the whole spec of one of a run's trials. UserError if it has none of that name."""
+    run, study = reopen(run.parent, str(run))
+    ledger = Ledger.glance(run)
+    begun = ledger.begun.get(trial)
+    if begun is None:
+        raise UserError(Problem(unknown("trial", trial, list(ledger.begun)[:20]), "--trial"))
+    condition = next(c for c in study.conditions if c.id == begun["condition"])
+    spec = override(condition.spec, {**begun["config"], "seed": begun["seed"]})
+    entry = next(entry for entry in study.entries if entry.label == condition.method)
+    alone = replace(entry, fixed=spec, axes={}, search={}, ablate={})
+    return replace(study, entries=(alone,))
 
 
 def _winner(ledger: Ledger, study: Study, index: int) -> Winner | None:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from tune_ssl.records import log
 from tune_ssl.search.rebuild import Recorded, distribution, frozen, state_of
 from tune_ssl.search.samplers import build_pruner, build_sampler, compared_at, rungs_of
-from tune_ssl.study.domains import grid
+from tune_ssl.study.domains import grid, trials_of
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
 
@@ -42,13 +42,13 @@ class ConditionSearch:
     ) -> None:
         self.index, self.variant = index, variant
         self.settings, self.base = study.settings, dict(base or {})
-        domains = {key: study.search[key] for key in retuned} if variant else study.search
+        own = condition.search
+        domains = {key: own[key] for key in retuned} if variant else own
         self.kinds = {key: distribution(domain) for key, domain in domains.items()}
-        self.budget = self.settings.num_trials
+        self.budget = trials_of(self.settings.searcher, domains, self.settings.num_trials)
         self.points: list[dict[str, Any]] = []  # what the first trials are to be, by number
-        if self.settings.searcher == "grid":
-            self.points = grid(domains, self.budget)
-            self.budget = len(self.points)
+        if self.settings.searcher == "grid" and domains:
+            self.points = grid(domains, self.settings.num_trials)
         elif variant and set(domains) <= set(self.base):
             self.points = [{key: self.base[key] for key in domains}]
         evaluations = override(condition.spec, self.base).evaluations()

@@ -179,10 +179,10 @@ def write_studies(
     searches: dict[tuple[str, str | None], tuple[str, dict[str, BaseDistribution], list[int]]] = {}
     for condition in study.conditions:
         retuned = ledger.planned.get(condition.id, {}).items()
-        own = {None: list(study.search)} | {n: r["retune"] for n, r in retuned if r["retune"]}
+        own = {None: list(condition.search)} | {n: r["retune"] for n, r in retuned if r["retune"]}
         for variant, keys in own.items():
             name = f"{prefix}{condition.id}{f' {variant}' if variant else ''}"
-            kinds = {key: distribution(study.search[key]) for key in keys}
+            kinds = {key: distribution(condition.search[key]) for key in keys}
             rungs = rungs_of(study.settings, condition.spec.evaluations())
             searches[condition.id, variant] = (name, kinds, rungs)
     taken = {found.study_name for found in storage.get_all_studies()}

@@ -74,5 +74,7 @@ def grid(domains: Mapping[str, Domain], budget: int) -> list[dict[str, Value]]:
 
 
 def trials_of(searcher: str, domains: Mapping[str, Domain], budget: int) -> int:
-    """How many trials a search of `budget` has: a grid has its points, which may be fewer."""
+    """How many trials a search of `budget` has: a grid has its points, which may be fewer; over nothing it has one."""
+    if not domains:
+        return 1
     return len(grid(domains, budget)) if searcher == "grid" else budget

@@ -8,7 +8,7 @@ from tune_ssl.base.errors import Problem, nearest
 from tune_ssl.base.yaml_file import Keys, YamlFile, parse_value
 from tune_ssl.study.trial import TrialSpec
 
-SECTIONS = ("fixed", "conditions", "search", "ablate", "study")
+SECTIONS = ("fixed", "conditions", "search", "ablate", "compare", "study")
 
 
 def apply_overrides(file: YamlFile, overrides: Iterable[str]) -> Iterator[Problem]:
@@ -43,6 +43,9 @@ def keys_of(key: str) -> Keys:
         return (section,)
     if section in ("conditions", "search"):  # their keys are dotted themselves
         return (section, rest)
+    if section == "compare":  # compare.fixmatch.search.optim.lr: an entry, and a key as above
+        label, _, inner = rest.partition(".")
+        return (section, label, *(keys_of(inner) if inner else ()))
     return (section, *rest.split(".", 1 if section == "ablate" else -1))
 
 

@@ -1,4 +1,4 @@
-"""A study: a YAML file, checked whole: what is fixed, compared within, searched and ablated."""
+"""A study: a YAML file, checked whole: what is fixed, compared, searched and ablated."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tune_ssl.base.errors import UserError
+from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
 from tune_ssl.records.domain import Domain
 from tune_ssl.study.checks import Checks, condition_cells, condition_id
+from tune_ssl.study.comparison import SECTION, entries
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
@@ -25,26 +26,49 @@ from tune_ssl.study.variants import Variant, variants_from_file
 
 @dataclass(frozen=True)
 class Condition:
-    """One cell in which results are compared: never searched over. `spec` is its fixed part."""
+    """One cell in which results are compared, of one method: never searched over. `spec` is its fixed part.
+
+    `cell` is its id without the method: where several methods are compared, theirs share it. `search` and `ablate` are
+    the method's own.
+    """
 
     id: str
     values: dict[str, Any]
     spec: TrialSpec
+    search: dict[str, Domain]
+    ablate: dict[str, dict[str, Any]]
+    method: str
+    cell: str
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The ablation variants that the file writes down."""
+        return variants_from_file(self.ablate)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of a study: its fixed part, and what is searched and ablated of it."""
+
+    label: str
+    fixed: TrialSpec
+    axes: dict[str, list[Any]]
+    search: dict[str, Domain]
+    ablate: dict[str, dict[str, Any]]
+    file: YamlFile = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Study:
     """A checked study. Every condition, and both ends of every domain, build a sound TrialSpec.
 
-    `plugins` are the files that bring methods of their own; workers load them too.
+    It has one entry, or several methods that are compared. `plugins` are the files that bring methods of their
+    own; workers load them too.
     """
 
     file: YamlFile = field(compare=False, repr=False)
     name: str
-    fixed: TrialSpec
-    axes: dict[str, list[Any]]
-    search: dict[str, Domain]
-    ablate: dict[str, dict[str, Any]]
+    entries: tuple[Entry, ...]
     settings: StudySpec
     plugins: tuple[Plugin, ...] = ()
 
@@ -52,14 +76,38 @@ class Study:
     def source(self) -> Path:
         return self.file.path or Path()
 
-    def where(self, key: str) -> str:
+    @property
+    def compares(self) -> bool:
+        """Whether it has several methods."""
+        return len(self.entries) > 1
+
+    @property
+    def fixed(self) -> TrialSpec:
+        """The fixed part of its only method, or of the first one."""
+        return self.entries[0].fixed
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        return self.entries[0].axes
+
+    @property
+    def search(self) -> dict[str, Domain]:
+        """What is searched of its only method, or of the first one."""
+        return self.entries[0].search
+
+    @property
+    def ablate(self) -> dict[str, dict[str, Any]]:
+        return self.entries[0].ablate
+
+    def where(self, key: str, label: str | None = None) -> str:
         """file:line of a trial's dotted key: where it is a condition, searched, or fixed."""
         if not key:
             return ""
-        for section, keys in (("conditions", self.axes), ("search", self.search)):
+        entry = next((e for e in self.entries if e.label == label), self.entries[0])
+        for section, keys in (("conditions", entry.axes), ("search", entry.search)):
             if key in keys:
-                return self.file.where((section, key))
-        return self.file.where(("fixed", *key.split(".")))
+                return entry.file.where((section, key))
+        return entry.file.where(("fixed", *key.split(".")))
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -68,32 +116,42 @@ class Study:
             yield
         except UserError as error:
             raise UserError(
-                replace(p, where=p.where or self.file.where(("fixed", *p.key.split("."))))
-                if p.key
-                else p
-                for p in error.problems
+                replace(p, where=p.where or self.where(p.key)) for p in error.problems
             ) from error
 
     @cached_property
     def conditions(self) -> list[Condition]:
-        """The product of the condition axes, in the file's order; `all` without any."""
+        """The product of the condition axes, in the file's order; `all` without any. Method by method."""
         return [
-            Condition(condition_id(cell), cell, override(self.fixed, cell))
-            for cell in condition_cells(self.axes)
+            Condition(
+                id=f"{condition_id(cell)},method={entry.label}"
+                if self.compares
+                else condition_id(cell),
+                values=cell,
+                spec=override(entry.fixed, cell),
+                search=entry.search,
+                ablate=entry.ablate,
+                method=entry.label,
+                cell=condition_id(cell),
+            )
+            for entry in self.entries
+            for cell in condition_cells(entry.axes)
         ]
-
-    @property
-    def variants(self) -> list[Variant]:
-        """The ablation variants that the file writes down."""
-        return variants_from_file(self.ablate)
 
     def resolved(self) -> dict[str, Any]:
         """Nested plain values that `study_from` reads back into an equal study."""
+        parts = {
+            entry.label: {
+                "fixed": entry.fixed.model_dump(mode="json"),
+                "search": {key: domain.leaf() for key, domain in entry.search.items()},
+                "ablate": entry.ablate,
+            }
+            for entry in self.entries
+        }
+        one = {SECTION: parts} if self.compares else parts[self.entries[0].label]
         return {
-            "fixed": self.fixed.model_dump(mode="json"),
+            **one,
             "conditions": self.axes,
-            "search": {key: domain.leaf() for key, domain in self.search.items()},
-            "ablate": self.ablate,
             "study": self.settings.model_dump(mode="json"),
         }
 
@@ -107,7 +165,7 @@ def load_study(
     """
     loaded = load_plugins(plugins)
     file = read_yaml(Path(path))
-    return replace(_checked(file, overrides), plugins=loaded)
+    return replace(checked(file, list(apply_overrides(file, overrides))), plugins=loaded)
 
 
 def load_fixed(
@@ -123,14 +181,15 @@ def load_fixed(
         if path is None
         else read_yaml(Path(path))
     )
-    return replace(_checked(file, overrides, fixed_only=True), plugins=loaded)
+    problems = list(apply_overrides(file, overrides))
+    return replace(checked(file, problems, fixed_only=True), plugins=loaded)
 
 
 def study_from(
     resolved: Mapping[str, Any], source: Path, plugins: tuple[Plugin, ...] = ()
 ) -> Study:
     """A study from `Study.resolved()`, checked again; its plugins are loaded already."""
-    return replace(_checked(YamlFile(source, dict(resolved))), plugins=plugins)
+    return replace(checked(YamlFile(source, dict(resolved)), []), plugins=plugins)
 
 
 def check_name(name: str) -> None:
@@ -142,19 +201,58 @@ def check_name(name: str) -> None:
         raise UserError(replace(problem, key="--name") for problem in found) from None
 
 
-def _checked(file: YamlFile, overrides: Iterable[str] = (), *, fixed_only: bool = False) -> Study:
-    checks = Checks(file, list(apply_overrides(file, overrides)))
-    settings, fixed = checks.settings(), checks.fixed
-    checks.metric(settings)
-    axes: dict[str, list[Any]] = {}
-    search: dict[str, Domain] = {}
-    ablate: dict[str, dict[str, Any]] = {}
-    if not fixed_only:
-        axes, search, ablate = checks.axes(), checks.search(), checks.ablate()
-        checks.overridden_elsewhere()
-    if fixed is not None and not checks.problems:
-        checks.together(fixed, axes, search, settings)
-    checks.finish()
-    assert fixed is not None
+def checked(file: YamlFile, problems: list[Problem], *, fixed_only: bool = False) -> Study:
+    """The study that a file's data are. UserError with every problem, those given included."""
+    files: dict[str, YamlFile] = {"": file}
+    if SECTION in file.data and fixed_only:
+        text = "is of a comparison, which has no single fixed part: name a study of one method"
+        raise UserError(Problem(text, SECTION, file.where((SECTION,))))
+    if SECTION in file.data:
+        problems += file.twice
+        files = dict(entries(file, problems))
+        if problems:
+            raise UserError(dict.fromkeys(problems))
+    found: list[Entry] = []
+    settings = StudySpec()
+    for label, own in files.items():
+        checks = Checks(own, problems if not label else [])
+        settings, fixed = checks.settings(), checks.fixed
+        checks.metric(settings)
+        axes: dict[str, list[Any]] = {}
+        search: dict[str, Domain] = {}
+        ablate: dict[str, dict[str, Any]] = {}
+        if not fixed_only:
+            axes, search, ablate = checks.axes(), checks.search(), checks.ablate()
+            checks.overridden_elsewhere()
+        if fixed is not None and not checks.problems:
+            checks.together(fixed, axes, search, settings)
+        if not label:
+            checks.finish()
+        problems += checks.problems
+        if fixed is not None:
+            label = label or fixed.method.name
+            found.append(Entry(label, fixed, axes, search, ablate, own))
+    if not problems:
+        problems += _unequal(found)
+    if problems:
+        raise UserError(dict.fromkeys(problems))
     name = settings.name or (file.path.stem if file.path else "")
-    return Study(file, name, fixed, axes, search, ablate, settings)
+    return Study(file, name, tuple(found), settings)
+
+
+def _unequal(found: Iterable[Entry]) -> Iterator[Problem]:
+    """Methods that are trained in steps have equally many."""
+    steps = [
+        (entry, sum(entry.fixed.stage_steps().values()))
+        for entry in found
+        if not all(stage.fits for stage in entry.fixed.stages())
+    ]
+    most = max((own for _, own in steps), default=0)
+    for entry, own in steps:
+        if own != most:
+            text = (
+                f"makes {own} steps in all, but must make {most} as the others: budgets are equal"
+            )
+            yield Problem(
+                text, f"{SECTION}.{entry.label}", entry.file.where(("fixed", "budget", "steps"))
+            )

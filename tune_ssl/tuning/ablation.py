@@ -142,7 +142,7 @@ class Planner:
         def ended(phase: str) -> int:
             return sum(end is not None for _, _, end in ledger.trials(condition.id, phase))
 
-        budget = trials_of(settings.searcher, self.study.search, settings.num_trials)
+        budget = trials_of(settings.searcher, condition.search, settings.num_trials)
         best = ledger.finalists(condition.id, self.mode, settings.finalists)
         repeats = len(best) * len(settings.finalist_seeds)
         begun = any(ledger.trials(condition.id, log.FINALIST))
@@ -160,7 +160,7 @@ class Planner:
             for variant, values, same in distinct_variants(condition.spec, config, variants):
                 spec = override(condition.spec, values)
                 for key in variant.retune:
-                    for end in self.study.search[key].ends():
+                    for end in condition.search[key].ends():
                         override(condition.spec, {**values, key: end})
                 unmeasured = (
                     "" if self.metric in metric_directions(spec) else f"has no {self.metric}"
@@ -179,7 +179,7 @@ class Planner:
     def _variants(
         self, condition: Condition, config: dict[str, Any], wanted: Wanted
     ) -> list[Variant]:
-        every = {variant.name: variant for variant in self.study.variants}
+        every = {variant.name: variant for variant in condition.variants}
         chosen = dict(every)
         for variant in generated_variants(override(condition.spec, config)):
             every.setdefault(variant.name, variant)

@@ -49,11 +49,12 @@ from tune_ssl.runs.folder import (
     reopen,
 )
 from tune_ssl.runs.home import driving, find_home, place_new, rejoin
-from tune_ssl.runs.splits import check_data, record_splits
+from tune_ssl.runs.splits import caveats, check_data, record_splits
 from tune_ssl.runs.status import what_was_found
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
 from tune_ssl.storage.places import Place, folder_of
+from tune_ssl.study.domains import trials_of
 from tune_ssl.study.study import Study
 from tune_ssl.tuning.ablation import AblationPhase, Planner, Wanted
 from tune_ssl.tuning.confirm import ConfirmPhase
@@ -102,7 +103,8 @@ def run_study(
     with contextlib.ExitStack() as held:
         if isinstance(study, Study):
             name = name or study.name
-            if ablation is None and not study.search and study.settings.num_trials > 1:
+            single = not study.compares and not study.search
+            if ablation is None and single and study.settings.num_trials > 1:
                 trials = study.settings.num_trials
                 text = f"has no key, so that all {trials} trials would be the same"
                 raise UserError(Problem(text, "search", str(study.source)))
@@ -110,6 +112,8 @@ def run_study(
             run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
             stores = check_data(study)
             refuse_existing(run)
+            for line in caveats(study, stores):
+                tell(line)
         else:
             home = find_home(study, runs)
             run, study = reopen(home.runs, study)
@@ -156,10 +160,11 @@ def open_run(
 def searching(context: RunContext, confirm: bool = True) -> list[Sequence[Begin]]:
     """The phases of each condition: its search, and then its finalists and its confirmation."""
     settings = context.study.settings
-    best = min(settings.finalists, settings.num_trials)
-    repeats = best * len(settings.finalist_seeds) if best > 1 else 0
 
     def then(index: int) -> list[Begin]:
+        own = context.study.conditions[index].search
+        best = min(settings.finalists, trials_of(settings.searcher, own, settings.num_trials))
+        repeats = best * len(settings.finalist_seeds) if best > 1 else 0
         return [
             Begin(partial(FinalistPhase, context, index), repeats),
             Begin(partial(ConfirmPhase, context, index), len(settings.seeds)),

@@ -1,0 +1,95 @@
+"""The answer of a comparison in words: which method helps at each label budget, by how much, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.numbers.helps import Contender, Question, questions
+from analysis.numbers.stats import Interval
+from analysis.read.load import Runs, load_runs
+from analysis.words.display import p_value
+
+
+def answer(run: Path) -> list[str]:
+    """Sentences for the end of the command: the answer, the winner's export, and what to run next."""
+    runs = load_runs([run])
+    found = questions(runs)
+    lines = [*answer_lines(runs, found)]
+    return [*lines, *_next(run, runs, found)] if found else lines
+
+
+def answer_lines(runs: Runs, found: list[Question] | None = None) -> Iterator[str]:
+    """A sentence for each condition, and one for all."""
+    found = questions(runs) if found is None else found
+    if not found:
+        yield "no test value: nothing can be answered yet"
+        return
+    for question in found:
+        yield _sentence(question)
+    helped = [place(q) for q in found if any(c.helps for c in q.contenders)]
+    if not any(q.contenders and q.floor for q in found):
+        yield "to learn whether unlabeled images help, compare a method that uses them with one that does not"
+    elif not helped:
+        yield "in short: no method that uses the unlabeled images is seen to help here"
+    elif len(helped) == len(found):
+        yield "in short: a method that uses the unlabeled images helps at every label budget tried"
+    else:
+        yield f"in short: a method that uses the unlabeled images helps {' and '.join(helped)}, and not elsewhere"
+
+
+def place(question: Question) -> str:
+    name, labels = question.condition
+    return f"with {labels:,.0f} labels" if labels else f"under {name}"
+
+
+def _sentence(question: Question) -> str:
+    where = place(question)
+    where = where[0].upper() + where[1:]
+    floor = f"{question.floor} reaches {_percent(question.floor_score)}" if question.floor else ""
+    if not question.contenders:
+        return f"{where}: {floor}."
+    if not floor:
+        best = question.contenders[0]
+        return f"{where}: {best.label} reaches {_percent(best.score)}."
+    helpful = [one for one in question.contenders if one.helps]
+    if helpful:
+        each = "; ".join(f"{one.label} helps: {_gain(one)}" for one in helpful)
+        return f"{where}: {floor} without unlabeled images; {each}."
+    best = question.contenders[0]
+    verdict = (
+        "which decides nothing" if best.gain.holds(0) or best.gain.mean > 0 else "which is worse"
+    )
+    return (
+        f"{where}: {floor} without unlabeled images; of those that use them {best.label} is best, {_gain(best)}, "
+        f"{verdict}."
+    )
+
+
+def _next(run: Path, runs: Runs, found: list[Question]) -> Iterator[str]:
+    """Commands that can be copied."""
+    cells = dict.fromkeys(str(name) for name, _ in (q.condition for q in found))
+    where = [] if run.parent == Path("runs") else ["--runs", str(run.parent)]
+    for cell in cells:
+        chosen = [] if len(cells) == 1 else ["--condition", cell]
+        out = f"{run.name}-model" + (f"-{cell.rpartition('=')[2]}" if len(cells) > 1 else "")
+        words = shlex.join(["tune-ssl", "export", run.name, *where, *chosen, "-o", out])
+        yield f"export the winner of {cell} (by its validation images): {words}"
+    if not any(one.helps for q in found for one in q.contenders):
+        yield "more seeds decide more: study.seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]'"
+        yield "a longer search may find better configurations: study.num_trials=24"
+
+
+def _gain(one: Contender) -> str:
+    gain, points = one.gain, 100
+    if math.isnan(gain.mean):
+        return f"{_percent(one.score)}, with no seed in common"
+    ends = "" if math.isnan(gain.low) else f" [{points * gain.low:+.1f}, {points * gain.high:+.1f}]"
+    return f"{points * gain.mean:+.1f} points{ends}, {gain.n} paired seeds (Holm p {p_value(one.p_holm, '= ')})"
+
+
+def _percent(score: Interval) -> str:
+    ends = "" if math.isnan(score.low) else f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return f"{100 * score.mean:.1f} %{ends}"

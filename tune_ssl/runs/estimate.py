@@ -1,0 +1,122 @@
+"""How long a study will take on this machine, and what the machine has: measured in a few seconds before a comparison.
+
+A guess to plan by: half of a search's trials are taken to be stopped early, and other work on the machine is not known.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from math import ceil
+from typing import TYPE_CHECKING
+
+from tune_ssl.base.errors import UserError
+from tune_ssl.base.lazy import LazyModule
+from tune_ssl.base.spec import ModelSpec
+from tune_ssl.data.batch import Task
+from tune_ssl.data.store import Store
+from tune_ssl.methods import find_method
+from tune_ssl.runs.splits import check_data
+from tune_ssl.study.domains import trials_of
+from tune_ssl.study.study import Condition, Study
+from tune_ssl.study.trial import TrialSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from tune_ssl.models import heads
+else:
+    torch = LazyModule("torch")
+    heads = LazyModule("tune_ssl.models.heads")
+
+FITTED, HEAD_STEP = 1.0, 0.003  # seconds of a fit, and of a step on kept features
+STARTED = 10.0  # seconds until the first trial, and after the last one
+WHOLE_TRIALS = 0.6  # of a search's trials, what early stopping leaves of their cost
+PASSES = 3.0  # passes of an image that a step costs: forward once, backward twice
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU here."""
+    return bool(torch.cuda.is_available())
+
+
+def why_no_weights(model: ModelSpec) -> str:
+    """Why the encoder's pretrained weights cannot be had here; empty if they can. They are fetched by asking."""
+    from tune_ssl.models.weights import load_weights, pinned
+
+    try:
+        model = pinned(model)
+        task = Task(2, 3, 224)
+        encoder = heads.encoder_for(task, model.model_copy(update={"weights": "none"}))
+        load_weights(encoder, model, 3)
+    except UserError as error:
+        return error.problems[0].text
+    return ""
+
+
+def minutes(study: Study) -> list[str]:
+    """One sentence: how many trials of how many seconds, and how long they take together here."""
+    stores = check_data(study)
+    settings = study.settings
+    slots = max(1, int((os.cpu_count() or 1) // settings.cpus_per_trial))
+    total, trials, kept = 0.0, 0, {}
+    for condition in study.conditions:
+        one, features = seconds_of(condition, stores[condition.id])
+        kept.update(features)
+        searched = trials_of(settings.searcher, condition.search, settings.num_trials)
+        finalists = min(settings.finalists, searched)
+        again = finalists * len(settings.finalist_seeds) if finalists > 1 else 0
+        trials += searched + again + len(settings.seeds)
+        total += one * (WHOLE_TRIALS * searched + again + len(settings.seeds))
+    spent = STARTED + (total + sum(kept.values())) / slots
+    once = (
+        f", {sum(kept.values()) / slots / 60:.0f} of them for features that are kept"
+        if kept
+        else ""
+    )
+    return [f"{trials} trials on {slots} CPU slots: about {max(1, ceil(spent / 60))} min{once}"]
+
+
+def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, float]]:
+    """Seconds of one whole trial, and those of the features that all trials share, by what they are of."""
+    spec = condition.spec
+    channels, height, width = store.shape
+    task = Task(len(store.class_names), channels, height, width)
+    rate = images_per_second(spec, task)
+    counts = store.meta["counts"]
+    pool = sum(counts.get(part, 0) for part in ("train", "unlabeled"))
+    total, kept = 0.0, {}
+    for stage in find_method(spec.method.name).stages(spec.method):
+        frozen = spec.model.freeze == "all" and stage.on_features
+        if frozen or stage.fits:
+            total += FITTED if stage.fits else spec.stage_steps()[stage.name] * HEAD_STEP
+            if spec.model.encoder != "pixels":
+                kept["none"] = sum(counts.values()) / rate
+                for view in {*stage.unlabeled_views} - {"none"}:
+                    kept[view] = spec.model.frozen_views * pool / rate
+            continue
+        seen = spec.data.batch_size * len(stage.labeled_views)
+        seen += spec.data.batch_size * spec.data.mu * len(stage.unlabeled_views)
+        total += spec.stage_steps()[stage.name] * seen * PASSES / rate
+    return total, kept
+
+
+def images_per_second(spec: TrialSpec, task: Task) -> float:
+    """Forward passes of the spec's encoder in a second on one core."""
+    if spec.model.encoder == "pixels":
+        return 1e6
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = spec.model.model_copy(update={"weights": "none"})
+        encoder = heads.encoder_for(task, model).eval()
+        images = torch.zeros(
+            16, task.channels, task.image_size, task.image_width or task.image_size
+        )
+        with torch.no_grad():
+            encoder(images)
+            began = time.perf_counter()
+            encoder(images)
+        return len(images) / max(time.perf_counter() - began, 1e-6)
+    finally:
+        torch.set_num_threads(before)
