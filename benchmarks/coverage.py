@@ -1,8 +1,8 @@
-"""Coverage: how often the report's 95 % intervals hold the truth, and how often its tests cry wolf.
+"""Coverage: how often the report's 95 % intervals hold the truth, and how its tests decide.
 
 Samples of n seeds are drawn from distributions whose truth is known, and every interval and p-value
-is computed by `analysis.stats` as in a report. Read a coverage near 95 % and an error of at most
-5 %; below n = 6 no interval of a mean can reach 95 % (`stats.coverage_limit`, the row `limit`).
+is computed by `analysis.numbers` as in a report. Read a coverage near 95 % and an error of at most
+5 %. The paired t test decides; the sign-flip test, which decides nothing, stands beside it.
 
     python -m benchmarks.coverage
     python -m benchmarks.coverage --samples 500 --seeds 3 10
@@ -15,19 +15,37 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.numbers import stats
+from analysis.numbers.tables import not_worse
 
 Floats = stats.Floats
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]
 
-SEEDS = (3, 5, 6, 10, 20)
-SAMPLES = 1_000
-AT_ONCE = 100  # samples whose bootstrap distributions are held in memory together
+SEEDS = (3, 4, 5, 6, 10, 20)
+SAMPLES = 10_000
+AT_ONCE = 100  # samples whose sign patterns are held in memory together
 CONDITIONS = 4
 CORRELATION = 0.3  # of one seed's scores under two conditions
 COMPARISONS = 12  # in the table that Holm corrects: three methods under four conditions
+GAIN = 2.0  # standard deviations of a method's scores, where the power is asked for
+METHODS = (2, 4, 10)  # in a condition whose best are bold
+COLLAPSE = 0.1  # the share of seeds that lose 30 points
+DECIDES = "paired t"
+TESTS: dict[str, Callable[[Floats], Floats]] = {
+    DECIDES: stats.t_p_values,
+    "sign flip": stats.sign_flip_p_values,
+}
+
+
+def collapsing(rng: np.random.Generator, size: tuple[int, ...]) -> Floats:
+    """Accuracies of 0.9 +- 0.02, of which one in ten is 0.6 +- 0.02."""
+    scores = rng.normal(0.9, 0.02, size) - 0.3 * (rng.random(size) < COLLAPSE)
+    return np.asarray(scores, dtype=float)
+
+
 MEANS: dict[str, tuple[Draw, float]] = {
     "normal": (lambda rng, size: rng.normal(size=size), 0.0),
     "accuracy, beta(27, 3)": (lambda rng, size: rng.beta(27, 3, size=size), 0.9),
@@ -35,6 +53,7 @@ MEANS: dict[str, tuple[Draw, float]] = {
     "heavy tail, t(3)": (lambda rng, size: rng.standard_t(3, size=size), 0.0),
     "skewed, lognormal(0.5)": (lambda rng, size: rng.lognormal(0, 0.5, size), np.exp(0.125)),
     "skewed, lognormal(1)": (lambda rng, size: rng.lognormal(0, 1, size), np.exp(0.5)),
+    "one seed in ten collapses": (collapsing, 0.9 - 0.3 * COLLAPSE),
 }
 # Chances of a win, a tie and a loss in a pair.
 PAIRS = {
@@ -47,15 +66,8 @@ PAIRS = {
 
 def mean_coverage(draw: Draw, truth: float, n: int, samples: int, seed: int = 0) -> float:
     """The share of `mean_interval`s of n values that hold the mean."""
-    rng = np.random.default_rng(seed)
-    held = 0
-    for start in range(0, samples, AT_ONCE):
-        x = draw(rng, (min(AT_ONCE, samples - start), n))
-        low, high = stats.mean_bounds(x)
-        same = np.ptp(x, axis=1) == 0  # then the interval is that value, without a bootstrap
-        low, high = np.where(same, x[:, 0], low), np.where(same, x[:, 0], high)
-        held += int(((low <= truth) & (truth <= high)).sum())
-    return held / samples
+    rows = draw(np.random.default_rng(seed), (samples, n))
+    return sum(stats.mean_interval(row).holds(truth) for row in rows) / samples
 
 
 def difference_coverage(draw: Draw, n: int, samples: int, seed: int = 0) -> float:
@@ -95,28 +107,47 @@ def iqm_coverage(
     return held / samples
 
 
-def type_one_error(draw: Draw, truth: float, n: int, samples: int, seed: int = 0) -> float:
-    """How often `paired_p_value` of n differences with the mean `truth` - `truth` is below 0.05."""
+def type_one_error(
+    draw: Draw, truth: float, n: int, samples: int, test: str, seed: int = 0
+) -> float:
+    """How often the p of n differences with the mean `truth` - `truth` is below 0.05."""
     rng = np.random.default_rng(seed)
     hits = 0
     for start in range(0, samples, AT_ONCE):
         differences = draw(rng, (min(AT_ONCE, samples - start), n)) - truth
-        hits += int((stats.sign_flip_p_values(differences) < 0.05).sum())
+        hits += int((TESTS[test](differences) < stats.ALPHA).sum())
     return hits / samples
 
 
-def holm_error(n: int, samples: int, seed: int = 0) -> float:
-    """How often any of 12 corrected p-values is below 0.05 where no method differs.
+def holm_rejections(
+    draw: Draw, n: int, samples: int, test: str, gain: float = 0.0, seed: int = 0
+) -> tuple[float, float]:
+    """(how often any of 12 corrected p-values is below 0.05, how many of them on average).
 
-    Three methods under four conditions against one baseline, whose scores they share.
+    Three methods under four conditions against one baseline, whose scores they share. Each is
+    better by `gain`: without one the first share is the family-wise error, else the second the power.
     """
     rng = np.random.default_rng(seed)
-    hits = 0
+    methods = COMPARISONS // CONDITIONS
+    found = []
+    for start in range(0, samples, AT_ONCE):
+        many = min(AT_ONCE, samples - start)
+        scores = draw(rng, (many, CONDITIONS, methods, n)) + gain
+        differences = scores - draw(rng, (many, CONDITIONS, 1, n))
+        p_values = TESTS[test](differences.reshape(-1, n)).reshape(many, COMPARISONS)
+        found += [np.array(stats.holm(row.tolist())) < stats.ALPHA for row in p_values]
+    return float(np.any(found, axis=1).mean()), float(np.mean(found))
+
+
+def unbolded(draw: Draw, n: int, samples: int, methods: int, seed: int = 0) -> float:
+    """How often some of equal methods is not bold in a condition."""
+    rng = np.random.default_rng(seed)
+    lost = 0
     for _ in range(samples):
-        scores = rng.normal(size=(CONDITIONS, COMPARISONS // CONDITIONS, n))
-        differences = (scores - rng.normal(size=(CONDITIONS, 1, n))).reshape(COMPARISONS, n)
-        hits += min(stats.holm(list(stats.sign_flip_p_values(differences)))) < 0.05
-    return hits / samples
+        scores = draw(rng, (methods, n))
+        tables = [pd.DataFrame({"value": own, "split": "same"}) for own in scores]
+        lost += not all(not_worse(tables))
+    return lost / samples
 
 
 def main() -> None:
@@ -125,33 +156,50 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     args = parser.parse_args()
     start, m = time.perf_counter(), args.samples
-    few = max(m // 4, 1)  # the slow ones
+    few = max(m // 20, 1)  # the slow ones
 
     def show(title: str, rate: Callable[[int], float]) -> None:
         cells = "".join(f"{100 * rate(n):8.1f}" for n in args.seeds)
         print(f"{title:52s}{cells}", flush=True)
 
-    print(f"{m:,} samples; {few:,} for the IQM and Holm. In percent.\n")
+    print(f"{m:,} samples; {few:,} for the IQM, bold and the sign flip with Holm. In percent.\n")
     print(f"{'coverage of 95 % intervals; n =':52s}" + "".join(f"{n:8d}" for n in args.seeds))
-    show("limit", stats.coverage_limit)
     for name, (draw, truth) in MEANS.items():
         show(f"mean: {name}", lambda n, d=draw, t=truth: mean_coverage(d, t, n, m))  # type: ignore[misc]
     for name, (draw, _) in MEANS.items():
         show(f"paired difference: {name}", lambda n, d=draw: difference_coverage(d, n, m))  # type: ignore[misc]
     for name, chances in PAIRS.items():
-        show(name, lambda n, c=chances: probability_coverage(c, n, 10 * m))  # type: ignore[misc]
+        show(name, lambda n, c=chances: probability_coverage(c, n, m))  # type: ignore[misc]
     for correlation in (0.0, CORRELATION):
         for together in (False, True):
             kind = "whole seeds" if together else "stratified"
             title = f"IQM, {kind}, correlation {correlation}"
             show(title, lambda n, c=correlation, t=together: iqm_coverage(n, few, c, t))  # type: ignore[misc]
-    print("\ntype-I error at 0.05")
-    for name, (draw, truth) in MEANS.items():
+    normal = MEANS["normal"][0]
+    for test in TESTS:
+        decides = test == DECIDES
+        many = m if decides else few
+        print(f"\n{test}, at {stats.ALPHA}")
+        for name, (draw, truth) in MEANS.items():
+            show(
+                f"error, differences {name}",
+                lambda n, d=draw, t=truth, k=test: type_one_error(d, t, n, m, k),  # type: ignore[misc]
+            )
+        for name in MEANS if decides else ("normal",):
+            show(
+                f"Holm, any of {COMPARISONS}, {name}",
+                lambda n, d=MEANS[name][0], c=many, k=test: holm_rejections(d, n, c, k)[0],  # type: ignore[misc]
+            )
         show(
-            f"paired test, differences {name}",
-            lambda n, d=draw, t=truth: type_one_error(d, t, n, m),
-        )  # type: ignore[misc]
-    show(f"Holm, any of {COMPARISONS}, normal", lambda n: holm_error(n, few))
+            f"Holm, power for a gain of {GAIN} std, normal",
+            lambda n, c=many, k=test: holm_rejections(normal, n, c, k, GAIN)[1],  # type: ignore[misc]
+        )
+    print("\nbold")
+    for methods in METHODS:
+        show(
+            f"any of {methods} equal methods not, normal",
+            lambda n, k=methods: unbolded(normal, n, few, k),  # type: ignore[misc]
+        )
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

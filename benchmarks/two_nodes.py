@@ -61,7 +61,7 @@ def search(folder: Path, cluster: LocalCluster, name: str, kill: bool) -> dict[s
         )
     if kill:
         node = cluster.nodes[1].pid
-        wait_for(process, lambda: len(history(run)) >= 20 and bool(trial_workers(node)), 300)
+        wait_for(process, lambda: len(history(run)) >= 20 and bool(trial_workers(node)))
         cluster.kill_node(1)
     code = process.wait(timeout=900)
     assert code == 0, output.read_text()

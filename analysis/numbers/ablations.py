@@ -18,17 +18,19 @@ from analysis.numbers.stats import (
     holm,
     mean_interval,
     paired_difference,
-    paired_p_value,
+    paired_t_p_value,
     probability_of_improvement,
+    sign_flip_p_value,
+    t_p_value,
 )
 from analysis.read.load import Runs
 from tune_ssl.records import log
 
 ABLATION_COLUMNS = str.split(
     "method condition labels variant changes retuned metric mean low high n missing steps "
-    "diff diff_low diff_high pairs p_better p_better_low p_better_high p p_holm unpaired run"
+    "diff diff_low diff_high pairs p_better p_better_low p_better_high p p_holm p_sign_flip unpaired run"
 )
-EFFECT_COLUMNS = str.split("method condition labels effect metric mean low high n run")
+EFFECT_COLUMNS = str.split("method condition labels effect metric mean low high n p p_holm run")
 JOIN = "+"  # of the names of the switches that are on
 
 
@@ -58,8 +60,8 @@ def ablation_table(runs: Runs) -> pd.DataFrame:
     """One row per method, condition and variant, the reference first: its mean, and what it changes.
 
     `missing` trials did not finish or have no value; `unpaired` seeds had other labeled images than
-    the reference's. `p` is a sign-flip test of the paired difference, `p_holm` corrected over all
-    rows of one method (each condition's variants together).
+    the reference's. `p` is of the paired t test, `p_holm` corrected over all rows of one method (each
+    condition's variants together): it decides. `p_sign_flip` is of the sign-flip test.
     """
     rows: list[dict[str, Any]] = []
     trials = ablation_trials(runs)
@@ -92,15 +94,14 @@ def ablation_table(runs: Runs) -> pd.DataFrame:
                     "p_better": nan if alone else better.mean,
                     "p_better_low": nan if alone else better.low,
                     "p_better_high": nan if alone else better.high,
-                    "p": nan if alone else paired_p_value(values, base),
+                    "p": nan if alone else paired_t_p_value(values, base),
+                    "p_sign_flip": nan if alone else sign_flip_p_value(values, base),
                 },
                 "unpaired": unpaired,
             }
         )
     table = pd.DataFrame(rows, columns=ABLATION_COLUMNS)
-    for _, group in table.groupby("run", sort=False):
-        table.loc[group.index, "p_holm"] = holm(list(group["p"]))
-    return table.sort_values("labels", kind="stable", ignore_index=True)
+    return _corrected(table).sort_values("labels", kind="stable", ignore_index=True)
 
 
 def effect_table(runs: Runs) -> pd.DataFrame:
@@ -108,7 +109,8 @@ def effect_table(runs: Runs) -> pd.DataFrame:
 
     The effect of a switch is the mean over all settings of the others of (on minus off); `a x b` is
     how much the effect of a differs with b on from that with b off. A seed counts where every
-    combination of it finished.
+    combination of it finished. `p` is of the t test that the effect is 0, `p_holm` corrected over all
+    rows of one method.
     """
     rows: list[dict[str, Any]] = []
     trials, labels = ablation_trials(runs), _labels(runs)
@@ -130,11 +132,18 @@ def effect_table(runs: Runs) -> pd.DataFrame:
                         **{"condition": condition, "labels": labels.get((run, condition))},
                         "metric": runs.study(str(run)).metric,
                         **{"mean": found.mean, "low": found.low, "high": found.high, "n": found.n},
+                        "p": t_p_value(per_seed),
                     }
                 )
     table = pd.DataFrame(rows, columns=EFFECT_COLUMNS)
-    twice = table.duplicated(["run", "condition", "effect"])
-    return table[~twice].sort_values("labels", kind="stable", ignore_index=True)
+    table = table[~table.duplicated(["run", "condition", "effect"])]
+    return _corrected(table).sort_values("labels", kind="stable", ignore_index=True)
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `p_holm`: `p` corrected over all rows of a run."""
+    found = [pd.Series(holm(list(p)), index=p.index) for _, p in table.groupby("run")["p"]]
+    return table.assign(p_holm=pd.concat(found) if found else math.nan)
 
 
 def changes_text(changes: Mapping[str, Any], retune: Any = ()) -> str:

@@ -15,29 +15,32 @@ import pandas as pd
 
 from analysis.numbers import ranks
 from analysis.numbers.stats import (
+    ALPHA,
     holm,
     iqm_interval,
     paired,
     paired_difference,
-    paired_p_value,
+    paired_t_p_value,
     probability_of_improvement,
     seeds_for_decision,
+    sign_flip_p_value,
 )
 from analysis.numbers.tables import (
     CELL,
     Condition,
+    by_seed,
     cells,
     condition_of,
     confirm_trials,
-    finished_values,
     identity,
+    pairs,
 )
-from analysis.read.load import TEST_METRIC, Runs
+from analysis.read.load import Runs
 from analysis.read.study import Study
 
 BASELINE = "supervised"
 DIFFERENCES = str.split(
-    "method reference condition labels mean low high n unpaired p p_holm "
+    "method reference condition labels mean low high n unpaired p p_holm p_sign_flip "
     "p_better p_better_low p_better_high seeds_needed"
 )
 AGGREGATE = str.split("method iqm low high mean rank conditions seeds left_out")
@@ -73,26 +76,22 @@ def difference_table(runs: Runs) -> pd.DataFrame:
     Each condition (and label count, where runs differ in it) has its `reference_study` among the
     runs that confirmed it.
     Only pairs with the same labeled images count; the others are counted in `unpaired`. `p` is of
-    the sign-flip test, `p_holm` the same after Holm's correction over the whole table, `p_better`
-    P(method > reference), `seeds_needed` the further pairs that would show a difference of this size
-    (`stats.seeds_for_decision`).
+    the paired t test, `p_holm` the same after Holm's correction over the whole table: it decides.
+    `p_sign_flip` is of the sign-flip test, `p_better` P(method > reference). `seeds_needed` is 0
+    where it is decided, else `stats.seeds_for_decision` for as many comparisons as the table has.
     """
     confirmed = [cell for cell in cells(runs, confirm_trials(runs)) if not cell[2].empty]
     rivals: dict[Condition, dict[str, pd.DataFrame]] = {}
     for study, condition, trials in confirmed:
         rivals.setdefault(condition_of(condition), {})[study.run] = trials
-    rows = []
+    rows, gaps = [], []
     for study, condition, trials in confirmed:
         others = rivals[condition_of(condition)]
         reference = reference_study([runs.study(run) for run in others])
         if study.run == reference.run:
             continue
-        a, b = _by_seed(trials), _by_seed(others[reference.run])
-        pairs = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
-        other = pairs["split_a"] != pairs["split_b"]
-        other &= pairs["split_a"].notna() & pairs["split_b"].notna()
-        same = pairs[~other]
-        ours, theirs = _mapping(same["value_a"]), _mapping(same["value_b"])
+        ours, theirs, unpaired = pairs(by_seed(trials), by_seed(others[reference.run]))
+        gaps.append(paired(ours, theirs))
         found = paired_difference(ours, theirs)
         better = probability_of_improvement(ours, theirs)
         rows.append(
@@ -103,16 +102,19 @@ def difference_table(runs: Runs) -> pd.DataFrame:
                 "low": found.low,
                 "high": found.high,
                 "n": found.n,
-                "unpaired": int(other.sum()),
-                "p": paired_p_value(ours, theirs),
+                "unpaired": unpaired,
+                "p": paired_t_p_value(ours, theirs),
+                "p_sign_flip": sign_flip_p_value(ours, theirs),
                 "p_better": better.mean,
                 "p_better_low": better.low,
                 "p_better_high": better.high,
-                "seeds_needed": seeds_for_decision(paired(ours, theirs)),
             }
         )
     table = pd.DataFrame(rows, columns=DIFFERENCES)
     table["p_holm"] = np.array(holm(table["p"].tolist()), dtype=float)
+    tests = int(table["p"].notna().sum())
+    more = np.array([seeds_for_decision(gap, tests) for gap in gaps], dtype=float)
+    table["seeds_needed"] = np.where(table["p_holm"] < ALPHA, 0.0, more)
     return table.sort_values("labels", kind="stable", ignore_index=True)
 
 
@@ -175,7 +177,7 @@ def shared_scores(runs: Runs) -> Shared:
     """
     keys = ["condition", "seed"]
     parts = [
-        _by_seed(trials).assign(method=study.label, **{key: condition[key] for key in CELL})
+        by_seed(trials).assign(method=study.label, **{key: condition[key] for key in CELL})
         for study, condition, trials in cells(runs, confirm_trials(runs))
     ]
     if not parts:
@@ -204,13 +206,3 @@ def shared_scores(runs: Runs) -> Shared:
 def _blocks(scores: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     for condition, rows in scores.groupby("condition", sort=False):
         yield str(condition), rows
-
-
-def _by_seed(trials: pd.DataFrame) -> pd.DataFrame:
-    """value and split of trials, by seed."""
-    found = trials.assign(value=finished_values(trials, TEST_METRIC))
-    return found.dropna(subset=["seed"]).set_index("seed")[["value", "split"]]
-
-
-def _mapping(values: pd.Series) -> dict[int, float]:
-    return dict(zip(values.index.astype(int), values.astype(float), strict=True))

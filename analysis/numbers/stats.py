@@ -1,13 +1,10 @@
 """Intervals and tests on a handful of seeds.
 
-The plain percentile bootstrap is too narrow when n is small: it lacks the factor n / (n - 1) in the
-variance and the heavier tails of Student's t. The *expanded* percentile interval (Hesterberg 2015,
-"What Teachers Should Know About the Bootstrap", section 5.3) reads the bootstrap distribution at
-
-    alpha' / 2 = Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n - 1})
-
-instead of at alpha / 2. Up to n = 8 all resamples are enumerated, so nothing depends on a seed.
-`benchmarks/coverage.py` measures how often the intervals hold the truth and the tests err.
+One rule decides everywhere, in words, bold cells, marks and seeds still needed: the two-sided paired
+Student's t test, corrected by Holm over a stated family, at `ALPHA`. The interval of a mean is
+Student's t too, so that one of differences leaves out 0 exactly where its p before correction is
+below `ALPHA`. `benchmarks/coverage.py` measures how often the intervals hold the truth and the tests
+err.
 """
 
 from __future__ import annotations
@@ -16,14 +13,16 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special  # and not scipy.stats, which takes a second to import
 
-ENUMERATED = 8  # C(15, 8) = 6,435 distinct resamples
+ALPHA = 0.05
+LEAST_SEEDS = 4  # no interval of a mean from fewer is called a 95 % one
+ROUNDING = 1e-12  # a difference or a spread up to this is none
 DRAWS = 50_000
 ALL_SIGNS = 16  # up to 2^15 sign patterns; a pattern and its opposite count alike
 MOST_SEEDS = 1_000  # more than this nobody will train
@@ -46,53 +45,42 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def mean_interval(values: Iterable[float], level: float = 0.95, seed: int = 0) -> Interval:
-    """The expanded percentile bootstrap interval of the mean.
+def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean: mean +- t_{n-1} std / sqrt(n) (Student 1908).
 
-    Values that are not finite are left out; `n` says how many were used.
+    Values that are not finite are left out; `n` says how many were used. The ends are not cut where
+    the values have bounds: those of an accuracy near 1 may lie above 1. Equal values give a point.
     """
     x = np.asarray(list(values), dtype=float)
     x = x[np.isfinite(x)]
     n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0, math.nan)
-    mean = float(x.mean())
     if n == 1:
-        return Interval(mean, math.nan, math.nan, 1, math.nan)
-    std = float(x.std(ddof=1))
+        return Interval(float(x[0]), math.nan, math.nan, 1, math.nan)
     if np.ptp(x) == 0:
         return Interval(float(x[0]), float(x[0]), float(x[0]), n, 0.0)
-    low, high = mean_bounds(x[None], level, seed)
-    return Interval(mean, float(low[0]), float(high[0]), n, std)
-
-
-def mean_bounds(samples_RN: Floats, level: float = 0.95, seed: int = 0) -> tuple[Floats, Floats]:
-    """`mean_interval` of R samples of n >= 2 finite values each, all at once: (low [R], high [R])."""
-    n = samples_RN.shape[1]
-    counts_DN, weights_D = _resamples(n) if n <= ENUMERATED else _drawn_resamples(n, seed)
-    means_RD = samples_RN @ counts_DN.T / n
-    goal = expanded_tail(n, level) * (1 - 1e-9)
-    if n > ENUMERATED:  # all resamples weigh alike: no need to sort
-        tail = max(math.ceil(goal * DRAWS) - 1, 0)
-        means_RD.partition((tail, DRAWS - 1 - tail), axis=1)
-        return means_RD[:, tail], means_RD[:, DRAWS - 1 - tail]
-    order = np.argsort(means_RD, axis=1, kind="stable")
-    return (
-        _at_probability(means_RD, weights_D, order, goal),
-        _at_probability(means_RD, weights_D, order[:, ::-1], goal),
-    )
+    mean, std = float(x.mean()), float(x.std(ddof=1))
+    reach = float(t_quantile(n - 1, level)) * std / math.sqrt(n)
+    return Interval(mean, mean - reach, mean + reach, n, std)
 
 
 def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95, seed: int = 0
+    a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95
 ) -> Interval:
     """The interval of the mean of a - b over the keys (seeds) that both have."""
-    return mean_interval(paired(a, b), level, seed)
+    return mean_interval(paired(a, b), level)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Floats:
-    """a - b, shape [n], for the n keys that both have with finite values, in the keys' order."""
-    found = np.array([a[key] - b[key] for key in sorted(set(a) & set(b))], dtype=float)
+    """a - b, shape [n], for the n keys that both have with finite values, in the keys' order.
+
+    Values that differ by rounding alone are equal.
+    """
+    keys = sorted(set(a) & set(b))
+    ours, theirs = (np.array([side[key] for key in keys], dtype=float) for side in (a, b))
+    found = ours - theirs
+    found[np.abs(found) <= ROUNDING] = 0.0
     return np.asarray(found[np.isfinite(found)])
 
 
@@ -133,13 +121,62 @@ def share_bounds(wins: npt.ArrayLike, n: int, level: float = 0.95) -> tuple[Floa
     return np.where(won == 0, 0.0, low), np.where(lost == 0, 1.0, high)
 
 
-def paired_p_value(a: Mapping[int, float], b: Mapping[int, float], seed: int = 0) -> float:
+def paired_t_p_value(a: Mapping[int, float], b: Mapping[int, float]) -> float:
+    """`t_p_value` of a - b over the keys (seeds) that both have."""
+    return t_p_value(paired(a, b))
+
+
+def t_p_value(differences: Iterable[float]) -> float:
+    """Student's two-sided t test that the mean is 0; nan with fewer than 2 values."""
+    x = np.asarray(list(differences), dtype=float)
+    return float(t_p_values(x[None])[0]) if len(x) > 1 else math.nan
+
+
+def t_p_values(differences_RN: Floats) -> Floats:
+    """`t_p_value` of R samples of n >= 2 differences each, all at once. Shape [R].
+
+    p = 2 P(T_{n-1} > sqrt(n) |mean| / std). Without spread the statistic has no value: then p is 1
+    where all differences are 0; else 0 from `LEAST_SEEDS` differences on, and nan with fewer, which
+    may be equal by chance where a test set is small.
+    """
+    n = differences_RN.shape[1]
+    size_R = np.abs(differences_RN.mean(axis=1))
+    std_R = differences_RN.std(axis=1, ddof=1)
+    flat_R = std_R <= ROUNDING
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_R = 2 * special.stdtr(n - 1, -math.sqrt(n) * size_R / std_R)
+    alike = 0.0 if n >= LEAST_SEEDS else math.nan
+    p_R[flat_R] = np.where(size_R[flat_R] <= ROUNDING, 1.0, alike)
+    return np.asarray(p_R)
+
+
+def welch_p_value(a: Iterable[float], b: Iterable[float]) -> float:
+    """Welch's two-sided t test that two independent samples have one mean (Welch 1947).
+
+    nan with fewer than 2 values on a side. Where neither side varies: 1 where they are equal, else 0
+    from `LEAST_SEEDS` values on each side on, and nan with fewer.
+    """
+    x, y = (np.asarray(list(side), dtype=float) for side in (a, b))
+    fewest = min(len(x), len(y))
+    if fewest < 2:
+        return math.nan
+    size = float(abs(x.mean() - y.mean()))
+    parts = np.array([side.var(ddof=1) / len(side) for side in (x, y)])
+    error = math.sqrt(parts.sum())
+    if error <= ROUNDING:
+        return 1.0 if size <= ROUNDING else 0.0 if fewest >= LEAST_SEEDS else math.nan
+    freedom = error**4 / (parts**2 / (np.array([len(x), len(y)]) - 1)).sum()
+    return float(2 * special.stdtr(freedom, -size / error))
+
+
+def sign_flip_p_value(a: Mapping[int, float], b: Mapping[int, float], seed: int = 0) -> float:
     """Two-sided sign-flip (permutation) test that the mean of a - b is 0; nan with fewer than 2 pairs.
 
     Fisher 1935, "The Design of Experiments", section 21: if A and B do not differ, each pair's
     difference is as likely to have the other sign. All 2^n sign patterns are counted up to n = 16;
     beyond, `DRAWS` random ones, as (1 + hits) / (1 + draws) (Phipson and Smyth 2010), so that p is
-    never 0. The smallest p that n pairs can give is `smallest_p`.
+    never 0. It assumes no distribution, but n pairs give no p below 2^(1 - n), too much to pass a
+    correction at the usual numbers of seeds. So it is shown beside the t test and decides nothing.
     """
     difference = paired(a, b)
     if len(difference) < 2:
@@ -148,7 +185,7 @@ def paired_p_value(a: Mapping[int, float], b: Mapping[int, float], seed: int = 0
 
 
 def sign_flip_p_values(differences_RN: Floats, seed: int = 0) -> Floats:
-    """`paired_p_value` of R samples of n >= 2 differences each, all at once. Shape [R]."""
+    """`sign_flip_p_value` of R samples of n >= 2 differences each, all at once. Shape [R]."""
     n = differences_RN.shape[1]
     observed_R = np.abs(differences_RN.sum(axis=1))
     # Sums that are equal on paper may differ in their last digits.
@@ -158,22 +195,6 @@ def sign_flip_p_values(differences_RN: Floats, seed: int = 0) -> Floats:
     signs_DN = np.random.default_rng(seed).choice((-1.0, 1.0), size=(DRAWS, n))
     hits_R = (np.abs(signs_DN @ differences_RN.T) >= least_R).sum(axis=0)
     return np.asarray((1 + hits_R) / (1 + DRAWS))
-
-
-def smallest_p(n: int) -> float:
-    """The smallest p that `paired_p_value` can give for n pairs, all of one sign: 2^(1 - n)."""
-    return 2.0 ** (1 - n) if n <= ALL_SIGNS else 1 / (1 + DRAWS)
-
-
-def seeds_for_test(comparisons: int, alpha: float = 0.05) -> int:
-    """The fewest pairs whose smallest p is below `alpha` after Holm's correction over `comparisons`.
-
-    That is for a difference of one sign in every pair; fewer pairs cannot pass, whatever they show.
-    """
-    n = 2
-    while max(comparisons, 1) * 2.0 ** (1 - n) >= alpha:
-        n += 1
-    return n
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -191,29 +212,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_for_decision(
-    differences: Iterable[float], level: float = 0.95, power: float = 0.8
+    differences: Iterable[float], comparisons: int = 1, power: float = 0.8
 ) -> float:
-    """How many more pairs would show a difference of the size seen, at `level` with `power`.
+    """How many more pairs the rule would take to decide, were the difference seen the true one.
 
-    0 when the interval already leaves out 0 and there are at least `seeds_needed(level)` pairs; nan
-    when that cannot be told, from fewer than two pairs or from pairs that all differ alike; inf when
-    it would take more than `MOST_SEEDS`. Otherwise the smallest total N at which Student's t test
-    rejects with probability `power`, by the noncentral t (Cohen 1988, chapter 2), less those there
-    are:
+    The smallest total N, of at least one pair more and at least `LEAST_SEEDS`, at which Student's t
+    test rejects at `ALPHA` / `comparisons` with probability `power`, by the noncentral t (Cohen 1988,
+    chapter 2), less the n pairs there are:
 
         P(|T'_{N-1}(sqrt(N) |mean| / std)| > t_{1 - alpha/2, N-1}) >= power
 
-    It takes the mean and the std seen for the true ones. Both are guesses from a few pairs: a true
+    That level is what Holm asks of the smallest p of a family; of the others it asks less. nan when
+    it cannot be told, from fewer than two pairs or from pairs that all differ alike; inf when it
+    would take more than `MOST_SEEDS`. The mean and the std seen are guesses from a few pairs: a true
     difference of half the size needs four times as many. It is a plan, and no promise; nor may one
-    add pairs until an interval leaves out 0 and state that interval as if their number were fixed.
+    add pairs until a test rejects and state its p as if their number were fixed.
     """
-    seen = mean_interval(differences, level)
-    least = seeds_needed(level)
-    if seen.n < 2 or seen.std <= 1e-9 * abs(seen.mean):  # equal but for rounding
+    seen = mean_interval(differences)
+    if seen.n < 2 or seen.std <= ROUNDING:
         return math.nan
-    if not seen.holds(0) and seen.n >= least:
-        return 0.0
-    totals = np.arange(max(seen.n + 1, least), MOST_SEEDS + 1)
+    totals = np.arange(max(seen.n + 1, LEAST_SEEDS), MOST_SEEDS + 1)
+    level = 1 - ALPHA / max(comparisons, 1)
     reached = _power(totals, abs(seen.mean) / seen.std, level) >= power
     return float(totals[reached.argmax()] - seen.n) if reached.any() else math.inf
 
@@ -244,10 +263,11 @@ def iqm_interval(
     independent. Where a column is one seed under all conditions, with one initialisation and data
     order, its scores tend to rise and fall together and only the second is right.
 
-    The tails are expanded as for a mean: with N values in C strata the bootstrap's variance is too
-    small by the factor (N - C) / N, and the t has N - C degrees of freedom (one stratum of columns:
-    n / (n - 1) and n - 1). nan cells are left out; `together` leaves out their columns. Without two
-    seeds in some condition there is no interval. `std` is nan: the values have no common mean.
+    The tails are expanded (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section
+    5.3): with N values in C strata the bootstrap's variance is too small by the factor (N - C) / N,
+    and the t has N - C degrees of freedom (one stratum of columns: (n - 1) / n and n - 1). nan cells
+    are left out; `together` leaves out their columns. Without two seeds in some condition there is no
+    interval. `std` is nan: the values have no common mean.
     """
     scores = np.atleast_2d(np.asarray(scores_CN, dtype=float))
     if together:
@@ -272,31 +292,9 @@ def iqm_interval(
     return Interval(iqm(scores), float(low), float(high), total, math.nan)
 
 
-def expanded_tail(n: int, level: float = 0.95) -> float:
-    """alpha' / 2: the probability below the lower end, for n values."""
-    return float(special.ndtr(-math.sqrt(n / (n - 1)) * t_quantile(n - 1, level)))
-
-
 def t_quantile(freedom: npt.ArrayLike, level: float = 0.95) -> Any:
     """What Student's t stays below in absolute value with probability `level`."""
     return special.stdtrit(freedom, 0.5 + level / 2)
-
-
-def coverage_limit(n: int) -> float:
-    """How often the range of n values holds the centre of a symmetric distribution.
-
-    No bootstrap interval of a mean reaches beyond the range, so none covers more often than this:
-    50 % at n = 2, 87.5 % at 4, 93.8 % at 5, 96.9 % at 6.
-    """
-    return 1 - 2.0 ** (1 - n) if n > 1 else 0.0
-
-
-def seeds_needed(level: float = 0.95) -> int:
-    """The smallest n at which `coverage_limit` does not stand in the way of `level`."""
-    n = 2
-    while coverage_limit(n) < level:
-        n += 1
-    return n
 
 
 def _power(n: npt.NDArray[np.int_], effect: float, level: float) -> Floats:
@@ -316,38 +314,7 @@ def _middle_half(values_RN: Floats) -> Floats:
 
 
 @cache
-def _resamples(n: int) -> tuple[Floats, Floats]:
-    """How often each of n values is drawn, one row per distinct resample, and its probability."""
-    rows = list(_compositions(n, n))
-    ways = [math.factorial(n) / math.prod(map(math.factorial, counts)) for counts in rows]
-    return np.array(rows, dtype=float), np.array(ways) / float(n) ** n
-
-
-@lru_cache(maxsize=4)
-def _drawn_resamples(n: int, seed: int) -> tuple[Floats, Floats]:
-    """The same for `DRAWS` random resamples."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    return counts.astype(float), np.full(DRAWS, 1 / DRAWS)
-
-
-def _compositions(total: int, parts: int) -> Iterable[tuple[int, ...]]:
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _compositions(total - first, parts - 1):
-            yield (first, *rest)
-
-
-@cache
 def _signs(n: int) -> Floats:
     """All sign patterns of n values that start with +, one a row."""
     rest = itertools.product((1.0, -1.0), repeat=n - 1)
     return np.array([(1.0, *signs) for signs in rest])
-
-
-def _at_probability(values_RD: Floats, weights_D: Floats, order_RD: Any, goal: float) -> Floats:
-    """Per row, the first value in the given order whose cumulative probability reaches `goal`."""
-    before_R = (np.cumsum(weights_D[order_RD], axis=1) < goal).sum(axis=1)
-    rows = np.arange(len(values_RD))
-    return np.asarray(values_RD[rows, order_RD[rows, before_R]])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.numbers.stats import mean_interval
+from analysis.numbers.stats import ALPHA, holm, mean_interval, paired, t_p_value, welch_p_value
 from analysis.read.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.read.study import Study
@@ -46,19 +46,19 @@ def confirm_trials(runs: Runs) -> pd.DataFrame:
 
 
 def results_table(runs: Runs) -> pd.DataFrame:
-    """Per condition and method: test accuracy over the confirm seeds, with 95 % intervals.
+    """Per condition and method: test accuracy over the confirm seeds, with t intervals.
 
-    `n` seeds are in the mean, `missing` ended without a test value or still run. `best` marks each
-    method whose mean lies inside the interval of the highest mean under the same condition and label
-    count.
+    `n` seeds are in the mean, `missing` ended without a test value or still run. `best` is what
+    `not_worse` says of the methods under one condition and label count.
     """
-    rows = []
+    rows, scores = [], []
     confirmed = confirm_trials(runs)
     for study, condition, trials in cells(runs, confirmed):
         if trials.empty:
             continue
         main = mean_interval(finished_values(trials, TEST_METRIC))
         plain = mean_interval(finished_values(trials, ACCURACY))
+        scores.append(by_seed(trials))
         rows.append(
             {
                 **identity(study, condition),
@@ -77,10 +77,56 @@ def results_table(runs: Runs) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*columns.split(), "n", "missing"])
     table["best"] = False
     for _, group in table.groupby(CELL, sort=False, dropna=False):
-        if group["mean"].notna().any():
-            top = group.sort_values("mean", ascending=False).iloc[0]
-            table.loc[group.index, "best"] = group["mean"].between(top["low"], top["high"])
+        table.loc[group.index, "best"] = not_worse([scores[place] for place in group.index])
     return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def not_worse(scores: Sequence[pd.DataFrame]) -> list[bool]:
+    """Which of some methods have the highest mean or are not shown to be worse than that one.
+
+    Takes each method's `by_seed`. Worse is what the paired t test against the highest mean says,
+    after Holm's correction over these comparisons, at `ALPHA`. With fewer than two seeds in common
+    on the same labeled images, Welch's test takes its place. A method with one seed is never
+    marked, and none is where the highest mean is of one seed: nothing can be tested then.
+    """
+    values = [own["value"].dropna() for own in scores]
+    measured = [place for place, own in enumerate(values) if len(own)]
+    if not measured:
+        return [False] * len(scores)
+    top = max(measured, key=lambda place: float(values[place].mean()))
+    found = [_lead(scores[top], own) for own in scores]
+    p_values = holm([math.nan if place == top else p for place, (_, p) in enumerate(found)])
+    worse = [lead > 0 and p < ALPHA for (lead, _), p in zip(found, p_values, strict=True)]
+    testable = len(values[top]) > 1
+    return [testable and len(own) > 1 and not w for own, w in zip(values, worse, strict=True)]
+
+
+def _lead(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
+    """How far `a` is ahead of `b`, and the p of it: by pairs, where there are two, else by Welch's test."""
+    ours, theirs, _ = pairs(a, b)
+    gaps = paired(ours, theirs)
+    if len(gaps) > 1:
+        return float(gaps.mean()), t_p_value(gaps)
+    x, y = a["value"].dropna(), b["value"].dropna()
+    return float(x.mean() - y.mean()), welch_p_value(x, y)
+
+
+def by_seed(trials: pd.DataFrame) -> pd.DataFrame:
+    """`value` (on test) and `split` (a digest of the labeled images) of trials, by seed."""
+    found = trials.assign(value=finished_values(trials, TEST_METRIC))
+    return found.dropna(subset=["seed"]).set_index("seed")[["value", "split"]]
+
+
+def pairs(a: pd.DataFrame, b: pd.DataFrame) -> tuple[dict[int, float], dict[int, float], int]:
+    """The values by seed of two `by_seed`, of the seeds that both have with the same labeled images,
+    and how many seeds have other ones. An unknown split is taken for the same."""
+    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
+    other = both["split_a"] != both["split_b"]
+    other &= both["split_a"].notna() & both["split_b"].notna()
+    same = both[~other]
+    seeds = same.index.astype(int)
+    ours, theirs = (dict(zip(seeds, same[f"value_{x}"].astype(float), strict=True)) for x in "ab")
+    return ours, theirs, int(other.sum())
 
 
 def budget_table(runs: Runs) -> pd.DataFrame:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.numbers.stats import ALPHA
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, error_bars, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.read.values import missing
-from analysis.words.display import is_share
-from analysis.words.verdicts import ALPHA
+from analysis.words.display import INTERVALS, is_share
 from tune_ssl.records import log
 
 LONGEST = 28  # characters of a row's name before it wraps
@@ -24,11 +24,11 @@ FOREST_COLUMNS = str.split("condition method row metric mean low high n signific
 
 VARIANTS = (
     "Each row changes one thing of the frozen chosen configuration: difference to it, paired by "
-    "seed, with its 95 % interval. Filled: p < 0.05 after Holm's correction."
+    f"seed, with {INTERVALS}. Filled: p < 0.05 after Holm's correction of the paired t test."
 )
 EFFECTS = (
-    "Main effects and interactions of the switches, with 95 % intervals. Filled: the interval does "
-    "not hold 0 (not corrected for multiple comparisons)."
+    f"Main effects and interactions of the switches, with {INTERVALS}. Filled: p < 0.05 after Holm's "
+    "correction of the t test."
 )
 
 
@@ -88,8 +88,7 @@ def variant_rows(ablation: pd.DataFrame) -> pd.DataFrame:
 def effect_rows(effects: pd.DataFrame) -> pd.DataFrame:
     """`effect_table` -> a row per effect, with the columns of `variant_rows`."""
     table = effects.rename(columns={"effect": "row"})
-    significant = (table["low"] > 0) | (table["high"] < 0)
-    return table.assign(significant=significant, detail="")[FOREST_COLUMNS]
+    return table.assign(significant=table["p_holm"] < ALPHA, detail="")[FOREST_COLUMNS]
 
 
 def worst_first(rows: pd.DataFrame, mode: str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from analysis.plots.base import Plot, Tables, by_condition, confirmed_by, file_n
 from analysis.plots.errors import Floats, matrices
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
-from analysis.words.display import interval
+from analysis.words.display import INTERVALS, interval
 
 RELIABILITY = "test/reliability"
 COLUMNS = str.split("condition method low high images confidence accuracy ece ece_low ece_high n")
@@ -33,7 +33,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
             f"Accuracy against confidence of the test images, bins pooled over seeds, empty bins "
             f"left out; a mark's area shows its share of the images. Under the diagonal a method "
             f"is overconfident. Expected calibration error (Guo et al. 2017), mean over seeds of "
-            f"each seed's own bins: {listed}. {confirmed_by(errors['n'])}"
+            f"each seed's own bins, with {INTERVALS}: {listed}. {confirmed_by(errors['n'])}"
         )
         name = file_name("reliability", condition)
         figure = reliability_figure(rows, colours)
@@ -44,7 +44,7 @@ def reliability_table(runs: Runs) -> pd.DataFrame:
     """Per condition, method and bin with images: images, mean confidence and accuracy over n seeds.
 
     `low` and `high` are the bin's edges in (0, 1]. `ece` is the mean over the seeds of each one's
-    sum over bins of |confidence - accuracy| x share of the images, with its 95 % interval.
+    sum over bins of |confidence - accuracy| x share of the images, with its interval.
     """
     parts = []
     for study, condition, bins_SB3, _ in matrices(runs, RELIABILITY, lambda _, s: s[1] == 3):

@@ -13,7 +13,7 @@ from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, sp
 from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
 from analysis.read.values import missing
-from analysis.words.display import count, interval
+from analysis.words.display import INTERVALS, count, interval
 from tune_ssl.records import log
 
 TUNING = (log.SEARCH, log.FINALIST)
@@ -32,7 +32,7 @@ VIEWS = {
         "model-seconds",
         "Accuracy against device-seconds per model",
         "device-seconds per trained model",
-        f"Mean over the seeds, with 95 % intervals both ways. {CLOCK}",
+        f"Mean over the seeds, with {INTERVALS} both ways. {CLOCK}",
     ),
     "steps": (
         "model-steps",

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.numbers.stats import Interval, mean_bounds, mean_interval
+from analysis.numbers.stats import mean_interval
 from analysis.numbers.tables import confirm_trials
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, file_name, look
 from analysis.plots.figure import Figure, merged
 from analysis.read.load import Runs
 from analysis.read.study import Study
-from analysis.words.display import interval
+from analysis.words.display import INTERVALS, interval
 from tune_ssl.records import log
 
 CONFUSION = "test/confusion"
@@ -25,7 +25,6 @@ CLASS_COLUMNS = str.split("condition method class measure mean low high n")
 MEASURES = ("precision", "recall", "F1")
 READABLE = 30  # classes: beyond, cells have no text
 TICKS = 16  # class names on an axis
-BLOCK = 32  # rows whose resampled means are held at once: 13 MB
 LONG = 12  # characters of a class name on an axis
 ROOM = 45  # characters of all of them side by side
 # Light to dark, so that it also reads in grey; steps grow with the square, since errors are rare.
@@ -46,7 +45,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     for condition, rows in classes.groupby("condition", sort=False):
         seeds = confirmed_by(rows["n"])
         caption = (
-            f"Per class of the test images, with 95 % intervals. A class that is never given has "
+            f"Per class of the test images, with {INTERVALS}. A class that is never given has "
             f"precision 0. {seeds}"
         )
         figure = class_figure(rows, colours)
@@ -132,7 +131,7 @@ def confusion_table(cells: list[Cell]) -> pd.DataFrame:
 
 
 def class_table(cells: list[Cell]) -> pd.DataFrame:
-    """Per condition, method, class that has test images and measure: the mean over seeds, 95 % interval.
+    """Per condition, method, class that has test images and measure: the mean over seeds and its interval.
 
     precision = TP / (TP + FP), 0 where the class is never given; recall = TP / (TP + FN);
     F1 = 2 TP / (2 TP + FP + FN).
@@ -146,26 +145,11 @@ def class_table(cells: list[Cell]) -> pd.DataFrame:
         for measure, top_SK, bottom_SK in zip(MEASURES, tops, bottoms, strict=True):
             values_SK = np.divide(top_SK, bottom_SK, out=np.zeros_like(top_SK), where=bottom_SK > 0)
             values_SK = np.where(images_SK > 0, values_SK, np.nan)
-            for name, found in zip(names, intervals(values_SK.T), strict=True):
+            for name, found in zip(names, map(mean_interval, values_SK.T), strict=True):
                 own = (condition, study.label, name, measure)
                 rows.append((*own, found.mean, found.low, found.high, found.n))
     table = pd.DataFrame(rows, columns=CLASS_COLUMNS)
     return table[table["n"] > 0].reset_index(drop=True)
-
-
-def intervals(values_RN: Floats) -> list[Interval]:
-    """`mean_interval` of each of R rows, without their nan cells; equally long rows at once."""
-    rows = [row[np.isfinite(row)] for row in values_RN]
-    found = [mean_interval(row) if len(row) < 2 or np.ptp(row) == 0 else None for row in rows]
-    for n in {len(row) for row, known in zip(rows, found, strict=True) if known is None}:
-        places = [i for i, row in enumerate(rows) if found[i] is None and len(row) == n]
-        for start in range(0, len(places), BLOCK):
-            block = places[start : start + BLOCK]
-            lows, highs = mean_bounds(np.stack([rows[i] for i in block]))
-            for i, low, high in zip(block, lows, highs, strict=True):
-                mean, std = float(rows[i].mean()), float(rows[i].std(ddof=1))
-                found[i] = Interval(mean, float(low), float(high), n, std)
-    return [interval for interval in found if interval is not None]
 
 
 def confusion_figure(cells: pd.DataFrame, names: list[str]) -> Figure:

@@ -11,7 +11,7 @@ from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, confirmed_by, error_bars, look, spans_wide
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
-from analysis.words.display import interval
+from analysis.words.display import INTERVALS, interval
 
 DODGE = 0.025  # of the axis: how far methods stand apart at one label count
 
@@ -21,7 +21,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     results, differences = tables["results"], tables["differences"]
     if results["mean"].notna().any():
         seeds = confirmed_by(results.loc[results["mean"].notna(), "n"])
-        caption = f"Test accuracy; bands and bars are 95 % intervals of the mean. {seeds}"
+        caption = f"Test accuracy; bands and bars are {INTERVALS} of the mean. {seeds}"
         figure = label_efficiency_figure(results, colours)
         title = "Test accuracy against labels"
         yield Plot("efficiency", "label-efficiency", title, figure, results, caption)
@@ -29,9 +29,9 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         reference = " or ".join(dict.fromkeys(differences["reference"]))
         seeds = confirmed_by(differences.loc[differences["mean"].notna(), "n"])
         caption = (
-            f"Test accuracy of each method minus that of {reference}, paired by seed, with 95 % "
-            f"intervals that are not corrected for multiple comparisons. {seeds} Points of one "
-            "label count are set apart to be seen."
+            f"Test accuracy of each method minus that of {reference}, paired by seed, with {INTERVALS} "
+            f"that are not corrected for multiple comparisons. {seeds} Points of one label count "
+            "are set apart to be seen."
         )
         figure = difference_figure(differences, colours)
         title = f"Difference to {reference}"

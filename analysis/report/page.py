@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.numbers.importance import importance_notes
-from analysis.numbers.stats import expanded_tail
+from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import CELL
 from analysis.plots import Plot, style
 from analysis.read.galleries import galleries_by_condition
@@ -69,7 +69,7 @@ def render(
         summary=summary(runs, results, chosen, found["differences"], found["ablation"]),
         caveats=caveats(runs, results, found["budget"], chosen, found["ablation"]),
         interval_note=interval_note(results),
-        tails=[(n, f"{200 * expanded_tail(n):.2g}") for n in (5, 10, 20)],
+        least_seeds=LEAST_SEEDS,
         sections=_sections(runs, papers, drawn, formats),
         measured=bool(results["mean"].notna().any()),
         not_a_result=not_a_result(runs),

@@ -9,9 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.numbers.stats import LEAST_SEEDS
 from analysis.read.values import NONE, last_line, missing
 
 SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
+
+# What captions call the intervals of means, whatever the number of seeds.
+INTERVALS = f"Student's t intervals (95 % from {LEAST_SEEDS} seeds on)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,14 @@ def interval(mean: Any, low: Any, high: Any, sign: str = "") -> str:
         return NONE
     if missing(low):
         return f"{100 * mean:{sign}.1f} (no interval)"
-    return f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * mean:{sign}.1f} {ends(low, high, sign)}"
+
+
+def ends(low: float, high: float, sign: str = "") -> str:
+    """[85.1, 89.0], in percent; those of a share, which has no sign, are cut at 0 and 100 %."""
+    if not sign:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def metric_interval(row: dict[str, Any], mean: str, low: str, high: str, sign: str = "") -> str:
@@ -106,6 +117,8 @@ def _value(key: str, title: str) -> Column:
 
 
 _CELL = [_text("condition", "Condition"), _count("labels", "Labels"), _text("method", "Method")]
+_P_HOLM = Column("p, Holm", lambda row: p_value(row["p_holm"]))
+_P_SIGN_FLIP = Column("p, sign flip", lambda row: p_value(row["p_sign_flip"]))
 _STATUS = [
     _count("finished", "Finished"),
     _count("stopped_early", "Stopped early"),
@@ -134,7 +147,8 @@ COLUMNS: dict[str, list[Column]] = {
         _text("reference", "Minus"),
         Column("Points", lambda r: interval(r["mean"], r["low"], r["high"], "+")),
         Column("p", lambda r: p_value(r["p"])),
-        Column("p, Holm", lambda r: p_value(r["p_holm"])),
+        _P_HOLM,
+        _P_SIGN_FLIP,
         Column(
             "P(better), %",
             lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
@@ -168,7 +182,8 @@ COLUMNS: dict[str, list[Column]] = {
         Column(
             "Minus reference", lambda r: metric_interval(r, "diff", "diff_low", "diff_high", "+")
         ),
-        Column("p, Holm", lambda r: p_value(r["p_holm"])),
+        _P_HOLM,
+        _P_SIGN_FLIP,
         Column(
             "P(above), %",
             lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
@@ -182,6 +197,7 @@ COLUMNS: dict[str, list[Column]] = {
         *_CELL,
         _text("effect", "Effect"),
         Column("Mean", lambda r: metric_interval(r, "mean", "low", "high", "+")),
+        _P_HOLM,
         _count("n", "Seeds"),
     ],
     "budget": [

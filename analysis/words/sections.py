@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analysis.words.display import INTERVALS
+
 
 @dataclass(frozen=True)
 class Section:
@@ -85,27 +87,31 @@ TITLES = {
 }
 CAPTIONS = {
     "differences": "Mean paired difference in mean per-class accuracy on test, in points, by "
-    "shared seed, with 95 % intervals that are not corrected for multiple comparisons. p is of a "
-    "two-sided sign-flip test of the mean; Holm's correction is over all rows of this table. "
-    "P(better) is the share of pairs won, a tie counting one half, with its exact binomial interval. "
-    "More pairs needed: for an interval without 0 with 80 % power, were the mean and spread seen the "
-    "true ones. Left out are pairs with other labeled images.",
+    f"shared seed, with {INTERVALS} that are not corrected for multiple comparisons. p is of the "
+    "two-sided paired t test; Holm's correction is over all rows of this table, and p < 0.05 after it "
+    "decides. The sign-flip test, which assumes no distribution but needs many seeds, and P(better), the "
+    "share of pairs won (a tie counting one half) with its exact binomial interval, decide nothing. "
+    "More pairs needed: to decide with 80 % power, were the mean and spread seen the true ones. Left "
+    "out are pairs with other labeled images.",
     "aggregate": "Over the conditions and seeds that all methods share: the interquartile mean (IQM, "
-    "the mean of the middle half of all scores) of mean per-class accuracy on test, with its 95 % "
-    "interval from resampled seeds; the mean over conditions; and the average rank, 1 being best. "
+    "the mean of the middle half of all scores) of mean per-class accuracy on test, with its "
+    "interval from resampled seeds (95 %, but too narrow below 5 of them); the mean over conditions; "
+    "and the average rank, 1 being best. "
     "These conditions only: the interval says nothing about others.",
     "ranks": "Average ranks over conditions of the mean over seeds, 1 being best. Methods that share a "
     "letter do not differ: their ranks are less than Nemenyi's critical difference apart, or "
     "Friedman's test finds no difference among all (Demsar 2006, alpha = 0.05). Conditions of one "
     "data set are not independent, which makes these tests too sure.",
     "ablation": "Variants of each frozen reference on the same fresh seeds: the study's metric on "
-    "validation images, accuracies in percent, and the paired difference to the reference with its "
-    "95 % interval. Holm's correction is over all rows of a method. P(above) is the share of pairs "
-    "with a higher value, with its exact binomial interval. A weight of 0 is not the supervised "
+    f"validation images, accuracies in percent, and the paired difference to the reference, with {INTERVALS}. "
+    "Holm's correction of the paired t test is over all rows of a method, and p < 0.05 after it "
+    "decides. The sign-flip test and P(above), the share of pairs with a higher value with its exact "
+    "binomial interval, decide nothing. A weight of 0 is not the supervised "
     "baseline: the unlabeled images still reach BatchNorm. The reference was chosen on validation "
     "images, the same ones where the data has a validation part of its own, which favours it a little.",
     "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
-    "others, and of each pair how much one's effect differs with the other on; paired by seed.",
+    "others, and of each pair how much one's effect differs with the other on; paired by seed, with "
+    f"{INTERVALS}. Holm's correction of the t test is over all rows of a method.",
     "budget": "Search budget and compute per condition and method.",
     "chosen": "The chosen configuration of each condition. Values are the study's metric.",
     "stability": "How trials ended, search and confirmation together.",

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.numbers.stats import coverage_limit, seeds_needed
+from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
-from analysis.words.display import metric_value, text
+from analysis.words.display import ends, metric_value, text
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
 
-FEW = 5  # below this many seeds the intervals are said to be too short at the top of the page
 MEASURE = "mean per-class accuracy on test"
 NOT_A_RESULT = (
     "No configuration has been confirmed on test data yet. The numbers below are validation "
@@ -83,9 +82,9 @@ def caveats(
     ablation: pd.DataFrame | None = None,
 ) -> list[str]:
     """Everything a reader must know before believing a number."""
-    few = results.loc[results["n"] > 0, "n"].min() < FEW
+    note = interval_note(results)
     return [
-        *([interval_note(results)] if few else []),
+        *([note] if note else []),
         *([] if ablation is None else _few_ablated(ablation)),
         *runs.notes,
         *_progress(runs),
@@ -96,24 +95,13 @@ def caveats(
 
 
 def interval_note(results: pd.DataFrame) -> str:
-    """What the seeds at hand can and cannot support."""
-    counts = sorted({int(n) for n in results["n"] if n > 0})
-    if not counts:
+    """That there are too few seeds for a 95 % interval; empty where there are not."""
+    counts = [int(n) for n in results["n"] if n > 0]
+    if not counts or min(counts) >= LEAST_SEEDS:
         return ""
-    fewest, enough = counts[0], seeds_needed()
-    if fewest == 1:
-        return (
-            f"One seed gives no interval. {enough - 1} more seeds per condition are needed before "
-            "a 95 % interval can do what it says."
-        )
-    if fewest >= enough:
-        return ""
-    return (
-        f"With {fewest} seeds no resampling interval covers the mean more often than about "
-        f"{100 * coverage_limit(fewest):.0f} % of the time, whatever its nominal level, since it "
-        f"cannot reach beyond the values seen. {enough - fewest} more seed(s) per condition "
-        "remove that limit."
-    )
+    fewest = min(counts)
+    given = "1 seed gives no interval" if fewest == 1 else f"{fewest} seeds give no 95 % interval"
+    return f"{given}: that takes {LEAST_SEEDS} seeds, {LEAST_SEEDS - fewest} more per condition."
 
 
 def _what_ran(runs: Runs, run: str) -> str:
@@ -144,8 +132,8 @@ def _what_ran(runs: Runs, run: str) -> str:
 
 def _few_ablated(ablation: pd.DataFrame) -> Iterator[str]:
     for method, rows in ablation[ablation["n"] > 0].groupby("method", sort=False):
-        if rows["n"].min() < FEW:
-            yield f"Ablation of {method}: {interval_note(rows)}"
+        if note := interval_note(rows):
+            yield f"Ablation of {method}: {note}"
 
 
 def _conditions(table: pd.DataFrame) -> pd.Series:
@@ -174,14 +162,7 @@ def _finding(results: pd.DataFrame, group: pd.DataFrame) -> str:
     if len(tied) > 1:
         names = " and ".join(_brief(row) for _, row in tied.iterrows())
         behind_them = f"; behind them {others}" if others else ""
-        return f"{where} {names} are not told apart by their separate intervals in {MEASURE}{behind_them}."
-    overlapping = behind[behind["high"] >= top["low"]]
-    if not overlapping.empty:
-        names = ", ".join(overlapping["method"])
-        return (
-            f"{where} {_reaches(top)}, the highest mean, but its interval overlaps that of "
-            f"{names} ({others}): the order may be chance."
-        )
+        return f"{where} {names} are not told apart in {MEASURE}{behind_them}."
     unknown = ", ".join(behind.loc[behind["low"].isna(), "method"])
     doubt = f" {unknown} has one seed and no interval." if unknown else ""
     return f"{where} {_reaches(top)}, ahead of {others}.{doubt}"
@@ -214,8 +195,8 @@ def _reaches(row: pd.Series) -> str:
     share = f"{100 * row['mean']:.1f} % {MEASURE}"
     if math.isnan(row["low"]):
         return f"{row['method']} reaches {share} (one fresh seed, so no interval)"
-    ends = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{row['method']} reaches {share} {ends}, {row['n']} fresh seeds"
+    seeds = f"{row['n']} fresh seeds"
+    return f"{row['method']} reaches {share} {ends(row['low'], row['high'])}, {seeds}"
 
 
 def _brief(row: pd.Series) -> str:
@@ -225,7 +206,7 @@ def _brief(row: pd.Series) -> str:
 def _share(row: pd.Series) -> str:
     if math.isnan(row["low"]):
         return f"{100 * row['mean']:.1f} %"
-    return f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{100 * row['mean']:.1f} % {ends(row['low'], row['high'])}"
 
 
 def _progress(runs: Runs) -> Iterator[str]:

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.numbers.stats import seeds_for_test, smallest_p
+from analysis.numbers.stats import ALPHA
 from analysis.words.display import count, is_share, p_value
 from tune_ssl.records import log
 
-ALPHA = 0.05
 SHARE = "accuracy"  # of `difference_table`, which has no other metric
 
 Row = Mapping[str, Any]
@@ -38,7 +37,7 @@ WORDS = {
         "they share no seed with a test value {where}",
     ),
 }
-ENOUGH = " for an interval without 0, were the difference seen the true one"
+ENOUGH = " for a corrected p < 0.05, were the difference seen the true one"
 # How the same verdict goes on under the next condition.
 AGAIN = {kind: "{where} ({size})" for kind in ("tie", "one pair", "apart")}
 AGAIN |= {kind: "{where} by {size}" for kind in ("beats", "loses", "leads", "trails")}
@@ -59,33 +58,32 @@ def place(table: pd.DataFrame, row: Row | pd.Series) -> str:
 
 
 def verdict(row: Row) -> str:
-    """One of WORDS for a row with mean, low, high, n and p_holm.
+    """One of WORDS for a row with mean, n, p and p_holm.
 
-    A win or loss takes an interval without 0 and p < 0.05 after Holm's correction; with the interval
-    alone it is a lead (`leads`, `trails`).
+    A win or loss takes p < 0.05 after Holm's correction; below 0.05 only before it, it is a lead
+    (`leads`, `trails`).
     """
     if row["n"] == 0:
         return "apart" if row.get("unpaired", 0) else "nothing"
     if row["n"] == 1:
         return "one pair"
-    if row["low"] <= 0 <= row["high"]:
-        return "tie"
-    certain = row["p_holm"] < ALPHA
-    if row["mean"] > 0:
-        return "beats" if certain else "leads"
-    return "loses" if certain else "trails"
+    better = row["mean"] > 0
+    if row["p_holm"] < ALPHA:
+        return "beats" if better else "loses"
+    if row["p"] < ALPHA:
+        return "leads" if better else "trails"
+    return "tie"
 
 
 def comparison_sentences(differences: pd.DataFrame) -> Iterator[str]:
     """One sentence per method of `difference_table`, its conditions in order."""
-    tests = int(differences["p"].notna().sum())
     for (a, b), rows in differences.groupby(["method", "reference"], sort=False):
         found = _rows(rows)
         counts = {row["n"] for row in found}
         alike = len(found) > 1 and len(counts) == 1 and min(counts) > 1
         clauses: list[str] = []
         for kind, same in groupby(found, key=verdict):
-            items = [(place(differences, row), _size(row, kind, tests, alike)) for row in same]
+            items = [(place(differences, row), _size(row, kind, alike)) for row in same]
             words = WORDS[kind][1 if clauses else 0]
             first = words.format(a=a, b=b, where=items[0][0], size=items[0][1])
             rest = [AGAIN[kind].format(where=where, size=size) for where, size in items[1:]]
@@ -101,16 +99,15 @@ def ablation_sentences(ablation: pd.DataFrame, modes: Mapping[str, str]) -> Iter
     """
     for method, whole in ablation.groupby("method", sort=False):
         sign = 1.0 if modes[str(method)] == "max" else -1.0
-        tests = int(whole["p_holm"].notna().sum())
         for _, rows in whole.groupby("condition", sort=False):
             found = [_as_difference(row, sign) for row in _rows(rows)]
             found = [row for row in found if row["variant"] != log.REFERENCE]
             if found:
-                parts = "; ".join(_ablation_parts(found, tests))
+                parts = "; ".join(_ablation_parts(found))
                 yield f"Ablation of {method} {place(ablation, found[0])}, on validation: {parts}."
 
 
-def _ablation_parts(rows: list[dict[str, Any]], tests: int) -> Iterator[str]:
+def _ablation_parts(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The rows by what they say: what is lost, most first, what is gained, no difference, nothing."""
     kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in WORDS}
     for row in sorted(rows, key=lambda row: float(row["mean"])):
@@ -120,11 +117,11 @@ def _ablation_parts(rows: list[dict[str, Any]], tests: int) -> Iterator[str]:
         kind = verdict(row)
         most = " most," if row is lost[0] and len(lost) > 1 else ""
         words = f"loses{most}" if kind == "loses" else "trails by"
-        yield f"{variant_text(row)} it {words} {_size(row, kind, tests)}"
+        yield f"{variant_text(row)} it {words} {_size(row, kind)}"
     for row in reversed(kinds["beats"]):
-        yield f"{variant_text(row)} it gains {_size(row, 'beats', tests)}"
+        yield f"{variant_text(row)} it gains {_size(row, 'beats')}"
     for row in reversed(kinds["leads"]):
-        yield f"{variant_text(row)} it leads by {_size(row, 'leads', tests)}"
+        yield f"{variant_text(row)} it leads by {_size(row, 'leads')}"
     if ties := kinds["tie"]:
         each = ", ".join(f"{variant_text(row)} ({_signed(_as_shown(row))})" for row in ties)
         yield f"no difference is seen {each}, {_seeds(ties)}"
@@ -162,7 +159,7 @@ def _as_shown(row: Row) -> dict[str, Any]:
     return {**row, "mean": row["diff"], "low": row["diff_low"], "high": row["diff_high"]}
 
 
-def _size(row: Row, kind: str, tests: int, counted: bool = False) -> str:
+def _size(row: Row, kind: str, counted: bool = False) -> str:
     """The difference with its interval, p, and pairs (unless `counted` elsewhere), as far as needed."""
     if kind == "apart":
         return f"{row['unpaired']} seeds with different splits"
@@ -172,26 +169,21 @@ def _size(row: Row, kind: str, tests: int, counted: bool = False) -> str:
         return _amount(row, row["mean"], "+") + _unit(row)
     pairs = "" if counted else f", {_seeds([row])}"
     if kind == "tie":
-        return f"{_signed(row)}{pairs}{_more(row, tests)}"
+        return f"{_signed(row)}{pairs}{_more(row)}"
     low, high = sorted((abs(row["low"]), abs(row["high"])))
     ends = f"[{_amount(row, low)}, {_amount(row, high)}]"
     size = f"{_amount(row, abs(row['mean']))}{_unit(row)} {ends}{pairs}"
     p = f"Holm p {p_value(row['p_holm'], '= ')}"
     if kind in ("beats", "loses"):
         return f"{size} ({p})"
-    doubt = "before correction only" if row["p"] < ALPHA else "by the interval alone"
-    short = smallest_p(int(row["n"])) * tests >= ALPHA
-    many = "one comparison takes" if tests == 1 else f"{tests} comparisons take"
-    least = f"; {many} at least {seeds_for_test(tests, ALPHA)} seeds"
-    return f"{size}, {doubt} ({p}{least if short else ''})"
+    return f"{size}, before correction only ({p})"
 
 
-def _more(row: Row, tests: int) -> str:
-    """The further seeds for an interval without 0, no fewer than the corrected test takes."""
+def _more(row: Row) -> str:
+    """The further seeds of the table."""
     seeds = float(row.get("seeds_needed", math.nan))
-    if math.isnan(seeds) or seeds == 0:
+    if math.isnan(seeds):
         return ""
-    seeds = max(seeds, seeds_for_test(tests, ALPHA) - row["n"])
     number = "over 1,000" if math.isinf(seeds) else f"about {seeds:,.0f}"
     return f"; {number} more seeds{ENOUGH}"
 

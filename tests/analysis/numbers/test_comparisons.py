@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from analysis.numbers import comparisons, stats
 from analysis.numbers.tables import chosen_table, results_table
@@ -43,13 +44,17 @@ def test_differences(three):
     assert row[["mean", "low", "high"]].to_list() == pytest.approx(
         [expected.mean, expected.low, expected.high]
     )
-    assert (row["n"], row["unpaired"], row["p"]) == (8, 0, 2**-7)
+    assert (row["n"], row["unpaired"], row["p_sign_flip"]) == (8, 0, 2**-7)
+    t_test = scipy_stats.ttest_rel(list(BETTER.values()), list(BASE.values()))
+    assert row["p"] == pytest.approx(t_test.pvalue)
     assert row["p_better"] == 1 and row["p_better_low"] == pytest.approx(0.025 ** (1 / 8))
     assert table["p_holm"].to_list() == pytest.approx(stats.holm(table["p"].to_list()))
-    assert table["p_holm"].iloc[0] == pytest.approx(4 * 2**-7)
-    assert row["seeds_needed"] == 0
+    assert table["p_holm"].iloc[0] == pytest.approx(4 * t_test.pvalue)
+    undecided = stats.seeds_for_decision(NOISE, 4)
+    assert table["seeds_needed"].to_list() == [0, undecided] * 2
     text = shown(table, "differences").iloc[0]
-    assert (text["p"], text["p, Holm"], text["Pairs"]) == ("0.0078", "0.031", "8")
+    assert (text["p"], text["p, Holm"], text["Pairs"]) == ("< 0.001", "< 0.001", "8")
+    assert text["p, sign flip"] == "0.0078"
     assert text["P(better), %"] == "100.0 [63.1, 100.0]"
 
 
@@ -143,7 +148,7 @@ def test_summary_says_who_beats_the_baseline(three):
     low, high = (
         100 * end for end in (stats.mean_interval(GAIN).low, stats.mean_interval(GAIN).high)
     )
-    size = f"by 6.0 points [{low:.1f}, {high:.1f}] (Holm p = 0.031)"
+    size = f"by 6.0 points [{low:.1f}, {high:.1f}] (Holm p < 0.001)"
     assert lines[1] == (
         f"fixmatch beats supervised at 50 labels {size} and at 200 labels {size}; "
         "8 paired seeds each."
@@ -154,16 +159,39 @@ def test_summary_says_who_beats_the_baseline(three):
     assert "8 paired seeds each." in lines[2]
 
 
-def test_few_seeds_lead_but_do_not_beat(tmp_path, write_run):
-    confirm = {seed: BETTER[seed] for seed in range(5)}
-    a = write_run(tmp_path / "a", method="fixmatch", labels=(50,), confirm=confirm)
+def test_the_table_and_the_sentence_ask_for_the_same_seeds(tmp_path, write_run):
+    some = dict(zip(SEEDS, (0.03, -0.02, 0.04, 0.0, 0.03, -0.01, 0.02, 0.01), strict=True))
+    found = {seed: BASE[seed] + gain for seed, gain in some.items()}
+    a = write_run(tmp_path / "a", method="supervised", confirm=BASE)
+    runs = load_runs([a, write_run(tmp_path / "b", method="uda", confirm=found)])
+    table = comparisons.difference_table(runs)
+    asked = stats.seeds_for_decision(some.values(), 2)  # two conditions, two comparisons
+    assert table["seeds_needed"].to_list() == [asked, asked] and 1 < asked < 100
+    assert shown(table, "differences")["More pairs needed"].to_list() == [f"{asked:.0f}"] * 2
+    line = sentences(runs)[1]
+    assert line.startswith("uda and supervised tie at 50 labels (+1.3 [")
+    assert f"; about {asked:.0f} more seeds for a corrected p < 0.05" in line
+
+
+def test_a_loss_of_fifty_points_in_five_seeds_is_a_loss(tmp_path, write_run):
+    """Among ten comparisons, of which nine show nothing."""
+    labels = tuple(range(10, 110, 10))
     base = {seed: BASE[seed] for seed in range(5)}
-    b = write_run(tmp_path / "b", method="supervised", labels=(50,), confirm=base)
-    line = sentences(load_runs([a, b]))[1]
-    assert line.startswith("fixmatch leads supervised at 50 labels by 6.0 points [")
-    assert line.endswith(
-        "5 paired seeds, by the interval alone (Holm p = 0.062; one comparison takes at least 6 seeds)."
-    )
+    low = {seed: BASE[seed] - 0.5 + NOISE[seed] for seed in range(5)}
+    same = {seed: SAME[seed] for seed in range(5)}
+    folders = [
+        write_run(tmp_path / "a", method="supervised", labels=labels, confirm=base),
+        write_run(tmp_path / "b", method="kmeans", labels=labels[:1], confirm=low),
+        write_run(tmp_path / "c", method="uda", labels=labels[1:], confirm=same),
+    ]
+    runs = load_runs(folders)
+    table = comparisons.difference_table(runs)
+    row = table[table["method"] == "kmeans"].iloc[0]
+    assert len(table) == 10 and row["p_holm"] < 0.001 and row["p_sign_flip"] > 0.05
+    (line,) = [line for line in sentences(runs) if line.startswith("kmeans loses")]
+    assert line.startswith("kmeans loses to supervised at 10 labels by 49.8 points [")
+    assert line.endswith("5 paired seeds (Holm p < 0.001).")
+    assert results_table(runs).set_index("method")["best"]["kmeans"].sum() == 0
 
 
 def test_one_seed_says_nothing(tmp_path, write_run):

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -10,59 +9,30 @@ from scipy import stats as scipy_stats
 from analysis.numbers import stats
 
 
-def brute_force(values, tail):
-    """Every one of the n^n resamples, one by one."""
-    means = sorted(float(np.mean(draw)) for draw in itertools.product(values, repeat=len(values)))
-    index = max(math.ceil(tail * len(means)) - 1, 0)
-    return means[index], means[-1 - index]
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+def zeros(values):
+    return by_seed([0.0] * len(values))
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("n", [3, 4, 5])
-def test_agrees_with_all_resamples_one_by_one(n, level):
-    values = [0.81, 0.93, 0.88, 0.70, 0.79][:n]
-    low, high = brute_force(values, stats.expanded_tail(n, level))
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 10, 40])
+def test_the_interval_of_a_mean_is_students(n, level):
+    values = np.random.default_rng(n).beta(27, 3, size=n)
     found = stats.mean_interval(values, level)
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.mean == pytest.approx(np.mean(values))
+    expected = scipy_stats.t.interval(level, n - 1, values.mean(), scipy_stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    assert (found.mean, found.n) == (pytest.approx(values.mean()), n)
     assert found.std == pytest.approx(np.std(values, ddof=1))
 
 
-@pytest.mark.parametrize("n", [2, 5, 10, 40])
-def test_tail_turns_a_normal_bootstrap_into_the_t_interval(n):
-    # The bootstrap's standard error is std * sqrt((n - 1) / n) / sqrt(n); t uses std / sqrt(n).
-    reach = -scipy_stats.norm.ppf(stats.expanded_tail(n)) * math.sqrt((n - 1) / n)
-    assert reach == pytest.approx(scipy_stats.t.ppf(0.975, n - 1))
-
-
-def test_agrees_with_t_interval_at_forty():
-    values = np.random.default_rng(3).normal(size=40)
-    found = stats.mean_interval(values)
-    t = scipy_stats.t.interval(0.95, 39, values.mean(), scipy_stats.sem(values))
-    assert (found.low, found.high) == pytest.approx(t, abs=0.03)
-
-
-def test_sampled_agrees_with_enumerated(monkeypatch):
-    values = np.random.default_rng(1).normal(size=8)
-    exact = stats.mean_interval(values)
-    monkeypatch.setattr(stats, "ENUMERATED", 0)
-    drawn = stats.mean_interval(values)
-    assert (drawn.low, drawn.high) == pytest.approx((exact.low, exact.high), abs=0.03)
-
-
-@pytest.mark.parametrize(("n", "least", "most"), [(5, 0.87, 0.96), (10, 0.91, 0.98)])
-def test_covers_about_as_often_as_it_says(n, least, most):
-    low, high = stats.mean_bounds(np.random.default_rng(7).normal(size=(400, n)))
-    assert least <= np.mean((low <= 0) & (high >= 0)) <= most
-
-
-@pytest.mark.parametrize("n", [5, 12])
-def test_many_samples_at_once_are_each_their_own(n):
-    samples = np.random.default_rng(2).lognormal(size=(3, n))
-    low, high = stats.mean_bounds(samples)
-    alone = [stats.mean_interval(sample) for sample in samples]
-    assert low.tolist() == pytest.approx([found.low for found in alone])
-    assert high.tolist() == pytest.approx([found.high for found in alone])
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+def test_covers_as_often_as_it_says(n):
+    rows = np.random.default_rng(7).normal(size=(2000, n))
+    held = np.mean([stats.mean_interval(row).holds(0) for row in rows])
+    assert 0.93 <= held <= 0.97
 
 
 def test_few_or_missing_values():
@@ -80,24 +50,68 @@ def test_pairs_by_seed():
     found = stats.paired_difference(a, b)
     assert found.n == 3
     assert found.mean == pytest.approx((0.1 + 0.2 + 0.1) / 3)
-    assert (found.low, found.high) == pytest.approx((0.1, 0.2))
+    expected = stats.mean_interval([0.1, 0.2, 0.1])
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_coverage_limit_is_the_range():
-    assert [stats.coverage_limit(n) for n in (1, 2, 4, 5)] == [0, 0.5, 0.875, 0.9375]
-    assert stats.seeds_needed() == 6
+def test_values_that_differ_by_rounding_alone_are_equal():
+    a, b = by_seed([0.1 + 0.2] * 5), by_seed([0.3] * 5)
+    assert a[0] != b[0]
+    assert stats.paired(a, b).tolist() == [0] * 5
+    assert stats.paired_t_p_value(a, b) == 1
+    assert stats.probability_of_improvement(a, b).mean == 0.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+def test_the_t_test_agrees_with_scipy(n):
+    a, b = np.random.default_rng(n).normal([[0.3], [0.0]], 1, size=(2, n))
+    p = stats.paired_t_p_value(by_seed(a), by_seed(b))
+    assert p == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
+    assert p == pytest.approx(stats.paired_t_p_value(by_seed(b), by_seed(a)))
+    # The interval leaves out 0 exactly where p is below 0.05.
+    assert stats.mean_interval(a - b, level=1 - p * 0.999).holds(0)
+    assert not stats.mean_interval(a - b, level=1 - p * 1.001).holds(0)
+
+
+def test_many_t_tests_at_once_are_each_their_own():
+    rows = np.random.default_rng(3).normal(0.5, 1, size=(4, 6))
+    rows[1], rows[2] = 0.0, 0.25
+    expected = [stats.t_p_value(row) for row in rows]
+    assert stats.t_p_values(rows).tolist() == pytest.approx(expected)
+
+
+def test_without_spread_the_t_test_takes_four_pairs():
+    for n, p in ((2, math.nan), (3, math.nan), (4, 0.0), (9, 0.0)):
+        for values in ([0.1] * n, [0.8 + 0.1 - 0.8, *[0.1] * (n - 1)]):  # equal but for rounding
+            found = stats.paired_t_p_value(by_seed(values), zeros(values))
+            assert found == pytest.approx(p, abs=0, nan_ok=True)
+        assert stats.paired_t_p_value(zeros(values), zeros(values)) == 1
+    assert math.isnan(stats.paired_t_p_value({1: 0.5}, {1: 0.4}))
+
+
+def test_welch_agrees_with_scipy():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 4))
-    inside = (x.min(axis=1) < 0) & (x.max(axis=1) > 0)
-    assert inside.mean() == pytest.approx(stats.coverage_limit(4), abs=0.02)
+    for sizes in ((2, 2), (3, 7), (10, 10)):
+        a, b = rng.normal(0, 1, sizes[0]), rng.normal(1, 3, sizes[1])
+        expected = scipy_stats.ttest_ind(a, b, equal_var=False).pvalue
+        assert stats.welch_p_value(a, b) == pytest.approx(expected)
+    assert math.isnan(stats.welch_p_value([0.1], [0.2, 0.3]))
+    assert stats.welch_p_value([0.1] * 4, [0.2] * 5) == 0
+    assert math.isnan(stats.welch_p_value([0.1] * 3, [0.2] * 5))
+    assert stats.welch_p_value([0.1] * 3, [0.1] * 5) == 1
 
 
-def by_seed(values):
-    return dict(enumerate(values))
+def test_the_paired_t_test_errs_as_often_as_it_says():
+    p = stats.t_p_values(np.random.default_rng(4).normal(size=(4000, 5)))
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 4000))
 
 
-def zeros(values):
-    return by_seed([0.0] * len(values))
+def test_a_loss_of_fifty_points_in_every_seed_passes_a_family_of_ten():
+    lost = by_seed([-0.50, -0.47, -0.55, -0.52, -0.46])
+    p_values = [stats.paired_t_p_value(lost, zeros(lost)), *[0.3] * 9]
+    assert stats.holm(p_values)[0] < 0.001
+    # What no sign-flip test of five pairs can.
+    assert stats.sign_flip_p_value(lost, zeros(lost)) == 2**-4
 
 
 differences = st.lists(st.integers(-20, 20).map(lambda k: k / 100), min_size=2, max_size=9)
@@ -110,25 +124,28 @@ def test_sign_flips_agree_with_scipy(values):
     expected = scipy_stats.permutation_test(
         sample, np.mean, permutation_type="samples", n_resamples=np.inf
     ).pvalue
-    assert stats.paired_p_value(by_seed(values), zeros(values)) == pytest.approx(expected)
+    assert stats.sign_flip_p_value(by_seed(values), zeros(values)) == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=40)
 @given(differences)
-def test_p_knows_no_side(values):
+def test_sign_flips_know_no_side(values):
     a, b = by_seed(values), zeros(values)
-    assert stats.paired_p_value(a, b) == stats.paired_p_value(b, a) >= stats.smallest_p(len(a))
+    p = stats.sign_flip_p_value(a, b)
+    assert p == stats.sign_flip_p_value(b, a) >= 2 ** (1 - len(a))
 
 
-def test_p_of_many_pairs_is_drawn_and_never_zero(monkeypatch):
+def test_sign_flips_of_many_pairs_are_drawn_and_never_zero(monkeypatch):
     values = np.random.default_rng(0).normal(0.4, 1, size=15)
-    exact = stats.paired_p_value(by_seed(values), zeros(values))
+    exact = stats.sign_flip_p_value(by_seed(values), zeros(values))
     monkeypatch.setattr(stats, "ALL_SIGNS", 3)
-    assert stats.paired_p_value(by_seed(values), zeros(values)) == pytest.approx(exact, abs=0.005)
+    assert stats.sign_flip_p_value(by_seed(values), zeros(values)) == pytest.approx(
+        exact, abs=0.005
+    )
     sure = by_seed([1.0] * 40)
-    assert stats.paired_p_value(sure, zeros(sure)) == pytest.approx(1 / 50_001)
-    assert math.isnan(stats.paired_p_value({1: 0.5}, {1: 0.4}))
-    assert stats.paired_p_value({1: 0.5, 2: 0.4}, {1: 0.5, 2: 0.4}) == 1
+    assert stats.sign_flip_p_value(sure, zeros(sure)) == pytest.approx(1 / 50_001)
+    assert math.isnan(stats.sign_flip_p_value({1: 0.5}, {1: 0.4}))
+    assert stats.sign_flip_p_value({1: 0.5, 2: 0.4}, {1: 0.5, 2: 0.4}) == 1
 
 
 @pytest.mark.parametrize("n", [5, 6, 10])
@@ -136,7 +153,7 @@ def test_sign_flips_err_no_more_often_than_they_say(n):
     p = stats.sign_flip_p_values(np.random.default_rng(4).normal(size=(4000, n)))
     for alpha in (0.05, 0.2):
         assert (p < alpha).mean() <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / 4000)
-    assert p.min() == stats.smallest_p(n)
+    assert p.min() == 2 ** (1 - n)
 
 
 def slow_holm(values):
@@ -167,15 +184,8 @@ def test_holm_keeps_any_false_rejection_below_alpha():
     for _ in range(400):
         baseline = rng.normal(size=8)
         scores = rng.normal(size=(6, 8)) - baseline  # six methods share a baseline
-        wrong += min(stats.holm(stats.sign_flip_p_values(scores))) < 0.05
+        wrong += min(stats.holm(stats.t_p_values(scores))) < 0.05
     assert wrong / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
-
-
-def test_fewest_seeds_that_can_pass_a_corrected_test():
-    assert [stats.seeds_for_test(m) for m in (0, 1, 2, 12)] == [6, 6, 7, 9]
-    for comparisons in (1, 2, 12):
-        n = stats.seeds_for_test(comparisons)
-        assert comparisons * stats.smallest_p(n) < 0.05 <= comparisons * stats.smallest_p(n - 1)
 
 
 @pytest.mark.parametrize(("wins", "n"), [(0, 5), (3, 5), (5, 5), (7, 10), (10, 10)])
@@ -213,21 +223,30 @@ def test_probability_covers_at_least_as_often_as_it_says(n, chances):
     assert ((low <= truth) & (truth <= high)).mean() >= 0.945
 
 
-def test_seeds_for_a_decision_have_the_power_they_say():
+@pytest.mark.parametrize("comparisons", [1, 12])
+def test_seeds_for_a_decision_have_the_power_they_say(comparisons):
     seen = np.array([0.03, -0.01, 0.02, 0.0, 0.04, -0.02])
-    more = stats.seeds_for_decision(seen)
+    more = stats.seeds_for_decision(seen, comparisons)
     total = int(more) + len(seen)
-    draws = np.random.default_rng(1).normal(seen.mean(), seen.std(ddof=1), size=(20_000, total))
-    rejected = scipy_stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
-    assert rejected.mean() == pytest.approx(0.8, abs=0.02)
-    assert stats.seeds_for_decision(seen, power=0.5) < more < stats.seeds_for_decision(seen, 0.99)
+    rng = np.random.default_rng(1)
+    for n, enough in ((total, True), (total - 3, False)):
+        draws = rng.normal(seen.mean(), seen.std(ddof=1), size=(20_000, n))
+        p = scipy_stats.ttest_1samp(draws, 0, axis=1).pvalue
+        assert ((p < 0.05 / comparisons).mean() > 0.793) == enough
+    less, most = (stats.seeds_for_decision(seen, comparisons, power) for power in (0.5, 0.99))
+    assert less < more < most
 
 
-def test_seeds_for_a_decision_where_it_is_none_one_or_unknown():
-    assert stats.seeds_for_decision([0.1, 0.2, 0.15, 0.1, 0.2, 0.12]) == 0
-    # The interval of three leaves out 0, but three seeds decide nothing.
-    assert not stats.mean_interval([0.1, 0.2, 0.15]).holds(0)
-    assert stats.seeds_for_decision([0.1, 0.2, 0.15]) == 3
+def test_more_comparisons_take_more_seeds():
+    seen = [0.03, -0.01, 0.02, 0.0, 0.04, -0.02]
+    needed = [stats.seeds_for_decision(seen, comparisons) for comparisons in (1, 2, 10, 100)]
+    assert needed == sorted(set(needed))
+
+
+def test_seeds_for_a_decision_where_it_is_one_or_unknown():
+    # A difference that is all but sure takes one more pair, and four in all.
+    assert stats.seeds_for_decision([0.1, 0.101, 0.099, 0.1]) == 1
+    assert stats.seeds_for_decision([0.1, 0.101]) == 2
     for unknown in ([], [0.1], [0.1, 0.1], [0.1, 0.1 + 1e-16, 0.1]):
         assert math.isnan(stats.seeds_for_decision(unknown))
     assert stats.seeds_for_decision([0.1, -0.1]) == math.inf

@@ -84,15 +84,15 @@ def test_a_lower_loss_is_no_harm(runs):
 
 
 def test_a_forest_of_effects(runs):
-    found = [("a", -0.02, -0.03, -0.01), ("b", 0.0, -0.01, 0.01), ("a x b", 0.02, 0.01, 0.03)]
+    found = [("a", -0.02, 0.03), ("b", 0.0, 1.0), ("a x b", 0.02, 0.06)]
     own = {"method": "soft_kmeans", "condition": "data.labels=50", "metric": METRIC, "n": 10}
     table = pd.DataFrame(
-        [{**own, "effect": e, "mean": m, "low": lo, "high": hi} for e, m, lo, hi in found],
+        [{**own, "effect": e, "mean": m, "p_holm": p} for e, m, p in found],
         columns=EFFECT_COLUMNS,
     )
     (plot,) = ablation.plots(runs, {"effects": table}, style.colours(runs.labels))
     assert plot.table["row"].to_list() == ["a", "b", "a x b"]
-    assert plot.table["significant"].to_list() == [True, False, True]
+    assert plot.table["significant"].to_list() == [True, False, False]
 
 
 def test_no_ablation_no_figure(runs):

@@ -118,18 +118,6 @@ def test_a_class_without_test_images_is_absent(tmp_path, write_run):
     assert np.isnan(heat.z[2]).all() and list(heat.text[2]) == ["", "", ""]
 
 
-@pytest.mark.parametrize("n", [1, 2, 8, 10])
-def test_many_intervals_at_once_are_those_of_single_rows(n):
-    rows = np.random.default_rng(n).random((40, n))
-    rows[3] = 0.5
-    rows[4] = np.nan
-    rows[5, 0] = np.nan
-    for row, found in zip(rows, errors.intervals(rows), strict=True):
-        expected = mean_interval(row)
-        for key in ("mean", "low", "high", "n", "std"):
-            assert getattr(found, key) == pytest.approx(getattr(expected, key), nan_ok=True)
-
-
 @pytest.mark.parametrize("classes", [2, 31, 100])
 def test_any_number_of_classes(tmp_path, write_run, classes):
     names = tuple(f"class number {number}" for number in range(classes))

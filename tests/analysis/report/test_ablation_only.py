@@ -44,9 +44,8 @@ def test_the_summary_says_what_ran_and_on_what_it_is_scored(ablated):
     assert not any("best of many" in line or "search trials" in line for line in lines)
     said = caveats(ablated, results, tables.budget_table(ablated), chosen, ablation)
     assert said == [
-        "Ablation of soft_kmeans: With 3 seeds no resampling interval covers the mean more often "
-        "than about 75 % of the time, whatever its nominal level, since it cannot reach beyond the "
-        "values seen. 3 more seed(s) per condition remove that limit."
+        "Ablation of soft_kmeans: 3 seeds give no 95 % interval: that takes 4 seeds, 1 more per "
+        "condition."
     ]
     assert "The reference was chosen on validation images" in CAPTIONS["ablation"]
 

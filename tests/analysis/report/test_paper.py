@@ -52,9 +52,9 @@ def test_caption_states_the_protocol(tmp_path, write_run):
     found = protocol(runs, results_table(runs), budget_table(runs))
     for part in (
         "(%) on the test images of digits",
-        "mean over 1 to 5 fresh seeds with 95 % expanded percentile bootstrap intervals",
+        "mean over 1 to 5 fresh seeds with Student's t intervals (95 % from 4 seeds on)",
         "chosen on validation data among 6 search trials and locked before test data was opened",
-        "Bold: every mean inside the interval of its condition's best.",
+        "Bold: a condition's highest mean, and every one that paired t tests against it",
     ):
         assert part in found
 
