@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError, nearest, shown
-from tune_ssl.base.spec import BudgetSpec
+from tune_ssl.base.spec import BudgetSpec, ModelSpec
 from tune_ssl.base.yaml_file import Keys, YamlFile
 from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Method
@@ -85,13 +85,6 @@ def _wrong(label: str, entry: Any, file: YamlFile) -> Iterator[Problem]:
         elif value is not None and not isinstance(value, Mapping):
             text = f"is {shown(value)}, but must be a mapping"
             yield Problem(text, f"{key}.{part}", file.where((*place, str(part))))
-    fixed = entry.get("fixed")
-    data = fixed.get("data") if isinstance(fixed, Mapping) else None
-    for name in data if isinstance(data, Mapping) else ():
-        if name not in OWN_DATA:
-            text = "must not be changed for one method: all of a comparison share images, labels and splits"
-            where = file.where((*place, "fixed", "data", str(name)))
-            yield Problem(text, f"{key}.fixed.data.{name}", where)
 
 
 def _data(label: str, entry: Mapping[str, Any], file: YamlFile) -> dict[str, Any]:
@@ -118,8 +111,12 @@ def _read_pixels(fixed: dict[str, Any], entry: Mapping[str, Any]) -> None:
     """A classical method has the others' encoder where that comes with weights, and else the images themselves."""
     model = fixed.get("model")
     own = (entry.get("fixed") or {}).get("model") or {}
-    if isinstance(model, dict) and model.get("weights", "none") == "none" and "encoder" not in own:
+    if not isinstance(model, dict) or "encoder" in own:
+        return
+    if model.get("weights", "none") == "none":
         fixed["model"] = {**model, "encoder": "pixels", "stem": "auto"}
+    else:
+        fixed["model"] = {"encoder": ModelSpec().encoder, **model}
 
 
 def _share_steps(fixed: dict[str, Any], entry: Mapping[str, Any], kind: type[Method[Any]]) -> None:

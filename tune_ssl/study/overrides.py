@@ -45,7 +45,9 @@ def keys_of(key: str) -> Keys:
         return (section, rest)
     if section == "compare":  # compare.fixmatch.search.optim.lr: an entry, and a key as above
         label, _, inner = rest.partition(".")
-        return (section, label, *(keys_of(inner) if inner else ()))
+        first = inner.partition(".")[0]
+        known = first in SECTIONS or first in TrialSpec.model_fields
+        return (section, label, *(keys_of(inner) if known else filter(None, inner.split("."))))
     return (section, *rest.split(".", 1 if section == "ablate" else -1))
 
 

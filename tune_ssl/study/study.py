@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
 from tune_ssl.records.domain import Domain
 from tune_ssl.study.checks import Checks, condition_cells, condition_id
-from tune_ssl.study.comparison import SECTION, entries
+from tune_ssl.study.comparison import OWN_DATA, SECTION, entries
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
@@ -240,8 +240,15 @@ def checked(file: YamlFile, problems: list[Problem], *, fixed_only: bool = False
     return Study(file, name, tuple(found), settings)
 
 
-def _unequal(found: Iterable[Entry]) -> Iterator[Problem]:
-    """Methods that are trained in steps have equally many."""
+def _unequal(found: Sequence[Entry]) -> Iterator[Problem]:
+    """All methods have the same images, labels and splits; those that are trained in steps have equally many."""
+    for entry in found[1:]:
+        ours, theirs = entry.fixed.data, found[0].fixed.data
+        for key in type(ours).model_fields:
+            if key not in OWN_DATA and getattr(ours, key) != getattr(theirs, key):
+                text = "must not be changed for one method: all of a comparison share images, labels and splits"
+                place = entry.file.where(("fixed", "data", key))
+                yield Problem(text, f"{SECTION}.{entry.label}.fixed.data.{key}", place)
     steps = [
         (entry, sum(entry.fixed.stage_steps().values()))
         for entry in found
