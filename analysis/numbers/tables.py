@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -157,9 +157,10 @@ def budget_table(runs: Runs) -> pd.DataFrame:
     columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
     table = pd.DataFrame(rows, columns=columns)
     table["flag"] = ""
+    fitted = {study.label for study in runs.studies if study.fitted}
     for _, group in table.groupby("condition", sort=False):
         for index in group.index:
-            table.loc[index, "flag"] = _unequal(group, index)
+            table.loc[index, "flag"] = _unequal(group, index, fitted)
     return table.sort_values("labels", kind="stable", ignore_index=True)
 
 
@@ -282,9 +283,14 @@ def _total(trials: pd.DataFrame, column: str) -> float:
     return float(trials.loc[trials["status"] != RUNNING, column].sum())
 
 
-def _unequal(group: pd.DataFrame, index: Any) -> str:
-    """What this method had less of than another one under the same condition."""
+def _unequal(group: pd.DataFrame, index: Any, fitted: Collection[str]) -> str:
+    """What this method had less of than another one under the same condition.
+
+    A method that is `fitted` at once has no steps to count, and may have nothing to search.
+    """
     flags = []
+    if group.loc[index, "method"] in fitted:
+        return ""
     for column, slack, word in (("trials", 0.0, "trials"), ("steps", UNEQUAL, "steps")):
         mine, most = group.loc[index, column], group[column].max()
         if mine < most * (1 - slack):

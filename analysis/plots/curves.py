@@ -17,6 +17,7 @@ from analysis.words.display import is_share
 from tune_ssl.records import log
 
 CURVE_COLUMNS = str.split("condition method panel curve stage step mean low high n source")
+IMAGES = "val/images"  # how many an evaluation looked at
 VALUE, WEIGHTED, WEIGHT = "value", "weighted", "weight"  # the `curve` column
 
 TITLES = {
@@ -43,9 +44,10 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
             section = "diagnostics" if panel.startswith("diag/") else "training"
             name = file_name("curve", panel.replace("/", "_"), condition)
             figure = curves_figure(rows, panel, colours)
-            yield Plot(
-                section, name, panel_title(panel), figure, shown, _caption(shown, panel), condition
-            )
+            caption = _caption(shown, panel)
+            if panel.startswith("val/"):
+                caption += _evaluated_on(runs, condition)
+            yield Plot(section, name, panel_title(panel), figure, shown, caption, condition)
 
 
 def training_curves(runs: Runs) -> pd.DataFrame:
@@ -143,6 +145,18 @@ def panel_title(panel: str) -> str:
     if panel.startswith("val/knn@"):
         return f"Validation accuracy of nearest neighbours ({panel.removeprefix('val/knn@')})"
     return panel
+
+
+def _evaluated_on(runs: Runs, condition: str) -> str:
+    """Where evaluations on the way looked at a part of the validation images: which."""
+    counts = runs.history.get(IMAGES, pd.Series(dtype=float))
+    own = counts[runs.history["condition"] == condition].dropna()
+    if own.empty or own.min() == own.max():
+        return ""
+    return (
+        f" Evaluations on the way look at {own.min():,.0f} validation images, always the same; those at which trials "
+        f"are compared, and the last of each stage, at all {own.max():,.0f}."
+    )
 
 
 def _caption(shown: pd.DataFrame, panel: str) -> str:

@@ -14,6 +14,7 @@ from analysis.numbers.tables import CELL, Condition, condition_of
 from analysis.read.load import Runs
 from analysis.read.values import NONE
 from analysis.words.display import INTERVALS, Column, columns_of, count, shown_cells
+from tune_ssl.records.ties import half_width
 
 FORMATS = ("csv", "md", "latex")
 SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
@@ -72,9 +73,24 @@ def protocol(runs: Runs, results: pd.DataFrame, budget: pd.DataFrame) -> str:
         f"Mean per-class accuracy (%) on the test images of {dataset}: mean over "
         f"{_range(found['n'], 'fresh seed')} with {INTERVALS}. "
         f"Per method and condition the configuration was chosen on validation data among "
-        f"{searched} and {opened}"
+        f"{searched} and {opened}{_validated(runs, found)}"
         "Bold: a condition's highest mean, and every one that paired t tests against it (Welch's "
         "without shared seeds; Holm's correction over the condition) do not show to be lower, p < 0.05."
+    )
+
+
+def _validated(runs: Runs, found: pd.DataFrame) -> str:
+    """How many labeled images chose the configurations, and what that number can tell apart."""
+    counts = runs.conditions["validation"].dropna()
+    if found.empty or counts.empty:
+        return ""
+    points = 100 * half_width(int(counts.min()))
+    beyond = ""
+    if (runs.conditions["validation"] > runs.conditions["labels"]).any():
+        beyond = ", more than some label budgets have"
+    return (
+        f"Choices were made on {_range(counts, 'labeled validation image')}{beyond}: a share of them is "
+        f"known to +-{points:.1f} points. "
     )
 
 

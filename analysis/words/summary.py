@@ -14,6 +14,7 @@ from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
+from analysis.words.answer import answer_lines
 from analysis.words.display import ends, metric_value, text
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
@@ -55,6 +56,8 @@ def summary(
                 f"{row['trial']} with {row['metric']} = {value} on validation."
             )
         return lines + parts + ran
+    if any(study.renamed is not None for study in runs.studies):  # the question of a comparison
+        lines += [line[0].upper() + line[1:].rstrip(".") + "." for line in answer_lines(runs)]
     compared: set[Condition] = set()
     if differences is not None and not differences.empty:
         paired = differences[differences["n"] > 0]
