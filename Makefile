@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test slow check lint format bench clean
 
-demo: .venv/installed          ## search, confirm and report the embedded default
-	$(BIN)/tune-ssl search search_spaces/simclr.yaml
+demo: .venv/installed          ## does a semi-supervised method help on digits? One run answers
+	$(BIN)/tune-ssl compare supervised label_spreading fixmatch simclr
 
 test: .venv/installed          ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

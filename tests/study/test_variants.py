@@ -78,7 +78,7 @@ def test_the_printed_command_of_every_variant_trains_the_very_same_spec(name, tm
     config = {key: domain.ends()[-1] for key, domain in study.search.items()}
     spec = study.conditions[0].spec
     raw = {"source": str(path), "method": name}
-    every = [*study.variants, *generated_variants(override(spec, config))]
+    every = [*study.conditions[0].variants, *generated_variants(override(spec, config))]
     for variant, values, _ in distinct_variants(spec, config, every):
         wanted = override(spec, {**values, "seed": 3})
         shown = ReportStudy(name, name, tmp_path, raw)

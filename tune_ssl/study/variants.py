@@ -68,7 +68,7 @@ def _candidates(spec: TrialSpec) -> Iterator[Variant]:
     now = getattr(spec.method, "cluster_to_class", None)
     if now in ways:
         yield Variant(f"{ways[now]}_clusters", {"method.cluster_to_class": ways[now]})
-    if spec.method.name != "supervised":
+    if spec.method.name != "supervised" and not all(stage.fits for stage in spec.stages()):
         yield Variant("supervised_only", _supervised(spec))
 
 
@@ -139,7 +139,8 @@ def changed_config(
 
 def _of_method(key: str) -> bool:
     first, *rest = key.split(".")
-    return first in ("method", "losses") or (first == "optim" and len(rest) > 1)
+    shared = rest[:1] in (["encoder"], ["head"])  # parts of every method's network
+    return first in ("method", "losses") or (first == "optim" and len(rest) > 1 and not shared)
 
 
 def distinct_variants(

@@ -56,10 +56,10 @@ class LiveTable(NotPickled, tune.Callback):
             caption += f", about {_span(left)} left"
         caption += f"; best {self.metric}"
         table = Table(title=escape(self.title), caption=caption)
-        table.add_column("condition", no_wrap=True)
+        table.add_column("condition", overflow="fold")
         table.add_column("phase", no_wrap=True)
         for column in ("running", "done", "stopped", "failed", "best"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for p in progress:
             table.add_row(
                 escape(p.condition),
