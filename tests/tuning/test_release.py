@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.runs import endings, write_study
+from tests.support.runs import COMMAND, CONFIRMED, endings, write_study
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 
 STUDY = """
 fixed:
@@ -65,3 +67,23 @@ def test_a_stopped_trial_lets_go_of_what_another_one_waits_for(tmp_path, ray_her
     study = load_study(write_study(tmp_path, STUDY))
     found = run.run_study(study, name="one", runs=tmp_path / "runs", confirm=False)
     assert endings(found) == {"c0-t0000": log.STOPPED, "c0-t0001": log.FINISHED}
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_cannot_be_freed_of_the_last_one_runs_in_another(tmp_path):
+    """Ray gives such a trial up without a word; a thread that is not over at once is enough here."""
+    study = write_study(tmp_path, CONFIRMED)
+    done = subprocess.run(
+        [*COMMAND, "search", str(study), "--name", "r", "--no-report"],
+        cwd=tmp_path,
+        env={**os.environ, "TUNE_FUNCTION_THREAD_TIMEOUT_S": "0"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ledger = Ledger.read(tmp_path / "runs/r")
+    assert not ledger.open_trials() and len(ledger.locked) == 2
+    assert {end["event"] for end in ledger.ended.values()} == {log.FINISHED}
+    begun = [e for e in log.read(tmp_path / "runs/r" / log.TRIALS) if e["event"] == log.STARTED]
+    assert len(begun) > len(ledger.begun), "no trial was given up: the test shows nothing"

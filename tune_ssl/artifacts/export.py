@@ -7,9 +7,11 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tune_ssl.artifacts import onnx_files
 from tune_ssl.artifacts.model_files import Card, model_folder, read_card
+from tune_ssl.artifacts.predict import load
 from tune_ssl.base.errors import Problem, UserError, first_line, printable
 from tune_ssl.base.files import refuse_filled
 from tune_ssl.base.lazy import LazyModule
@@ -28,31 +30,47 @@ README = "README.md"
 LISTED = 30  # classes in the card
 
 
-def export_model(run: Path, condition: str | None, out: Path) -> Card:
+class Exported(NamedTuple):
+    """What was exported; `difference` as of `onnx_files.write_onnx`, or None where no ONNX file was asked for."""
+
+    card: Card
+    difference: float | None
+
+
+def export_model(run: Path, condition: str | None, out: Path, onnx: bool = False) -> Exported:
     """Copy the model of a condition to the folder `out`, whole or not at all, and write its card.
 
+    With `onnx` the folder has the network as an ONNX file, too.
+
     Raises:
-        UserError: none named of several conditions, no saved or a torn model, or a folder that is
-            not empty or cannot be written.
+        UserError: none named of several conditions, no saved or a torn model, a folder that is not empty or
+            cannot be written, or, with `onnx`, a missing package or plugin, or a network that cannot be exported.
     """
+    if onnx:
+        onnx_files.check_installed()
     chosen = choose_condition(run, condition)
     source = model_folder(run, chosen)
     card = read_card(source)
     check_weights(source)
     refuse_filled(out)
-    text = readme(run, card, out)
+    lines = readme(run, card, out)
+    difference = None
+    model = load(source, "cpu") if onnx else None
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         for name in (log.WEIGHTS, log.MODEL):
             shutil.copyfile(source / name, temporary / name)
-        (temporary / README).write_text(text, encoding="utf-8")
+        if model is not None:
+            difference = onnx_files.write_onnx(model, temporary / onnx_files.ONNX)
+            lines += onnx_files.usage(card, difference)
+        (temporary / README).write_text("\n".join(lines), encoding="utf-8")
         temporary.replace(out)  # an empty folder gives way
     except OSError as error:
         raise UserError(Problem(f"cannot be written: {first_line(error)}", str(out))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return card
+    return Exported(card, difference)
 
 
 def check_weights(folder: Path) -> None:
@@ -68,8 +86,8 @@ def check_weights(folder: Path) -> None:
         raise UserError(Problem("is torn or no safetensors file", str(path))) from None
 
 
-def readme(run: Path, card: Card, out: Path) -> str:
-    """What the network is, on what it was trained, how good it is, and how to use it."""
+def readme(run: Path, card: Card, out: Path) -> list[str]:
+    """Lines of Markdown: what the network is, on what it was trained, how good it is, and how to use it."""
     about = read_yaml(run / log.STUDY).data
     conditions = {c.get("id"): c for c in about.get("conditions") or () if isinstance(c, dict)}
     try:
@@ -99,7 +117,7 @@ def readme(run: Path, card: Card, out: Path) -> str:
         f"spec {digest(card.spec)}, tune-ssl {card.tune_ssl}",
     }
     need = "".join(f" --plugin {shlex.quote(Path(plugin['path']).name)}" for plugin in plugins)
-    lines = [
+    return [
         f"# {_cell(f'{method} on {dataset}, {labels} labels')}",
         "",
         "| what | |",
@@ -124,7 +142,6 @@ def readme(run: Path, card: Card, out: Path) -> str:
         f"the class names and the whole spec, `{log.WEIGHTS}` the weights. Neither file can hold code.",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _measured(card: Card, ended: dict[str, Any], images: int | None) -> list[str]:

@@ -381,8 +381,8 @@ def _comparison(
     given: list[str], more: list[str], plugin: list[Path] | None, console: Console
 ) -> tuple[Any, str | None]:
     """The study of `compare`'s arguments, with what was chosen said, and its file's name."""
-    from tune_ssl.tuning.estimate import has_gpu, minutes, why_no_weights
     from tune_ssl.study.proposal import load_comparison
+    from tune_ssl.tuning.estimate import has_gpu, minutes, why_no_weights
 
     overrides = [text for text in given if "=" in text] + more
     names = [text for text in given if "=" not in text]

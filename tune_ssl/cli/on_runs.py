@@ -78,6 +78,9 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; new or empty.")],
     condition: OneCondition = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write the network as model.onnx, too, and compare it.")
+    ] = False,
     runs: Runs = Path("runs"),
     plugin: Plugins = None,
     debug: Debug = False,
@@ -88,10 +91,12 @@ def export(
     from tune_ssl.runs.folder import find_run
 
     load_plugins(plugin or ())  # for what has moved
-    card = export_model(find_run(runs, run), condition, out)
-    Console(highlight=False).print(
-        f"model: {out} ({card.condition}, {card.trial})", markup=False, soft_wrap=True
-    )
+    card, difference = export_model(find_run(runs, run), condition, out, onnx)
+    console = Console(highlight=False)
+    console.print(f"model: {out} ({card.condition}, {card.trial})", markup=False, soft_wrap=True)
+    if difference is not None:
+        line = f"onnx: model.onnx in it, probabilities differ by at most {difference:.1e}"
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -42,12 +42,16 @@ SMALL_IMAGE = 40  # pixels; up to here a 3x3 stem without pooling
 
 
 def check_encoder(name: str) -> None:
-    """UserError with the nearest name unless `name` is ours or a model that timm knows."""
+    """UserError with the nearest name unless `name` is ours or a model that timm knows, with a tag of its or none."""
     if name.startswith(TIMM):
         import timm
 
         known = [TIMM + model for model in timm.list_models()]
-        if name not in known:
+        plain, _, tag = name.partition(".")
+        tagged = [TIMM + model for model in timm.list_pretrained(f"{plain.removeprefix(TIMM)}.*")]
+        if tag and plain in known and name not in tagged:
+            raise UserError(Problem(unknown("timm model", name, [plain, *tagged]), "model.encoder"))
+        if plain not in known:
             problem = unknown("timm model", name, known).split(" (known:")[0]
             raise UserError(Problem(problem + " (known: timm.list_models())", "model.encoder"))
     elif name not in ENCODERS:

@@ -83,7 +83,7 @@ def freeze(encoder: nn.Module, how: str | int, name: str) -> list[nn.Module]:
     return [
         module
         for module in encoder.modules()
-        if (own := [*module.parameters(recurse=False)]) and not any(p.requires_grad for p in own)
+        if (within := [*module.parameters()]) and not any(p.requires_grad for p in within)
     ]
 
 

@@ -144,8 +144,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, EOFError, OSError):
         raise UserError(Problem(f"is {path}, which is torn", KEY)) from None
     except Exception as error:
-        says = str(error)
-        if "Unsupported" in says or "was not an allowed global" in says or "GLOBAL" in says:
+        says, is_pickle = str(error), head[:1] == b"\x80" or head[:2] == b"PK"
+        if is_pickle and ("Unsupported" in says or "GLOBAL" in says):
             text = f"is {path}, which would run code when it is loaded: save its tensors alone, as safetensors"
         else:
             text = f"is {path}, which is torn, or neither safetensors nor a file of torch.save"
@@ -167,16 +167,20 @@ def fitted(state: Mapping[str, Tensor], encoder: nn.Module, channels: int) -> di
     """The tensors of `state` under the encoder's names, as far as they have a counterpart.
 
     Names are the encoder's own, with one prefix before all of them (module., encoder., backbone.), or those that timm's
-    own filter of the architecture makes of them. Names that are all strange are taken in order, where number and
-    shapes agree.
+    own filter of the architecture makes of them. Strange names are taken in order, where number and shapes agree,
+    and each name that is the encoder's own is in its place.
     """
     own = encoder.state_dict()
-    names = _without_prefix(state, own)
-    found = {name: state[key] for name, key in names.items()}
+    prefix = _prefix(state, own)
+    bare = {key.removeprefix(prefix): value for key, value in state.items()}
+    named = {name: state[prefix + name] for name in own if prefix + name in state}
+    found = named
     if len(found) < len(own) or any(found[n].shape != own[n].shape for n in found):
-        found = _by_timm(state, encoder) or found
-    if not found:
-        found = _in_order(state, own, channels)
+        found = _by_timm(bare, encoder) or found
+    if len(found) < len(own):
+        ordered = _in_order(state, own, channels)
+        if ordered and all(ordered[name] is value for name, value in named.items()):
+            found = ordered
     for name, value in found.items():
         if value.shape != own[name].shape and _adaptable(value, own[name], channels):
             from timm.models import adapt_input_conv
@@ -192,12 +196,11 @@ def _adaptable(given: Tensor, own: Tensor, channels: int) -> bool:
     return given.shape == own.shape
 
 
-def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """own name -> name in `state`, with the prefix that most names agree on."""
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands before the encoder's own names in `state`: what most of them agree on."""
     first = next(iter(own))
     prefixes = {key[: -len(first)] for key in state if key == first or key.endswith(f".{first}")}
-    best = max(prefixes, key=lambda p: sum(p + name in state for name in own), default=None)
-    return {} if best is None else {name: best + name for name in own if best + name in state}
+    return max(sorted(prefixes), key=lambda p: sum(p + name in state for name in own), default="")
 
 
 def _by_timm(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
@@ -217,14 +220,19 @@ def _in_order(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], channels: int
 ) -> dict[str, Tensor]:
     """Pairs in order, where the encoder's shapes are those of the first tensors of `state`."""
-    counted = [name for name in own if not name.endswith("num_batches_tracked")]
-    given = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+    counted = [name for name, value in own.items() if not _is_count(value)]
+    given = [value for value in state.values() if not _is_count(value)]
     found = dict(zip(counted, given, strict=False))
     if len(given) < len(counted) or not all(
         _adaptable(v, own[n], channels) for n, v in found.items()
     ):
         return {}
     return {name: found.get(name, value) for name, value in own.items()}
+
+
+def _is_count(tensor: Tensor) -> bool:
+    """Whether it is one whole number: how many batches a BatchNorm has seen, which not every file has."""
+    return tensor.ndim == 0 and not tensor.is_floating_point()
 
 
 def _file(text: str) -> Path:
@@ -322,8 +330,9 @@ def _fetched(name: str) -> dict[str, Tensor]:
         try:
             network = timm.create_model(name.rstrip("."), pretrained=True, num_classes=0)
         except Exception as error:
+            why = first_line(error).partition(". ")[0][:160].rstrip(".")
             text = (
-                f"is {PRETRAINED!r}, but {name} cannot be fetched: {first_line(error)[:160]}. On a machine with a "
+                f"is {PRETRAINED!r}, but {name} cannot be fetched: {why}. On a machine with a "
                 f"network, python -c \"import timm; timm.create_model('{name}', pretrained=True)\" brings it into "
                 "the cache that HF_HOME names; or give a file: model.weights=FILE"
             )

@@ -14,11 +14,14 @@ A block counts when it is whole. Where nothing can be written, or with compute.c
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,7 @@ class FrozenFeatures:
         self.versions = spec.model.frozen_views
         self.folder: Path | None = None
         if spec.compute.cache and key is not None:
-            self.folder = cache_folder() / "features" / feature_key(spec, data, key)
+            self.folder = cache_folder() / "features" / feature_key(spec, encoder, data, key)
         self.tables: dict[str, Table] = {}
         self.spent = self.waited = 0.0
 
@@ -68,47 +71,50 @@ class FrozenFeatures:
         """Features (m, D) of the images at `positions` (m,), each of one of its versions of that view."""
         count = 1 if view == PLAIN else self.versions
         versions = torch.randint(count, (len(positions),), generator=generator).numpy()
-        return self._gather(images, view, positions.numpy(), versions)
+        # All of the set will be drawn: in blocks, and not a step's few at a time
+        return self._gather(images, view, positions.numpy(), versions, whole=True)
 
     def plain(self, images: Images, positions: Tensor) -> Tensor:
         """Features (m, D) of the un-augmented images at `positions` (m,)."""
-        return self._gather(images, PLAIN, positions.numpy(), np.zeros(len(positions), np.int64))
+        first = np.zeros(len(positions), np.int64)
+        return self._gather(images, PLAIN, positions.numpy(), first, whole=False)
 
-    def _gather(self, images: Images, view: str, positions: Ints, versions: Ints) -> Tensor:
+    def _gather(
+        self, images: Images, view: str, positions: Ints, versions: Ints, whole: bool
+    ) -> Tensor:
         out: Floats | None = None
         start = 0
         for piece in images.pieces:
             stop = start + len(piece.indices)
             here = (positions >= start) & (positions < stop)
             if here.any():
-                # All of the piece's rows will be asked for: in blocks, and not a step's few at a time
-                table = self._filled(piece, view)
-                found = table.values[versions[here], piece.indices[positions[here] - start]]
+                rows = piece.indices[positions[here] - start]
+                table = self._filled(piece, view, piece.indices if whole else np.unique(rows))
+                found = table.values[versions[here], rows]
                 out = np.empty((len(positions), found.shape[1]), np.float32) if out is None else out
                 out[here] = found
             start = stop
         assert out is not None
         return torch.from_numpy(out).to(self.data.device)
 
-    def _filled(self, piece: Piece, view: str) -> Table:
-        """The table of the piece's part and the view, in which all of the piece's rows are there."""
+    def _filled(self, piece: Piece, view: str, rows: Ints) -> Table:
+        """The table of the piece's part and the view, in which these rows are there."""
         versions = 1 if view == PLAIN else self.versions
         name = f"{piece.part}.{view}.{versions}"
         shape = (versions, len(piece.images), int(self.encoder.out_dim))  # type: ignore[arg-type]
         if name not in self.tables:
             self.tables[name] = open_table(self.folder, name, shape)
         try:
-            self._fill(self.tables[name], piece, view)
+            self._fill(self.tables[name], piece, view, rows)
         except OSError as error:  # a disk that is full: the rest of this trial does without
             warnings.warn(
                 f"'{self.folder}' does not keep these features: {first_line(error)}", stacklevel=2
             )
             self.tables[name] = open_table(None, name, shape)
-            self._fill(self.tables[name], piece, view)
+            self._fill(self.tables[name], piece, view, rows)
         return self.tables[name]
 
-    def _fill(self, table: Table, piece: Piece, view: str) -> None:
-        rows = piece.indices
+    def _fill(self, table: Table, piece: Piece, view: str, rows: Ints) -> None:
         while len(missing := rows[table.done[rows] == 0]):
             busy: list[int] = []
             for block in np.unique(missing // BLOCK).tolist():
@@ -181,7 +187,8 @@ class Table:
         with open(self.path, "r+b", buffering=0) as file:
             for row, features_D in zip(rows.tolist(), features_MD, strict=True):
                 at = self.values.offset + 4 * width * (version * images + row)
-                os.pwrite(file.fileno(), features_D.tobytes(), at)
+                if os.pwrite(file.fileno(), features_D.tobytes(), at) < features_D.nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def keep(self, rows: Ints) -> None:
         """The rows are written: from here on they count, also for other processes, and after a power cut."""
@@ -213,18 +220,32 @@ def open_table(folder: Path | None, name: str, shape: tuple[int, int, int]) -> T
     return Table(np.empty(shape, np.float32), np.zeros(shape[1], np.uint8))
 
 
-def feature_key(spec: TrialSpec, data: Data, key: str) -> str:
-    """The digest of everything that shapes a feature: the encoder, its weights, the images, how they are seen."""
+def feature_key(spec: TrialSpec, encoder: nn.Module, data: Data, key: str) -> str:
+    """The digest of everything that shapes a feature: the encoder, its weights, the images, how they are seen.
+
+    Random weights count by their values: the seed and the stage, and what was drawn before them, shape those.
+    """
     model = spec.model.model_dump(include={"encoder", "stem", "weights"})
+    random = not key and model["weights"] == "none"
     return digest(
         {
             "model": model,
-            "weights": key or (spec.seed if model["weights"] == "none" else ""),
+            "weights": content(encoder) if random else key,
             "data": [data.store.digest, data.store.flip, list(data.mean), list(data.std)],
-            "device": data.device.type,
+            "device": [data.device.type, str(data.precision)],
             "code": SOURCE,
+            "versions": [metadata.version(package) for package in ("torch", "torchvision", "timm")],
         }
     )
+
+
+def content(network: nn.Module) -> str:
+    """The digest of a network's weights and statistics."""
+    hasher = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        hasher.update(name.encode())
+        hasher.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _sparse(shape: tuple[int, int, int]) -> Callable[[Any], Any]:

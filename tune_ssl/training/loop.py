@@ -172,7 +172,7 @@ def train(
             stepper.load(resume["stepper"])
             if best:
                 best.load(resume["best"])
-        else:
+        elif type(stage).start is not Stage.start:  # else nothing depends on data
             stepper.start()
 
         try:

@@ -67,6 +67,9 @@ class StreamScheduler(NotPickled, FIFOScheduler):
         super().__init__()
         self.stream, self.caretaker = stream, caretaker
 
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.caretaker.trials[trial.config["trial"]] = trial
+
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """None: Ray starts pending trials by itself, and gives a free worker to the newest one.
 
@@ -132,6 +135,7 @@ class Caretaker(NotPickled, tune.Callback):
         self.stream, self.checkpoints = stream, checkpoints
         self.session, self.mirror = session, mirror
         self.whole: dict[str, set[str]] = {}  # of open trials: the checkpoints that were written
+        self.trials: dict[str, Trial] = {}  # of those that are not over
         # (pushes of the copy until then, trial) of trials that are over
         self.ended: deque[tuple[int, str]] = deque()
 
@@ -155,6 +159,12 @@ class Caretaker(NotPickled, tune.Callback):
         self._sweep(name, keep=2)  # the newest may be torn by a power cut
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        with self.stream.guarded():
+            for name, job in list(self.stream.running.items()):
+                given_up = self.trials.get(name)
+                # Its worker could not be freed of the trial before: Ray tells nobody
+                if given_up is not None and given_up.status == Trial.ERROR:
+                    self.stream.give_back(job)
         if self.mirror is not None:
             self.mirror.mark()
             if self.mirror.taken_over is not None:
@@ -175,6 +185,7 @@ class Caretaker(NotPickled, tune.Callback):
         if name in self.stream.running:  # the run was stopped before that, or it runs again
             return
         self.whole.pop(name, None)
+        self.trials.pop(name, None)
         if trial.local_path:  # where it is there, Ray gives a trial that runs again another name
             shutil.rmtree(trial.local_path, ignore_errors=True)
         if self.mirror is None:

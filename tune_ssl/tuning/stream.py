@@ -181,6 +181,14 @@ class JobStream:
             causes = self.causes.get(job.trial)
             self._begin(job, log.RESUMED, causes[-1] if causes else "its worker died")
 
+    def give_back(self, job: Job) -> None:
+        """Ray gave up the trial before it began: it is the next one of its condition again."""
+        if job.trial in self.running:
+            del self.running[job.trial]
+            line = self.of[job.condition]
+            line.progress.running -= 1
+            line.in_hand.insert(0, job)
+
     def end(self, job: Job, status: str, report: Record | None, reason: str | None) -> None:
         """Record an ending, once. The record is written before the phase is told."""
         if job.trial not in self.running:

@@ -64,6 +64,8 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
     `finish` adds to the last report's result. `keep` adds to that report itself, and what it writes into
     the folder goes with it as a checkpoint.
     """
+    # Ray gives up a worker whose last trial's thread is not over by then, and the next trial with it
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
     torch.set_num_threads(max(1, int(job.cpus)))
     devices = ray.get_gpu_ids() if ray.is_initialized() else []
     if ray.is_initialized() and not devices:  # it was given none: a cluster's Ray shows all
