@@ -194,6 +194,9 @@ def _exported(model: Model, classify: Classify) -> bytes:
             self.network = model.network  # so that its weights are the file's
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            # torch.onnx.export turns this on, and then prints the graph where it cannot go on
+            if hasattr(torch._C, "_jit_set_onnx_log_enabled"):
+                torch._C._jit_set_onnx_log_enabled(False)
             return classify(images)
 
     outputs = ["probabilities", "logits"]

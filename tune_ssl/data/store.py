@@ -26,7 +26,9 @@ from tune_ssl.data.folder import first_names
 FORMAT = 1  # part of every key: raise it when the files below change
 DEFAULT_CACHE = "~/.cache/tune-ssl"
 BLOCK_BYTES = 4 << 20
-LEAST_STD = 1 / 255  # of a channel, in 0..1: one grey level; what is divided by it stays finite
+LEAST_STD = (
+    1 / 255
+)  # of a channel, in 0..1: one grey level; a channel below it is shifted, and not scaled
 PARTS = ("train", "val", "test", "unlabeled")
 
 Uint8s = NDArray[np.uint8]
@@ -53,7 +55,7 @@ class Store:
     """A dataset on disk. The test part is not here: see `open_test`.
 
     `flip` says whether a left-right flip keeps the class. `mean` and `std` are those of the train
-    part's channels, in 0..1, a std at least LEAST_STD. `digest` is of all arrays (12 hex digits). `meta` has
+    part's channels, in 0..1, 1 where it is below LEAST_STD. `digest` is of all arrays (12 hex digits). `meta` has
     counts, skipped files and build seconds. Pickling carries the path only.
     """
 
@@ -80,7 +82,7 @@ class Store:
     def info(self) -> dict[str, Any]:
         """Plain values for `tune-ssl data info`: what is in the store and where it lies."""
         same = [channel for channel, std in enumerate(self.meta["std"]) if std < LEAST_STD]
-        note = "the same in nearly all training images; normalised as if its deviation were 1/255"
+        note = "the same in nearly all training images; it is not scaled"
         notes = {"note": f"channel {', '.join(map(str, same))} is {note}"} if same else {}
         return {**self.meta, "path": str(self.path), **notes}
 
@@ -166,7 +168,7 @@ def _opened(path: Path) -> Store | None:
         class_names=tuple(meta["class_names"]),
         flip=meta["flip"],
         mean=tuple(meta["mean"]),
-        std=tuple(max(std, LEAST_STD) for std in meta["std"]),
+        std=tuple(std if std >= LEAST_STD else 1.0 for std in meta["std"]),
         digest=meta["digest"],
         meta=meta,
     )

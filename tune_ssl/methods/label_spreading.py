@@ -34,6 +34,10 @@ class LabelSpreadingSpec(ClassicalSpec):
     alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of an image's distribution that comes from its neighbours"
     )
+    class_mass: bool = Field(
+        True,
+        description="each class gets as large a share of all images as it has of the labels (Zhu et al. 2003)",
+    )
     most_unlabeled: Size = Field(
         10_000,
         description="unlabeled images in the graph; of more, the first ones of a fixed random order",
@@ -64,6 +68,10 @@ class LabelSpreadingStage(FittedStage[LabelSpreadingSpec]):
             warnings.simplefilter("ignore")
             model.fit(images_MD.numpy(), labels_M.numpy())
         shares_MK = torch.from_numpy(model.label_distributions_).nan_to_num()
+        if self.spec.class_mass:
+            wanted_K = labels_N.bincount(minlength=shares_MK.shape[1]) / len(labels_N)
+            shares_MK = shares_MK * wanted_K / shares_MK.sum(dim=0).clamp(min=1e-12)
+            shares_MK = shares_MK / shares_MK.sum(dim=1, keepdim=True).clamp(min=1e-12)
         network.head.fill(images_MD, shares_MK)
 
 
@@ -74,7 +82,8 @@ class LabelSpreading(Method[LabelSpreadingSpec]):
     defaults = PIXELS
     stage_types = (LabelSpreadingStage,)
     searched = {
-        "method.k": {"choice": [3, 5, 7, 10, 15]},
+        "method.k": {"choice": [5, 10, 20, 40]},
+        "method.class_mass": {"choice": [True, False]},
         "method.alpha": {"uniform": [0.05, 0.95]},
-        "method.scaling": {"choice": ["none", "standard", "unit"]},
+        "method.scaling": {"choice": ["none", "unit"]},
     }

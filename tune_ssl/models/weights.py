@@ -2,6 +2,7 @@
 
     none                    random
     pretrained              timm's own for the encoder's name and tag, fetched once; pinned as pretrained:TAG
+    timm:NAME.TAG           the same, by timm's name of them
     FILE                    safetensors, or what torch.save wrote of tensors alone
     RUN or RUN:CONDITION    the encoder of a run's saved model; so is the folder of an exported model
 
@@ -56,6 +57,12 @@ def pinned(model: ModelSpec) -> ModelSpec:
     text = model.weights
     if text == NONE:
         return model
+    if text.startswith(TIMM):  # timm:NAME.TAG, as timm itself calls them
+        name, _, tag = text.removeprefix(TIMM).partition(".")
+        if model.encoder.removeprefix(TIMM).partition(".")[0] != name:
+            raise UserError(Problem(f"is {text!r}, but model.encoder is {model.encoder}", KEY))
+        text = f"{PRETRAINED}:{tag}" if tag else PRETRAINED
+        model = model.model_copy(update={"weights": text})
     if text == PRETRAINED or text.startswith(f"{PRETRAINED}:"):
         return model.model_copy(update={"weights": f"{PRETRAINED}:{_tag(model)}"})
     found = PINNED.fullmatch(text)

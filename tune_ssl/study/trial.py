@@ -215,6 +215,10 @@ def _check_encoder(spec: TrialSpec) -> Iterator[Problem]:
         yield Problem(
             f"is {model.weights!r}, but must be none: pixels have no weights", "model.weights"
         )
+    name, dot, tag = model.encoder.partition(".")
+    if dot and model.encoder.startswith(TIMM) and model.weights == "none":
+        text = f"names the weights {tag}, but model.weights is none: pretrained takes them, {name} begins at random"
+        yield Problem(text, "model.encoder")
     if model.stem != "auto" and (model.encoder.startswith(TIMM) or model.encoder == "pixels"):
         text = f"is {model.stem!r}, but must be auto: {model.encoder} has no stem to choose"
         yield Problem(text, "model.stem")
