@@ -17,7 +17,8 @@ from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
 from tune_ssl.models.heads import encoded, encoder_for
 
-CHUNK = 1 << 24  # distances that are held at once
+CHUNK = 1 << 24  # values that are held at once
+MARGIN = 8  # neighbours beyond k, since a product's rounding may change their order
 
 
 class FittedNetwork(nn.Module):
@@ -90,14 +91,20 @@ class Neighbors(nn.Module):
         self.bank_BD, self.shares_BK = bank_BD.float().to(device), shares_BK.float().to(device)
 
     def forward(self, features_MD: Tensor) -> Tensor:
-        size = max(1, CHUNK // len(self.bank_BD))
+        width = (self.k + MARGIN) * self.bank_BD.shape[1]
+        size = max(1, CHUNK // max(width, len(self.bank_BD)))
         return torch.cat([self._logits(part_MD) for part_MD in features_MD.float().split(size)])
 
     def _logits(self, features_MD: Tensor) -> Tensor:
-        distances_MB = torch.cdist(
-            features_MD, self.bank_BD, compute_mode="donot_use_mm_for_euclid_dist"
+        # A product ranks all rows fast; of some more than k the distances are then measured
+        rows = len(self.bank_BD)
+        ranks_MB = self.bank_BD.square().sum(dim=1) - 2 * features_MD @ self.bank_BD.T
+        some_Mj = (
+            ranks_MB.topk(min(self.k + MARGIN, rows), largest=False).indices.sort(dim=1).values
         )
-        near_Mk, rows_Mk = distances_MB.topk(min(self.k, len(self.bank_BD)), largest=False)
+        gaps_MjD = self.bank_BD[some_Mj] - features_MD[:, None]
+        near_Mk, at_Mk = gaps_MjD.norm(dim=2).topk(min(self.k, rows), largest=False)
+        rows_Mk = some_Mj.gather(1, at_Mk)
         votes_Mk = torch.ones_like(near_Mk)
         if self.weights == "distance":
             at_M1 = (near_Mk == 0).any(dim=1, keepdim=True)
