@@ -382,7 +382,7 @@ def _comparison(
 ) -> tuple[Any, str | None]:
     """The study of `compare`'s arguments, with what was chosen said, and its file's name."""
     from tune_ssl.study.proposal import load_comparison
-    from tune_ssl.tuning.estimate import has_gpu, minutes, why_no_weights
+    from tune_ssl.tuning.estimate import has_gpu, minutes, side_carried, why_no_weights
 
     overrides = [text for text in given if "=" in text] + more
     names = [text for text in given if "=" not in text]
@@ -397,6 +397,7 @@ def _comparison(
         plugin or (),
         gpu=has_gpu(),
         reachable=why_no_weights,
+        side=side_carried,
     )
     for line in (*lines, *minutes(study)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -29,7 +29,7 @@ ENCODER = (
     "timm:tf_efficientnet_lite0"  # the cheapest pretrained one that is worth its time on a CPU
 )
 ENCODER_GPU = "timm:resnet50"
-SIDE, SIDE_GPU = 96, 224  # pixels with a pretrained encoder
+SIDE, SIDE_GPU = 96, 224  # pixels with a pretrained encoder, at least and at most
 SIDE_SCRATCH = 32
 
 Filled = Callable[[str, Any, str], None]
@@ -43,12 +43,13 @@ def load_comparison(
     *,
     gpu: bool = False,
     reachable: Callable[[ModelSpec], str] = lambda model: "",
+    side: Callable[[dict[str, Any]], int] = lambda fixed: SIDE,
 ) -> tuple[Study, list[str]]:
     """A comparison's study, and what was chosen for it, in sentences.
 
     Of a file with a section `compare` those of its entries that `methods` name, all of them without any name; without a
     file the named methods, or METHODS, with what is proposed. `gpu` says whether trials have one, `reachable` why
-    pretrained weights cannot be had ("" if they can).
+    pretrained weights cannot be had ("" if they can), `side` how many pixels a CPU carries with a frozen encoder.
 
     Raises:
         UserError: an unknown method, one that is named twice, fewer than two, or whatever a study file can have wrong.
@@ -73,7 +74,7 @@ def load_comparison(
         file = YamlFile(None, {SECTION: dict.fromkeys(methods or METHODS)})
         problems = list(apply_overrides(file, overrides))
         if not problems:
-            lines = _fill(file.data, bool(methods), gpu, reachable)
+            lines = _fill(file.data, bool(methods), gpu, reachable, side)
     study = checked(file, problems)
     name = study.name or f"compare-{study.fixed.data.dataset}"
     return replace(study, name=name, plugins=loaded), lines
@@ -86,7 +87,11 @@ def _refuse_unknown(methods: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _fill(
-    data: dict[str, Any], named: bool, gpu: bool, reachable: Callable[[ModelSpec], str]
+    data: dict[str, Any],
+    named: bool,
+    gpu: bool,
+    reachable: Callable[[ModelSpec], str],
+    side: Callable[[dict[str, Any]], int] = lambda fixed: SIDE,
 ) -> list[str]:
     """Write what is left open into the study's `data`; the sentences that say so."""
     lines: list[str] = []
@@ -107,7 +112,7 @@ def _fill(
     if dataset in SMALL:
         _fill_small(data, fill)
     else:
-        _fill_photos(data, fill, named, gpu, reachable, lines)
+        _fill_photos(data, fill, named, gpu, reachable, side, lines)
     seeds = list(range(6 if dataset in SMALL else 5))
     fill(
         "study.seeds",
@@ -142,12 +147,12 @@ def _fill_photos(
     named: bool,
     gpu: bool,
     reachable: Callable[[ModelSpec], str],
+    side: Callable[[dict[str, Any]], int],
     lines: list[str],
 ) -> None:
     """Photographs: a pretrained encoder where there is one, frozen without a GPU; else a small network."""
     model = data["fixed"].setdefault("model", {})
-    chosen = isinstance(model, dict) and {"encoder", "weights"} & {*model}
-    if not chosen:
+    if not (isinstance(model, dict) and {"encoder", "weights"} & {*model}):
         encoder = ENCODER_GPU if gpu else ENCODER
         why_not = reachable(ModelSpec(encoder=encoder, weights="pretrained"))
         if not why_not:
@@ -163,13 +168,11 @@ def _fill_photos(
             )
     weights = isinstance(model, dict) and model.get("weights", "none") != "none"
     if weights:
-        side = SIDE_GPU if gpu else SIDE
-        carried = "a GPU" if gpu else "a CPU"
-        fill(
-            "fixed.data.image_size",
-            side,
-            f"pixels a side, what {carried} carries with a pretrained encoder",
-        )
+        if "image_size" not in data["fixed"]["data"]:
+            chosen = SIDE_GPU if gpu else side(data["fixed"])
+            carried = "a GPU" if gpu else "this CPU"
+            why = f"pixels a side, what {carried} carries of these images; more see more"
+            fill("fixed.data.image_size", chosen, why)
         if not gpu:
             fill(
                 "fixed.model.freeze",

@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 import time
 from math import ceil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
+from tune_ssl.data.datasets import FOLDERS
+from tune_ssl.data.folder import list_images
 from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
 from tune_ssl.runs.splits import check_data
 from tune_ssl.study.domains import trials_of
 from tune_ssl.study.study import Condition, Study
-from tune_ssl.study.trial import TrialSpec
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,9 @@ else:
 FITTED, HEAD_STEP = 1.0, 0.003  # seconds of a fit, and of a step on kept features
 STARTED = 10.0  # seconds until the first trial, and after the last one
 WHOLE_TRIALS = 0.6  # of a search's trials, what early stopping leaves of their cost
+SIDES = (96, 128, 160, 192, 224)  # pixels; what a frozen encoder sees more in, and pays for by area
+LONGEST = 600.0  # seconds that a proposal gives to features
+VIEWS = 3  # of a comparison's methods together: weak, strong, randaugment
 PASSES = 3.0  # passes of an image that a step costs: forward once, backward twice
 
 
@@ -52,6 +57,22 @@ def why_no_weights(model: ModelSpec) -> str:
     except UserError as error:
         return error.problems[0].text
     return ""
+
+
+def side_carried(fixed: dict[str, Any]) -> int:
+    """The largest side of SIDES at which the features of a folder's images take at most LONGEST seconds here."""
+    data, model = fixed.get("data", {}), fixed.get("model", {})
+    if data.get("dataset") != "folder" or not isinstance(data.get("root"), str):
+        return SIDES[0]
+    listed = list_images(Path(data["root"]).expanduser(), FOLDERS)
+    images = sum(map(len, listed.files.values()))
+    spec = ModelSpec(encoder=model.get("encoder", "small_cnn"), freeze="all")
+    rate = images_per_second(spec, Task(2, 3, SIDES[0]))
+    passes = images * (1 + VIEWS * model.get("frozen_views", 2))
+    seconds = passes / rate / (os.cpu_count() or 1)
+    return max(
+        side for side in SIDES if side == SIDES[0] or seconds * (side / SIDES[0]) ** 2 <= LONGEST
+    )
 
 
 def minutes(study: Study) -> list[str]:
@@ -82,7 +103,7 @@ def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, flo
     spec = condition.spec
     channels, height, width = store.shape
     task = Task(len(store.class_names), channels, height, width)
-    rate = images_per_second(spec, task)
+    rate = images_per_second(spec.model, task)
     counts = store.meta["counts"]
     pool = sum(counts.get(part, 0) for part in ("train", "unlabeled"))
     total, kept = 0.0, {}
@@ -101,14 +122,14 @@ def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, flo
     return total, kept
 
 
-def images_per_second(spec: TrialSpec, task: Task) -> float:
-    """Forward passes of the spec's encoder in a second on one core."""
-    if spec.model.encoder == "pixels":
+def images_per_second(model: ModelSpec, task: Task) -> float:
+    """Forward passes of the encoder in a second on one core."""
+    if model.encoder == "pixels":
         return 1e6
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = spec.model.model_copy(update={"weights": "none"})
+        model = model.model_copy(update={"weights": "none"})
         encoder = heads.encoder_for(task, model).eval()
         images = torch.zeros(
             16, task.channels, task.image_size, task.image_width or task.image_size
