@@ -56,7 +56,9 @@ def summary(
                 f"{row['trial']} with {row['metric']} = {value} on validation."
             )
         return lines + parts + ran
-    if any(study.renamed is not None for study in runs.studies):  # the question of a comparison
+    # Of one run that compares methods, the answer to its question says all that can be said
+    answered = all(study.renamed is not None for study in runs.studies)
+    if answered:
         lines += [line[0].upper() + line[1:].rstrip(".") + "." for line in answer_lines(runs)]
     compared: set[Condition] = set()
     if differences is not None and not differences.empty:
@@ -64,7 +66,7 @@ def summary(
         seen = differences[(differences["n"] > 0) | (differences["unpaired"] > 0)]
         compared = set(_conditions(seen))
         pooled = results[_conditions(results).isin(_conditions(paired))]
-        lines += [_highest(pooled), *comparison_sentences(differences)]
+        lines += [_highest(pooled), *([] if answered else comparison_sentences(differences))]
     for _, group in results.groupby(CELL, sort=False, dropna=False):
         if condition_of(group.iloc[0]) not in compared:
             lines.append(_finding(results, group.dropna(subset=["mean"])))
