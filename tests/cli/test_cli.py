@@ -81,14 +81,14 @@ def test_check_prints_every_problem_on_its_own_line_of_stderr(run):
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "override fixd.x=1: fixd.x is not a known key; did you mean 'fixed'? (known: data, model, "
-        "method, losses, optim, budget, compute, seed, fixed, conditions, search, ablate, study)",
+        "method, losses, optim, budget, compute, seed, fixed, conditions, search, ablate, compare, study)",
         "override optim.weight_decay=-1: optim.weight_decay is -1, but must be at least 0",
     ]
 
 
 def test_check_prints_a_schema_that_is_json(run):
     code, out, _ = run("check", "--schema")
-    assert code == 0 and json.loads(out)["title"] == "StudyFile"
+    assert code == 0 and json.loads(out)["title"] == "Study"
 
 
 @pytest.mark.parametrize(

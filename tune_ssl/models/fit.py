@@ -9,7 +9,7 @@ import torch
 from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
-from tune_ssl.models import TIMM, stem
+from tune_ssl.models import stem
 from tune_ssl.models.encoders import build_encoder, freeze
 from tune_ssl.models.weights import load_weights, statistics
 
@@ -18,12 +18,7 @@ SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 384, 512)  # tried, to name some t
 
 def check_fit(model: ModelSpec, task: Task) -> None:
     """UserError where the encoder cannot be built for the images, frozen as asked, or given its weights."""
-    if (
-        model.encoder.startswith(TIMM)
-        or model.weights != "none"
-        or model.freeze not in ("all", "none")
-    ):
-        _check(model.model_dump_json(), task)
+    _check(model.model_dump_json(), task)
     statistics(model, task.channels)
 
 

@@ -13,6 +13,7 @@ from tune_ssl.base.retry import until_it_works
 from tune_ssl.data.batch import Task
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
+from tune_ssl.models import TIMM
 from tune_ssl.records import log
 from tune_ssl.records.ties import half_width
 from tune_ssl.study.study import Condition, Study
@@ -55,13 +56,16 @@ def check_data(study: Study) -> dict[str, Store]:
 
 def check_models(condition: Condition, store: Store) -> None:
     """UserError where an encoder of the condition, or of its search, does not take the images or its weights."""
-    from tune_ssl.models.fit import check_fit
-
     channels, height, width = store.shape
     task = Task(len(store.class_names), channels, height, width)
     ends = {k: d.ends() for k, d in condition.search.items() if k.startswith("model.")}
     for values in [{}, *({key: value} for key, of in ends.items() for value in of)]:
-        check_fit(override(condition.spec, values).model, task)
+        model = override(condition.spec, values).model
+        plain = model.weights == "none" and model.freeze in ("all", "none") and model.mean is None
+        if model.encoder.startswith(TIMM) or not plain:  # else there is nothing to load torch for
+            from tune_ssl.models.fit import check_fit
+
+            check_fit(model, task)
 
 
 def caveats(study: Study, stores: dict[str, Store]) -> list[str]:

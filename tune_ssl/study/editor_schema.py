@@ -43,7 +43,7 @@ def study_schema() -> dict[str, Any]:
         **fields,
     )
     either: Any = TypeAdapter(one | several)
-    schema: dict[str, Any] = either.json_schema(by_alias=True)
+    schema: dict[str, Any] = {"title": "Study", **either.json_schema(by_alias=True)}
     for definition in schema["$defs"].values():
         if "const" in definition.get("properties", {}).get("name", {}):
             definition["required"] = ["name"]  # it tells the methods apart

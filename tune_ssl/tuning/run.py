@@ -112,8 +112,6 @@ def run_study(
             run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
             stores = check_data(study)
             refuse_existing(run)
-            for line in caveats(study, stores):
-                tell(line)
         else:
             home = find_home(study, runs)
             run, study = reopen(home.runs, study)
@@ -130,6 +128,8 @@ def run_study(
             Planner(run, study, ledger).rows(ablation, lambda _: None)
         held.enter_context(cluster(verbose, address))
         study, fit = fit_study(study, stores, place or folder_of(str(run.parent)), tell)
+        for line in () if resumed else caveats(study, stores):
+            tell(line)
         if not resumed:
             create(study, stores, run.parent, run.name, command_line())
             held.enter_context(driving(run, place, tell))
