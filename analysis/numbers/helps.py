@@ -77,12 +77,11 @@ def questions(runs: Runs) -> list[Question]:
         for label, run, unlabeled, trials in methods:
             if not unlabeled:
                 continue
-            gain, p = Interval(math.nan, math.nan, math.nan, 0, math.nan), math.nan
+            a, b = dict[int, float](), dict[int, float]()
             if theirs is not None:
                 a, b, _ = pairs(by_seed(trials), by_seed(theirs))
-                gain, p = paired_difference(a, b), paired_t_p_value(a, b)
-            own.append((label, run, gain))
-            tests.append(p)
+            own.append((label, run, paired_difference(a, b)))
+            tests.append(paired_t_p_value(a, b))
         found.append((where, floor, own))
     corrected = iter(holm(tests))
     answers = []
@@ -92,7 +91,6 @@ def questions(runs: Runs) -> list[Question]:
             for label, run, gain in own
         ]
         contenders.sort(key=lambda one: -one.score.mean)
-        nothing = Interval(math.nan, math.nan, math.nan, 0, math.nan)
-        score = scores[where, floor] if floor else nothing
+        score = scores[where, floor] if floor else mean_interval(())
         answers.append(Question(where, floor, score, tuple(contenders)))
     return answers

@@ -10,7 +10,7 @@ from pathlib import Path
 from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
 from analysis.read.load import Runs, load_runs
-from analysis.words.display import p_value
+from analysis.words.display import ends, p_value, share
 
 
 def answer(run: Path) -> list[str]:
@@ -18,7 +18,7 @@ def answer(run: Path) -> list[str]:
     runs = load_runs([run])
     found = questions(runs)
     lines = [*answer_lines(runs, found)]
-    return [*lines, *_next(run, runs, found)] if found else lines
+    return [*lines, *_next(run, found)] if found else lines
 
 
 def answer_lines(runs: Runs, found: list[Question] | None = None) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _sentence(question: Question) -> str:
     )
 
 
-def _next(run: Path, runs: Runs, found: list[Question]) -> Iterator[str]:
+def _next(run: Path, found: list[Question]) -> Iterator[str]:
     """Commands that can be copied."""
     cells = dict.fromkeys(str(name) for name, _ in (q.condition for q in found))
     where = [] if run.parent == Path("runs") else ["--runs", str(run.parent)]
@@ -83,13 +83,12 @@ def _next(run: Path, runs: Runs, found: list[Question]) -> Iterator[str]:
 
 
 def _gain(one: Contender) -> str:
-    gain, points = one.gain, 100
+    gain = one.gain
     if math.isnan(gain.mean):
         return f"{_percent(one.score)}, with no seed in common"
-    ends = "" if math.isnan(gain.low) else f" [{points * gain.low:+.1f}, {points * gain.high:+.1f}]"
-    return f"{points * gain.mean:+.1f} points{ends}, {gain.n} paired seeds (Holm p {p_value(one.p_holm, '= ')})"
+    both = "" if math.isnan(gain.low) else f" {ends(gain.low, gain.high, '+')}"
+    return f"{100 * gain.mean:+.1f} points{both}, {gain.n} paired seeds (Holm p {p_value(one.p_holm, '= ')})"
 
 
 def _percent(score: Interval) -> str:
-    ends = "" if math.isnan(score.low) else f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-    return f"{100 * score.mean:.1f} %{ends}"
+    return share(score.mean, score.low, score.high)

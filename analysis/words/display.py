@@ -52,6 +52,11 @@ def interval(mean: Any, low: Any, high: Any, sign: str = "") -> str:
     return f"{100 * mean:{sign}.1f} {ends(low, high, sign)}"
 
 
+def share(mean: float, low: float, high: float) -> str:
+    """87.3 % [85.1, 89.0]; without an interval the mean alone."""
+    return f"{100 * mean:.1f} %" + ("" if missing(low) else f" {ends(low, high)}")
+
+
 def ends(low: float, high: float, sign: str = "") -> str:
     """[85.1, 89.0], in percent; those of a share, which has no sign, are cut at 0 and 100 %."""
     if not sign:

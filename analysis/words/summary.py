@@ -15,7 +15,7 @@ from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, con
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
 from analysis.words.answer import answer_lines
-from analysis.words.display import ends, metric_value, text
+from analysis.words.display import ends, metric_value, share, text
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
 
@@ -178,7 +178,12 @@ def _highest(results: pd.DataFrame) -> str:
     found: list[tuple[str, str]] = []
     for _, group in results.dropna(subset=["mean"]).groupby(CELL, sort=False, dropna=False):
         top = group.sort_values("mean", ascending=False, kind="stable").iloc[0]
-        found.append((str(top["method"]), f"{place(results, top)} ({_share(top)})"))
+        found.append(
+            (
+                str(top["method"]),
+                f"{place(results, top)} ({share(top['mean'], top['low'], top['high'])})",
+            )
+        )
     each = [
         f"{method} {', '.join(text for _, text in same)}"
         for method, same in groupby(found, key=lambda pair: pair[0])
@@ -205,13 +210,7 @@ def _reaches(row: pd.Series) -> str:
 
 
 def _brief(row: pd.Series) -> str:
-    return f"{row['method']} at {_share(row)}"
-
-
-def _share(row: pd.Series) -> str:
-    if math.isnan(row["low"]):
-        return f"{100 * row['mean']:.1f} %"
-    return f"{100 * row['mean']:.1f} % {ends(row['low'], row['high'])}"
+    return f"{row['method']} at {share(row['mean'], row['low'], row['high'])}"
 
 
 def _progress(runs: Runs) -> Iterator[str]:

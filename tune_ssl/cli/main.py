@@ -82,11 +82,7 @@ def search(
     _keep_in(storage)
     console = Console()
     if resume is not None:
-        if study or overrides or name or data_root or no_cache:
-            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
-        from tune_ssl.methods.plugins import load_plugins
-
-        load_plugins(plugin or ())  # for what has moved
+        _refuse_with_resume(study or overrides or name or data_root or no_cache, plugin)
         going: Any = resume
     elif study is None:
         raise UserError("give either a study's YAML file or --resume RUN")
@@ -126,11 +122,7 @@ def compare(
     given = methods or []
     options = {"runs": runs, "address": address, "verbose": verbose, "confirm": confirm}
     if resume is not None:
-        if given or name or data_root or no_cache:
-            raise UserError("a resumed run keeps its name, study and data: give --resume alone")
-        from tune_ssl.methods.plugins import load_plugins
-
-        load_plugins(plugin or ())  # for what has moved
+        _refuse_with_resume(given or name or data_root or no_cache, plugin)
         run = _run(resume, console, report, **options)
     else:
         study, file = _comparison(given, all_overrides(None, data_root, no_cache), plugin, console)
@@ -375,6 +367,15 @@ def _run_name(given: str | None, otherwise: str) -> str:
     chosen = given or f"{otherwise}-{datetime.now():%Y%m%d-%H%M%S}"
     check_name(chosen)
     return chosen
+
+
+def _refuse_with_resume(given: object, plugin: list[Path] | None) -> None:
+    """UserError if anything of a new run is `given`; plugins are loaded, for they may have moved."""
+    if given:
+        raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+    from tune_ssl.methods.plugins import load_plugins
+
+    load_plugins(plugin or ())
 
 
 def _comparison(

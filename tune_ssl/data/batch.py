@@ -22,6 +22,11 @@ class Task(NamedTuple):
     image_size: int
     image_width: int | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of an image, in pixels."""
+        return self.image_size, self.image_width or self.image_size
+
 
 class Batch(NamedTuple):
     """N labeled and U unlabeled images; a tuple holds one normalised float tensor for each view.

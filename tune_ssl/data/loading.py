@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,8 +80,7 @@ class Data(Normalizer):
         super().__init__(self.mean, self.std, device)
         self.store, self.split, self.device = store, split, device
         self.sets: Sets = build_sets(store, split)
-        _, channels, height, width = self.sets.labeled.images.shape
-        self.task = Task(len(store.class_names), channels, height, width)
+        self.task = store.task
         self.precision = torch.float32  # of what is evaluated
         self.features: FeatureSource | None = None
 
@@ -254,7 +254,7 @@ class Loader:
         )
         self.start_stream = stream(seed, 5)
         # The chunk depends on nothing of the method, so that labeled images are augmented alike.
-        area = data.task.image_size * (data.task.image_width or data.task.image_size)
+        area = prod(data.task.size)
         self.chunk_steps = max(1, CHUNK_PIXELS // (size * (1 + 2 * spec.mu) * area))
         self.most = max(64, START_PIXELS // area)
         self.chunk: list[Batch] = []
@@ -328,7 +328,7 @@ def stream(seed: int, number: int) -> Generator:
 
 def chunk_size(task: Task) -> int:
     """How many images have EVALUATED_PIXELS; at least one."""
-    return max(1, EVALUATED_PIXELS // (task.image_size * (task.image_width or task.image_size)))
+    return max(1, EVALUATED_PIXELS // prod(task.size))
 
 
 def in_chunks(data: Data, on: Images, size: int | None = None) -> Iterator[Tensor]:

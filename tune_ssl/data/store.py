@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.files import write_atomically
 from tune_ssl.base.spec import DataSpec
+from tune_ssl.data.batch import Task
 from tune_ssl.data.datasets import Dataset, Source, find_dataset
 from tune_ssl.data.folder import first_names
 
@@ -78,6 +79,11 @@ class Store:
         """(C, H, W) of every image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def task(self) -> Task:
+        """The shape of the problem that the labels pose."""
+        return Task(len(self.class_names), *self.shape)
 
     def info(self) -> dict[str, Any]:
         """Plain values for `tune-ssl data info`: what is in the store and where it lies."""

@@ -25,7 +25,7 @@ def check_fit(model: ModelSpec, task: Task) -> None:
 @lru_cache(maxsize=64)
 def _check(model_json: str, task: Task) -> None:
     model = ModelSpec.model_validate_json(model_json)
-    size = (task.image_size, task.image_width or task.image_size)
+    size = task.size
     if why := _why_not(model, task.channels, size):
         sides = [side for side in SIDES if not _why_not(model, task.channels, (side, side))]
         some = (

@@ -61,8 +61,8 @@ class Classifier(nn.Module):
 
 def encoder_for(task: Task, model: ModelSpec) -> nn.Module:
     """The spec's encoder for the task's images, with the spec's weights. UserError where they do not fit."""
-    size = (task.image_size, task.image_width or task.image_size)
-    encoder = build_encoder(model.encoder, task.channels, stem(model.stem, task.image_size), size)
+    kind = stem(model.stem, task.image_size)
+    encoder = build_encoder(model.encoder, task.channels, kind, task.size)
     load_weights(encoder, model, task.channels)
     return encoder
 

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from tune_ssl.methods.plugins import Plugin, restore_plugins
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import describe
-from tune_ssl.study.study import Study, study_from
+from tune_ssl.study.study import Condition, Study, study_from
 from tune_ssl.study.trial import renewed
 
 WRITTEN = {  # what each event has that a run goes on from
@@ -154,6 +154,14 @@ def listed_conditions(run: Path) -> list[Listed]:
     ]
 
 
+def by_cell(conditions: Iterable[Listed | Condition]) -> dict[str, list[str]]:
+    """cell -> the ids of its conditions, one for each method, in order"""
+    cells: dict[str, list[str]] = {}
+    for condition in conditions:
+        cells.setdefault(condition.cell, []).append(condition.id)
+    return cells
+
+
 def condition_ids(run: Path) -> list[str]:
     """The ids of the run's conditions, in order. UserError if it has none."""
     return [condition.id for condition in listed_conditions(run)]
@@ -186,9 +194,7 @@ def choose_condition(run: Path, wanted: str | None) -> str:
     unknown condition, for none named of several, and for a cell without a finished trial.
     """
     listed = listed_conditions(run)
-    cells: dict[str, list[str]] = {}
-    for condition in listed:
-        cells.setdefault(condition.cell, []).append(condition.id)
+    cells = by_cell(listed)
     if wanted in [condition.id for condition in listed]:
         return str(wanted)
     if wanted is None and len(cells) > 1:

@@ -10,7 +10,6 @@ from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
-from tune_ssl.data.batch import Task
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import Store, prepare
 from tune_ssl.models import TIMM
@@ -56,8 +55,6 @@ def check_data(study: Study) -> dict[str, Store]:
 
 def check_models(condition: Condition, store: Store) -> None:
     """UserError where an encoder of the condition, or of its search, does not take the images or its weights."""
-    channels, height, width = store.shape
-    task = Task(len(store.class_names), channels, height, width)
     ends = {k: d.ends() for k, d in condition.search.items() if k.startswith("model.")}
     for values in [{}, *({key: value} for key, of in ends.items() for value in of)]:
         model = override(condition.spec, values).model
@@ -65,7 +62,7 @@ def check_models(condition: Condition, store: Store) -> None:
         if model.encoder.startswith(TIMM) or not plain:  # else there is nothing to load torch for
             from tune_ssl.models.fit import check_fit
 
-            check_fit(model, task)
+            check_fit(model, store.task)
 
 
 def caveats(study: Study, stores: dict[str, Store]) -> list[str]:

@@ -14,7 +14,7 @@ from tune_ssl.base.spec import StudySpec, digest
 from tune_ssl.base.yaml_file import read_yaml, to_yaml
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
-from tune_ssl.runs.folder import choose_condition, reopen
+from tune_ssl.runs.folder import by_cell, choose_condition, reopen
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
 
@@ -52,10 +52,8 @@ def winners(run: Path, study: Study, condition: str | None, *, every: bool) -> l
     known = [condition.id for condition in study.conditions]
     ledger = Ledger.glance(run)
     if condition is None and every:
-        cells: dict[str, list[str]] = {}
-        for each in study.conditions:
-            cells.setdefault(each.cell, []).append(each.id)
-        bests = [ledger.best_of(ids, study.settings.mode) for ids in cells.values()]
+        cells = by_cell(study.conditions).values()
+        bests = [ledger.best_of(ids, study.settings.mode) for ids in cells]
         found = [_winner(ledger, study, known.index(best)) for best in bests if best is not None]
         if not any(found):
             raise UserError(Problem("has no finished search trial yet", str(run)))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
+from tune_ssl.base.spec import StudySpec
 from tune_ssl.records.domain import Domain, Value, shape
 
 
@@ -78,3 +79,10 @@ def trials_of(searcher: str, domains: Mapping[str, Domain], budget: int) -> int:
     if not domains:
         return 1
     return len(grid(domains, budget)) if searcher == "grid" else budget
+
+
+def repeats_of(settings: StudySpec, domains: Mapping[str, Domain]) -> int:
+    """How many trials the finalists of such a search have, at most; none where there is one candidate."""
+    trials = trials_of(settings.searcher, domains, settings.num_trials)
+    best = min(settings.finalists, trials)
+    return best * len(settings.finalist_seeds) if best > 1 else 0

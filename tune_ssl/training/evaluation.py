@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -51,20 +51,24 @@ class Subject:
         return predict(self.stage, self.network, self.data, self.data.sets.labeled)
 
 
+T = TypeVar("T")
 Evaluator = Callable[[Subject], dict[str, float]]
 
 
 @torch.no_grad()
+def outputs(call: Callable[[Any], T], data: Data, on: LabeledSet | UnlabeledSet) -> list[T]:
+    """`call` of all un-augmented images of a set, a chunk at a time, in the precision of evaluations."""
+    with data.autocast():
+        return [part for images in in_chunks(data, on.images) for part in in_halves(call, images)]
+
+
 def predict(
     stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet | UnlabeledSet
 ) -> Prediction:
     """The stage's outputs for a whole set, on the CPU in float32; the network stays in its mode."""
     training = network.training
     network.eval()
-    parts: list[Prediction] = []
-    with data.autocast():
-        for images in in_chunks(data, on.images):
-            parts += in_halves(partial(stage.predict, network), images)
+    parts = outputs(partial(stage.predict, network), data, on)
     network.train(training)
     columns: list[Any] = [
         None if column[0] is None else torch.cat([part.float().cpu() for part in column])

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tune_ssl.base.spec import digest
-from tune_ssl.data.loading import Data, in_chunks, load_data, stream
+from tune_ssl.data.loading import Data, load_data, stream
 from tune_ssl.data.sets import LabeledSet, UnlabeledSet
 from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
@@ -30,10 +30,9 @@ from tune_ssl.study.shared_pretraining import sees_no_label
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_device, pick_precision
 from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
-from tune_ssl.training.evaluation import evaluate
+from tune_ssl.training.evaluation import evaluate, outputs
 from tune_ssl.training.features import FrozenFeatures
 from tune_ssl.training.guard import Collapsed, Diverged
-from tune_ssl.training.out_of_memory import in_halves
 from tune_ssl.training.stepper import Stepper
 
 __all__ = ["Collapsed", "Diverged", "Report", "Trained", "train"]
@@ -130,10 +129,11 @@ def train(
             spec.seed if number == 0 else stream(spec.seed, 100 + number).initial_seed()
         )
         network = stage.build(data.task, spec.model, network).to(device)
-        seen, features = data, None
+        seen = data
         if stage.on_features and is_frozen(network):
             encoder: Any = network.encoder
             features = FrozenFeatures(spec, encoder.eval(), data, key)
+            clock.waits.append(features)
             seen = data.seen_as(features)
         steps, every = steps_of[stage.name], spec.budget.eval_every
         targets = [*range(every, steps, every), steps]
@@ -144,7 +144,8 @@ def train(
         if stage.fits:
             images_before += fit_at_once(stage, network, seen)
             steps_before, evaluations_before = steps_before + 1, evaluations_before + 1
-            result = Trained(stage, network, seen).evaluate(seen.sets.validation, "val")
+            trained = Trained(stage, network, seen)
+            result = trained.evaluate(seen.sets.validation, "val")
             yield Report(
                 stage=stage.name,
                 step=steps_before,
@@ -155,8 +156,8 @@ def train(
                 stand_in=None,
                 images_seen=images_before,
                 seconds=clock.seconds,
-                waited=clock.waited + (features.waited if features else 0.0),
-                trained=Trained(stage, network, seen),
+                waited=clock.waited,
+                trained=trained,
                 snapshot=None,
             )
             continue
@@ -191,8 +192,7 @@ def train(
 
                 # Report
                 stand_in = metrics.get(f"val/{stage.stand_in}")  # more is better
-                waited = clock.waited + (features.waited if features else 0.0)
-                spent = {"seconds": clock.seconds, "waited": waited}
+                spent = {"seconds": clock.seconds, "waited": clock.waited}
                 progress = {"stage": index, "images_before": images_before, **spent}
 
                 def snapshot(
@@ -266,18 +266,11 @@ def fit_at_once(stage: Stage[Any], network: nn.Module, data: Data) -> int:
     return len(labeled_ND) + int(fresh.sum())
 
 
-@torch.no_grad()
 def encoded_set(network: Any, data: Data, on: LabeledSet | UnlabeledSet) -> torch.Tensor:
-    """The encoder's output (N, D) for all un-augmented images of a set, on the CPU."""
+    """The frozen encoder's output (N, D) for all un-augmented images of a set, on the CPU."""
     network.eval()
-    with data.autocast():
-        encode = partial(encoded, network.encoder)
-        parts = [
-            part.float().cpu()
-            for images in in_chunks(data, on.images)
-            for part in in_halves(encode, images)
-        ]
-    return torch.cat(parts)
+    parts = outputs(partial(encoded, network.encoder), data, on)
+    return torch.cat([part.float().cpu() for part in parts])
 
 
 def train_or_reuse(
@@ -293,7 +286,7 @@ def train_or_reuse(
             kept = shelf.open()
             if kept is None:
                 held.enter_context(shelf.lock())
-                clock.waited += shelf.waited
+                clock.waits.append(shelf)
                 kept = shelf.open()  # now it may be complete, by whoever had the lock
         if kept:
             held.close()
@@ -312,15 +305,23 @@ def train_or_reuse(
 
 @dataclass
 class Clock:
-    """The seconds of a trial, its earlier attempts included; `waited` are those for another's pretraining."""
+    """The seconds of a trial, its earlier attempts included, and those it `waited` for what another one trains.
+
+    `waits` are the caches that this attempt has asked, each of which says how long it `waited`.
+    """
 
     before: float
-    waited: float
+    waited_before: float
     began: float = field(default_factory=time.perf_counter)
+    waits: list[Shelf | FrozenFeatures] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.began
+
+    @property
+    def waited(self) -> float:
+        return self.waited_before + sum(cache.waited for cache in self.waits)
 
 
 class BestWeights:

@@ -246,13 +246,11 @@ class Averaged:
     def __init__(self, network: nn.Module, decay: float, steps: int) -> None:
         self.decay, self.steps = (decay if ema_decay(decay, steps, steps) else 0.0), steps
         self.network = copy.deepcopy(network).requires_grad_(False) if self.decay else network
-        moving = _moving(network)
+        kept, still = _tensors(self.network), _frozen(network)
         both = [
-            (kept, current.detach())
-            for name, current, kept in zip(
-                _named(network), _tensors(network), _tensors(self.network), strict=True
-            )
-            if name in moving
+            (kept[name], current.detach())
+            for name, current in _tensors(network).items()
+            if name not in still
         ]
         self._floats = [pair for pair in both if pair[0].is_floating_point()]
         self._others = [pair for pair in both if not pair[0].is_floating_point()]
@@ -269,31 +267,25 @@ class Averaged:
     def _move(self, weight: float) -> None:
         if not self.decay:
             return
-        if not self._floats:
-            return
-        old, new = zip(*self._floats, strict=True)
-        torch._foreach_lerp_(old, new, weight)
+        if self._floats:
+            old, new = zip(*self._floats, strict=True)
+            torch._foreach_lerp_(old, new, weight)
         for kept, current in self._others:
             kept.copy_(current)
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def _named(network: nn.Module) -> list[str]:
-    """The names of `_tensors`."""
-    return [n for n, _ in network.named_parameters()] + [n for n, _ in network.named_buffers()]
-
-
-def _moving(network: nn.Module) -> set[str]:
-    """The names of all tensors but frozen parameters, and the statistics of frozen modules in eval mode."""
+def _frozen(network: nn.Module) -> set[str]:
+    """The names of frozen parameters, and of the statistics of frozen modules in eval mode."""
     still = {name for name, p in network.named_parameters() if not p.requires_grad}
     for name, module in network.named_modules():
         own = [*module.parameters(recurse=False)]
         if own and not module.training and not any(p.requires_grad for p in own):
             still |= {f"{name}.{inner}" for inner, _ in module.named_buffers(recurse=False)}
-    return set(_named(network)) - still
+    return still
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

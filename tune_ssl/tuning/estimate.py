@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from tune_ssl.data.folder import list_images
 from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
 from tune_ssl.runs.splits import check_data
-from tune_ssl.study.domains import trials_of
+from tune_ssl.study.domains import repeats_of, trials_of
 from tune_ssl.study.study import Condition, Study
 
 if TYPE_CHECKING:
@@ -47,13 +48,10 @@ def has_gpu() -> bool:
 
 def why_no_weights(model: ModelSpec) -> str:
     """Why the encoder's pretrained weights cannot be had here; empty if they can. They are fetched by asking."""
-    from tune_ssl.models.weights import load_weights, pinned
+    from tune_ssl.models.weights import pinned
 
     try:
-        model = pinned(model)
-        task = Task(2, 3, 224)
-        encoder = heads.encoder_for(task, model.model_copy(update={"weights": "none"}))
-        load_weights(encoder, model, 3)
+        heads.encoder_for(Task(2, 3, 224), pinned(model))
     except UserError as error:
         return error.problems[0].text
     return ""
@@ -85,8 +83,7 @@ def minutes(study: Study) -> list[str]:
         one, features = seconds_of(condition, stores[condition.id])
         kept.update(features)
         searched = trials_of(settings.searcher, condition.search, settings.num_trials)
-        finalists = min(settings.finalists, searched)
-        again = finalists * len(settings.finalist_seeds) if finalists > 1 else 0
+        again = repeats_of(settings, condition.search)
         trials += searched + again + len(settings.seeds)
         total += one * (WHOLE_TRIALS * searched + again + len(settings.seeds))
     spent = STARTED + (total + sum(kept.values())) / slots
@@ -101,9 +98,7 @@ def minutes(study: Study) -> list[str]:
 def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, float]]:
     """Seconds of one whole trial, and those of the features that all trials share, by what they are of."""
     spec = condition.spec
-    channels, height, width = store.shape
-    task = Task(len(store.class_names), channels, height, width)
-    rate = images_per_second(spec.model, task)
+    rate = images_per_second(spec.model, store.task)
     counts = store.meta["counts"]
     pool = sum(counts.get(part, 0) for part in ("train", "unlabeled"))
     total, kept = 0.0, {}
@@ -126,14 +121,17 @@ def images_per_second(model: ModelSpec, task: Task) -> float:
     """Forward passes of the encoder in a second on one core."""
     if model.encoder == "pixels":
         return 1e6
+    return _measured(model.encoder, model.stem, task)
+
+
+@lru_cache  # conditions and methods share their encoder
+def _measured(encoder_name: str, kind: str, task: Task) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = model.model_copy(update={"weights": "none"})
+        model = ModelSpec.model_validate({"encoder": encoder_name, "stem": kind})
         encoder = heads.encoder_for(task, model).eval()
-        images = torch.zeros(
-            16, task.channels, task.image_size, task.image_width or task.image_size
-        )
+        images = torch.zeros(16, task.channels, *task.size)
         with torch.no_grad():
             encoder(images)
             began = time.perf_counter()

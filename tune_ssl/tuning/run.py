@@ -54,7 +54,7 @@ from tune_ssl.runs.status import what_was_found
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
 from tune_ssl.storage.places import Place, folder_of
-from tune_ssl.study.domains import trials_of
+from tune_ssl.study.domains import repeats_of
 from tune_ssl.study.study import Study
 from tune_ssl.tuning.ablation import AblationPhase, Planner, Wanted
 from tune_ssl.tuning.confirm import ConfirmPhase
@@ -162,9 +162,7 @@ def searching(context: RunContext, confirm: bool = True) -> list[Sequence[Begin]
     settings = context.study.settings
 
     def then(index: int) -> list[Begin]:
-        own = context.study.conditions[index].search
-        best = min(settings.finalists, trials_of(settings.searcher, own, settings.num_trials))
-        repeats = best * len(settings.finalist_seeds) if best > 1 else 0
+        repeats = repeats_of(settings, context.study.conditions[index].search)
         return [
             Begin(partial(FinalistPhase, context, index), repeats),
             Begin(partial(ConfirmPhase, context, index), len(settings.seeds)),
