@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ WHOLE_TRIALS = 0.6  # of a search's trials, what early stopping leaves of their 
 SIDES = (96, 128, 160, 192, 224)  # pixels; what a frozen encoder sees more in, and pays for by area
 LONGEST = 600.0  # seconds that a proposal gives to features
 VIEWS = 3  # of a comparison's methods together: weak, strong, randaugment
+TIMED_PIXELS = 1 << 18  # of the images that an encoder is timed on: of small ones a few say nothing
 PASSES = 3.0  # passes of an image that a step costs: forward once, backward twice
 
 
@@ -131,7 +132,8 @@ def _measured(encoder_name: str, kind: str, task: Task) -> float:
     try:
         model = ModelSpec.model_validate({"encoder": encoder_name, "stem": kind})
         encoder = heads.encoder_for(task, model).eval()
-        images = torch.zeros(16, task.channels, *task.size)
+        count = max(16, min(256, TIMED_PIXELS // prod(task.size)))
+        images = torch.zeros(count, task.channels, *task.size)
         with torch.no_grad():
             encoder(images)
             began = time.perf_counter()
