@@ -316,7 +316,7 @@ def fuzz_run(
 def take_up(run: Path, tally: Counter[str]) -> None:
     """What a resume does before Ray is started."""
     from tune_ssl.records.ledger import Ledger
-    from tune_ssl.runs.folder import refuse_other_data, reopen
+    from tune_ssl.runs.folder import reopen, stores_of
     from tune_ssl.runs.splits import check_data
     from tune_ssl.runs.status import what_was_found
     from tune_ssl.tuning.run import open_run, searching
@@ -328,8 +328,7 @@ def take_up(run: Path, tally: Counter[str]) -> None:
         _, study = reopen(run.parent, run.name)
         ledger = Ledger.glance(run)
         told += what_was_found(run, ledger, None)
-        stores = check_data(study)
-        refuse_other_data(run, study, stores)
+        stores = check_data(study, stores_of(run))
         context = open_run(run, study, stores, ledger, told.append)
         told.append(f"over: {JobStream(context, searching(context)).over}")
     except (UserError, Stopped):

@@ -53,6 +53,9 @@ class Card(Spec):
     channels: Size
     image_size: Size  # the images' height
     image_width: Size | None = None  # absent: as wide as high
+    decoding: dict[str, Any] | None = (
+        None  # how files became images; absent: scaled, and cut at the centre
+    )
     mean: list[float]
     std: list[float]
     data: str
@@ -86,7 +89,8 @@ def save_model(
         classes=list(store.class_names),
         channels=task.channels,
         image_size=task.image_size,
-        image_width=store.shape[2],
+        image_width=task.size[1],
+        decoding=None if store.decoding is None else store.decoding.to_record(),
         mean=list(trained.data.mean),
         std=list(trained.data.std),
         data=store.digest,

@@ -13,7 +13,7 @@ from rich.text import Text
 from tune_ssl.artifacts.model_files import Card, load_model, model_folder, read_card
 from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.files import write_atomically
-from tune_ssl.runs.folder import run_plugins
+from tune_ssl.runs.folder import run_plugins, stores_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +68,7 @@ def find(run: Path, condition: str | None, queries: int, k: int) -> NamedNeighbo
 
     device = pick_device("auto")
     model = load_model(folder, str(device))
-    data = same_data(model.spec, card, device)
+    data = same_data(model.spec, card, device, stores_of(run).get(card.condition))
     if len(data.sets.validation) < 2:
         raise UserError(Problem("has one validation image, which has no neighbour", card.condition))
     trained = Trained(model.stage, model.network, data)
@@ -79,13 +79,25 @@ def find(run: Path, condition: str | None, queries: int, k: int) -> NamedNeighbo
     return NamedNeighbours(card.condition, card.trial, found, tuple(card.classes))
 
 
-def same_data(spec: Any, card: Card, device: Any) -> Any:
-    """The data that the model was trained on. UserError if it is not there or not the same."""
+def same_data(spec: Any, card: Card, device: Any, began: tuple[str, str] | None) -> Any:
+    """The data that the model was trained on: where the run `began` with them, else where the spec says.
+
+    UserError if they are not there or not the same.
+    """
     from tune_ssl.data.loading import load_data
+    from tune_ssl.data.store import pinned_store
 
     what = f"the data of {card.trial}"
     try:
-        data = load_data(spec.data, spec.split_seed, device, lambda channels: (card.mean, card.std))
+        store = pinned_store(spec.data, began[1], began[0]) if began else None
+        data = load_data(
+            spec.data,
+            spec.split_seed,
+            device,
+            lambda channels: (card.mean, card.std),
+            spec.views,
+            store,
+        )
     except UserError as error:
         raise UserError(Problem(f"{what}: {problem}") for problem in error.problems) from None
     if data.store.digest != card.data:

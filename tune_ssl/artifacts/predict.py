@@ -17,7 +17,10 @@ from tune_ssl.artifacts.model_files import Card, Model, load_model, read_card
 from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.files import write_atomically
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.data.folder import ImageFile, ImageReader, Uint8s, find_images, first_names
+from tune_ssl.base.spec import DataSpec
+from tune_ssl.data.folder import ImageFile, as_text, find_images, first_names
+from tune_ssl.data.image_files import Decoding, NoImage, Uint8s, has_image_suffix, look
+from tune_ssl.data.image_reader import ImageReader
 from tune_ssl.methods import method_names
 from tune_ssl.methods.plugins import load_plugins
 from tune_ssl.records import log
@@ -30,10 +33,10 @@ else:
 Tell = Callable[[str], None]
 
 
-def image_files(paths: Iterable[Path]) -> list[ImageFile]:
-    """The files that are first_names, and all image files below the folders that are, each one once.
+def image_files(paths: Iterable[Path], tell: Tell) -> list[ImageFile]:
+    """The files that are named, and all image files below the folders that are, each one once.
 
-    A file that is named is taken whatever its suffix; in folders those of `data.folder` count.
+    In folders a file counts by its content: `tell` gets a line of what is left out, and why.
 
     Raises:
         UserError: a path that does not exist, or a folder without images.
@@ -42,10 +45,17 @@ def image_files(paths: Iterable[Path]) -> list[ImageFile]:
     problems: list[Problem] = []
     for path in paths:
         if path.is_dir():
-            inside, _ = find_images(path, path)
-            if not inside:
+            left_out: dict[str, list[str]] = {}
+            files = []
+            for file in find_images(path, path, left_out):
+                if why := _no_image(path / file.path):
+                    left_out.setdefault(why, []).append(file.path)
+                else:
+                    files.append(file._replace(path=str(path / file.path)))
+            if not files:
                 problems.append(Problem("is a folder without images", str(path)))
-            files = [file._replace(path=str(path / file.path)) for file in inside]
+            for reason, names in left_out.items():
+                tell(f"{path}: left out: {len(names)} files, {reason} ({first_names(names)})")
         else:
             try:
                 status = path.stat()
@@ -57,6 +67,17 @@ def image_files(paths: Iterable[Path]) -> list[ImageFile]:
     if problems:
         raise UserError(problems)
     return list(found.values())
+
+
+def _no_image(path: Path) -> str:
+    """Why a file in a folder is none; empty where it is one, or says by its name that it is."""
+    try:
+        look(path, sys.maxsize)
+    except NoImage as error:
+        return "" if has_image_suffix(path.name) else str(error)
+    except Exception:  # an image: what is wrong with it is said when it is read
+        return ""
+    return ""
 
 
 def load(folder: Path, device: str, plugins: Sequence[Path] = ()) -> Model:
@@ -97,24 +118,17 @@ def probabilities(
     Raises:
         UserError: the network has no classes, or its probabilities are not finite.
     """
-    card = model.card
-    size = (card.channels, card.image_size, card.image_width or card.image_size)
-    # Where images were used as they are, and are not square, there is no rule to fit others by.
-    side = card.image_size if size[1] == size[2] else None
-    reader = ImageReader(Path(), side)
+    how = decoding_of(model.card)
+    side = how.side
+    shape = (how.channels, model.card.image_size, model.card.image_width or model.card.image_size)
+    shape = shape if side is None else (how.channels, side, side)
+    reader = ImageReader(Path(), DataSpec())
     batch: list[tuple[str, Uint8s]] = []
-    for file, pixels in zip(files, reader.read(files, card.channels), strict=True):
-        if pixels is None:
-            tell(
-                f"{first_names([file.path])} cannot be read: {' '.join(reader.bad[file.path].split())}"
-            )
-        elif pixels.shape != size:
-            is_, must = (f"{shape[2]}x{shape[1]}" for shape in (pixels.shape, size))
-            tell(
-                f"{first_names([file.path])} cannot be read: is {is_} pixels large, but must be {must}"
-            )
+    for file, image in zip(files, reader.read(files, how, shape), strict=True):
+        if image is None:
+            tell(f"{first_names([file.path])} cannot be read: {reader.bad[file.path]}")
         else:
-            batch.append((file.path, pixels))
+            batch.append((file.path, image.pixels))
         if len(batch) == batch_size:
             yield from _classified(model, batch)
             batch = []
@@ -122,12 +136,22 @@ def probabilities(
         yield from _classified(model, batch)
 
 
+def decoding_of(card: Card) -> Decoding:
+    """How image files become what the network was trained on; of older models what was the rule then."""
+    if card.decoding is not None:
+        return Decoding.from_record(card.decoding)
+    # Where images were used as they are, and are not square, there is no rule to fit others by.
+    square = card.image_width in (None, card.image_size)
+    return Decoding(card.channels, card.image_size if square else None)
+
+
 def write_csv(
     model: Model, files: Sequence[ImageFile], out: Path | None, batch_size: int, tell: Tell
 ) -> int:
-    """Write path, class, confidence, and a column `p_<class>` per class to `out`, or to stdout.
+    r"""Write path, class, confidence, and a column `p_<class>` per class to `out`, or to stdout, as UTF-8.
 
-    A file is written whole or not at all. Returns how many images could not be read.
+    Bytes of a path that are no UTF-8 stand there as \xff. A file
+    is written whole or not at all. Returns how many images could not be read.
 
     Raises:
         UserError: as `probabilities`, or the file cannot be written.
@@ -141,18 +165,18 @@ def write_csv(
         for path, shares_K in probabilities(model, files, batch_size, tell):
             best = int(shares_K.argmax())
             shown = [f"{share:.6f}" for share in shares_K]
-            writer.writerow([path, classes[best], shown[best], *shown])
+            writer.writerow([as_text(path), classes[best], shown[best], *shown])
             rows += 1
 
     def fill(file: BinaryIO) -> None:
-        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+        text = io.TextIOWrapper(file, "utf-8", newline="")
         write(text)
         text.flush()
         text.detach()  # the file is closed by who opened it
 
     if out is None:
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        write(sys.stdout)  # a path's bytes as they are
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        write(sys.stdout)
         sys.stdout.flush()
     elif out.is_dir():
         raise UserError(Problem("is a folder, but must be a file's name", str(out)))
@@ -168,11 +192,13 @@ def _classified(
     model: Model, batch: list[tuple[str, Uint8s]]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     from tune_ssl.data.loading import Normalizer
+    from tune_ssl.data.pixels import resize
 
     card, device = model.card, model.device
     images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(device)
     with torch.no_grad():
-        inputs = Normalizer(card.mean, card.std, device).normalize(images)
+        size = (card.image_size, card.image_width or card.image_size)
+        inputs = Normalizer(card.mean, card.std, device).normalize(resize(images, size))
         logits_NK = model.stage.predict(model.network, inputs).logits_NK
     if logits_NK is None:
         text = f"has no classes: its last stage, {card.stage}, gives features only"

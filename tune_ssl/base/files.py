@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +57,24 @@ def refuse_filled(out: Path) -> None:
     if filled:
         text = "is not empty: give a new folder, or empty this one"
         raise UserError(Problem(text, str(out)))
+
+
+def make_room(parent: Path, keep: Path, most: int, kept_seconds: float = 0) -> None:
+    """Delete the folders in `parent` that were used longest ago, until all take at most `most` bytes.
+
+    Those that were used within the last `kept_seconds` stay, and `keep` does.
+    """
+    found: list[tuple[float, Path, int]] = []
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):  # a lock, or what another process deletes just now
+            found.append((folder.stat().st_mtime, folder, size_of(folder)))
+    surplus = sum(size for _, _, size in found) - most
+    for used, folder, size in sorted(found):
+        if surplus > 0 and folder != keep and used < time.time() - kept_seconds:
+            shutil.rmtree(folder, ignore_errors=True)
+            surplus -= size
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder. OSError where it is none."""
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -39,6 +39,10 @@ Name = Annotated[
         "up to 100 letters, digits, '.', '_' and '-', with a letter or digit first",
     ),
 ]
+Side = Annotated[int, Field(ge=8, le=1024)]
+Colour = Annotated[
+    str, form(r"white|black|gr[ae]y|#[0-9a-fA-F]{6}", "white, black, grey or a colour as '#ffcc00'")
+]
 Device = Annotated[str, form(r"auto|cpu|mps|cuda(:[0-9]+)?", "auto, cpu, mps, cuda or cuda:0")]
 
 
@@ -57,12 +61,47 @@ class DataSpec(Spec):
     """Which images, and which of them are labeled."""
 
     dataset: str = "digits"
-    root: str | None = Field(None, description="folder of the data; `folder` needs it")
-    download: bool = Field(False, description="let torchvision fetch what is missing")
-    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        None, description="side in pixels; the dataset's own when absent"
+    root: str | None = Field(None, description="folder of the data; `folder` needs it, or labels")
+    labels: str | None = Field(
+        None,
+        description="CSV or Parquet file of `folder` with columns path, label and perhaps part",
     )
+    val_root: str | None = Field(None, description="folder of <class>/ that is the val part")
+    test_root: str | None = Field(None, description="folder of <class>/ that is the test part")
+    unlabeled_root: str | None = Field(None, description="folder of images without labels")
+    class_depth: Annotated[int, Field(ge=1, le=8)] = Field(
+        1, description="levels of folders that name a class: 2 for animals/cat/"
+    )
+    download: bool = Field(False, description="let torchvision fetch what is missing")
+    image_size: Side | None = Field(
+        None, description="side in pixels that the network sees; the dataset's own when absent"
+    )
+    store_size: Side | None = Field(
+        None,
+        description="side in pixels of the stored images; larger than image_size, random crops have detail",
+    )
+    resize: Literal["crop", "pad", "squash"] = Field(
+        "crop",
+        description="how an image becomes square: its centre, with a border, or out of shape",
+    )
+    flip: bool | None = Field(
+        None, description="whether mirroring keeps the class; the dataset's own answer if absent"
+    )
+    background: Colour = Field("white", description="behind transparent pixels and beside padding")
+    range: Literal["auto"] | Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
+        "auto",
+        description="[low, high] of the values that become 0 and 255; auto: 8 bits as they are, of deeper files what "
+        "the train part has",
+    )
+    max_pixels: Size = Field(178_956_970, description="of one image file; a larger one is bad")
     on_bad_image: Literal["refuse", "skip"] = "refuse"
+    duplicates: Literal["warn", "drop", "refuse"] = Field(
+        "warn", description="equal images of `folder`; drop takes them from train and unlabeled"
+    )
+    store: Literal["auto", "pixels", "encoded"] = Field(
+        "auto",
+        description="of `folder`: decoded once, or the files' own bytes, decoded for each batch; auto: by size",
+    )
     labeled_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="share of the training pool that keeps its labels"
     )
@@ -75,6 +114,26 @@ class DataSpec(Spec):
     )
     batch_size: Size = 32
     mu: Size = Field(1, description="unlabeled images per labeled one in a step (FixMatch's mu)")
+    balanced: bool = Field(
+        False, description="each class equally often among a step's labeled images"
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> DataSpec:
+        if self.range != "auto" and self.range[0] >= self.range[1]:
+            raise ValueError(f"has range {self.range}, but its low end must be below its high end")
+        if self.store_size is not None and self.image_size is None:
+            raise ValueError(f"has store_size {self.store_size}, but no image_size")
+        if self.store_size is not None and self.store_size < (self.image_size or 0):
+            raise ValueError(
+                f"has store_size {self.store_size}, but must have at least image_size, {self.image_size}"
+            )
+        return self
+
+    @property
+    def stored_size(self) -> int | None:
+        """The side of the stored images; None: the dataset's own."""
+        return self.store_size or self.image_size
 
     @model_validator(mode="after")
     def _one_budget(self) -> DataSpec:
@@ -214,6 +273,84 @@ class ComputeSpec(Spec):
     )
     channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
     cache: bool = Field(True, description="reuse pretrained networks whose every cause is equal")
+
+
+Auto = Field(None, description="milder up to 16 px if absent")
+Chance = Annotated[float, Field(ge=0, le=1)]
+Shift = Annotated[float, Field(ge=0, le=0.5)]
+Strength = Annotated[float, Field(ge=0, le=4)]
+
+
+class WeakView(Spec):
+    """Flip and a crop that is moved by up to `shift` of each side."""
+
+    shift: Shift = 0.125
+
+
+class Jitter(Spec):
+    """Colour jitter, as torchvision's: brightness, contrast and saturation by `jitter`, and hue, with a chance."""
+
+    jitter: Strength = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    jitter_p: Chance = 0.8
+
+
+class StrongView(WeakView, Jitter):
+    """Weak, then colour jitter, histogram operations (each with `histogram_p`) and random erasing."""
+
+    histogram_p: Chance = 0.2
+    erase_p: Chance = 0.5
+    erase_area: Annotated[float, Field(ge=0.02, le=1)] | None = Auto
+
+
+class RandAugmentView(WeakView):
+    """Weak, `count` of 14 operations, each with chance `p`, and Cutout."""
+
+    count: Annotated[int, Field(ge=0, le=14)] = 2
+    p: Chance = 0.5
+    degrees: Annotated[float, Field(ge=0, le=180)] | None = Auto
+    move: Annotated[float, Field(ge=0, le=1)] | None = Auto
+    cutout: Chance | None = Auto
+
+
+class ContrastiveView(Jitter):
+    """A crop of at least `least_area`, flip, colour jitter, grey, and blur from 96 px on."""
+
+    least_area: Share | None = Auto
+    grayscale_p: Chance = 0.2
+    blur_p: Chance = 0.5
+
+
+class ContrastiveNoiseView(Jitter):
+    """A crop of at least `least_area`, colour jitter, Gaussian noise and flip."""
+
+    least_area: Share | None = Auto
+    noise: Chance = 0.05
+
+
+class ColorMatrixView(Spec):
+    """Flip, move and zoom to at least `least_area`, and a random colour matrix."""
+
+    least_area: Share | None = Auto
+    brightness: Strength = 0.6
+    color: Strength = 0.2
+
+
+class ViewsSpec(Spec):
+    """How strong each view is; the defaults are the papers'."""
+
+    weak: WeakView = WeakView()
+    strong: StrongView = StrongView()
+    randaugment: RandAugmentView = RandAugmentView()
+    contrastive: ContrastiveView = ContrastiveView()
+    contrastive_noise: ContrastiveNoiseView = ContrastiveNoiseView()
+    joint_contrastive: ColorMatrixView = ColorMatrixView()
+    joint_classification: ColorMatrixView = ColorMatrixView(
+        least_area=0.75, brightness=0.3, color=0.1
+    )
+
+
+AS_PUBLISHED = ViewsSpec()
 
 
 class LossSpec(Spec):

@@ -121,7 +121,7 @@ def predict(
 
     if batch_size < 1:
         raise UserError(Problem(f"is {batch_size}, but must be at least 1", "--batch-size"))
-    files = predict.image_files(images)
+    files = predict.image_files(images, _warn)
     loaded = predict.load(model, device, plugin or ())
     bad = predict.write_csv(loaded, files, out, batch_size, _warn)
     if out is not None:

@@ -8,7 +8,7 @@ Every random parameter is drawn per image, and always from the CPU generator: th
 function of the images and the generator's state, with the same draws on every device.
 To add a view, write one function under "the named views".
 
-Shapes: N images, C channels (1 or 3), H rows, W columns.
+Shapes: N images, C channels, H rows, W columns. Colour operations leave images of other than 3 channels as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from tune_ssl.base.errors import Problem, UserError, unknown
+from tune_ssl.base.spec import AS_PUBLISHED, ColorMatrixView, Jitter, ViewsSpec, WeakView
 from tune_ssl.data.ops import (
     Apply,
     ColorAffine,
@@ -32,6 +33,7 @@ from tune_ssl.data.ops import (
     RandAugment,
     RandomErasing,
     ReflectCrop,
+    Resize,
     ResizedCrop,
     TranslateZoom,
 )
@@ -45,10 +47,10 @@ class View:
     ops: tuple[Op, ...]
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """A new uint8 tensor of the same shape and device; it shares no memory with `images`."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        """A new uint8 tensor on the same device; it shares no memory with `images`."""
+        if images.dtype != torch.uint8 or images.ndim != 4:
             got = f"is {images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"`images` {got}, but must be torch.uint8 (N, 1 or 3, H, W)")
+            raise ValueError(f"`images` {got}, but must be torch.uint8 (N, C, H, W)")
         out = images
         for op in self.ops:
             out = op(out, generator)
@@ -66,48 +68,56 @@ SMALL = 16
 
 @dataclass(frozen=True)
 class ImageTraits:
-    """What a view may know about the data it is for."""
+    """What a view may know about the data it is for: `stored` is the side of what it gets, `size` of what it gives."""
 
     size: int
     channels: int
     flip: bool
+    stored: int
 
-    @property
-    def small(self) -> bool:
-        return self.size <= SMALL
+    def by_size(self, given: float | None, small: float, large: float) -> float:
+        """The given value, else one of the two by the images' size."""
+        if given is not None:
+            return given
+        return small if self.size <= SMALL else large
 
     @property
     def flips(self) -> tuple[Op, ...]:
         return (Flip(),) if self.flip else ()
 
+    @property
+    def scaled(self) -> tuple[Op, ...]:
+        return (Resize(self.size),) if self.stored != self.size else ()
 
-def none(images: ImageTraits) -> tuple[Op, ...]:
+
+def none(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """The image as it is."""
-    return ()
+    return images.scaled
 
 
-def weak(images: ImageTraits) -> tuple[Op, ...]:
+def weak(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """Flip and reflect-padded crop by 1/8 of the side (FixMatch, arXiv 2001.07685)."""
-    return (*images.flips, ReflectCrop())
+    return _weak(images, views.weak)
 
 
-def strong(images: ImageTraits) -> tuple[Op, ...]:
+def strong(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """Weak, then colour jitter, histogram operations and random erasing."""
+    spec = views.strong
     return (
-        *weak(images),
-        _jitter(images),
-        Apply("autocontrast", p=0.2),
-        Apply("equalize", p=0.2),
-        Apply("posterize", 4, 8, p=0.2),
-        Apply("solarize", 128, 256, p=0.2),
-        RandomErasing(scale=(0.02, 0.15 if images.small else 0.33)),
+        *_weak(images, spec),
+        _jitter(images, spec),
+        Apply("autocontrast", p=spec.histogram_p),
+        Apply("equalize", p=spec.histogram_p),
+        Apply("posterize", 4, 8, p=spec.histogram_p),
+        Apply("solarize", 128, 256, p=spec.histogram_p),
+        RandomErasing(scale=(0.02, images.by_size(spec.erase_area, 0.15, 0.33)), p=spec.erase_p),
     )
 
 
-def randaugment(images: ImageTraits) -> tuple[Op, ...]:
+def randaugment(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """Weak, two of FixMatch's 14 operations, Cutout (arXiv 2001.07685, appendix D)."""
-    mild = 0.5 if images.small else 1.0
-    degrees, part = 30 * mild, 0.3 * mild
+    spec = views.randaugment
+    degrees, part = images.by_size(spec.degrees, 15, 30), images.by_size(spec.move, 0.15, 0.3)
     choices = (
         Apply("identity"),
         Apply("autocontrast"),
@@ -118,47 +128,76 @@ def randaugment(images: ImageTraits) -> tuple[Op, ...]:
         *(Apply(op, -part, part) for op in ("shear_x", "shear_y", "translate_x", "translate_y")),
         Apply("posterize", 4, 9),
     )
-    return (*weak(images), RandAugment(choices), Cutout(0.25 if images.small else 0.5))
+    cutout = images.by_size(spec.cutout, 0.25, 0.5)
+    last = (Cutout(cutout),) if cutout else ()
+    return (*_weak(images, spec), RandAugment(choices, spec.count, spec.p), *last)
 
 
-def contrastive(images: ImageTraits) -> tuple[Op, ...]:
+def contrastive(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """SimCLR (arXiv 2002.05709): crop, flip, colour distortion; blur only from 96 pixels on."""
-    gray = (Apply("grayscale", p=0.2),) if images.channels == 3 else ()
-    blur = (GaussianBlur(kernel=images.size // 20 * 2 + 1),) if images.size >= 96 else ()
-    return (_crop(images, 0.08), *images.flips, _jitter(images), *gray, *blur)
+    spec = views.contrastive
+    gray = (Apply("grayscale", p=spec.grayscale_p),) if images.channels == 3 else ()
+    kernel = images.size // 20 * 2 + 1
+    blur = (GaussianBlur(kernel=kernel, p=spec.blur_p),) if images.size >= 96 else ()
+    crop = _crop(images, spec.least_area, 0.08)
+    return (crop, *images.flips, _jitter(images, spec), *gray, *blur)
 
 
-def contrastive_noise(images: ImageTraits) -> tuple[Op, ...]:
+def contrastive_noise(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """Crop, colour jitter, Gaussian noise, flip: the recipe for a small encoder on STL-10."""
-    return (_crop(images, 0.2), _jitter(images), GaussianNoise(), *images.flips)
+    spec = views.contrastive_noise
+    crop = _crop(images, spec.least_area, 0.2)
+    return (crop, _jitter(images, spec), GaussianNoise(spec.noise), *images.flips)
 
 
-def joint_contrastive(images: ImageTraits) -> tuple[Op, ...]:
+def joint_contrastive(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """Flip, crop, colour matrix: the contrastive view where labels and contrast train together.
 
     Source: https://keras.io/examples/vision/semisupervised_simclr/ (`contrastive_augmentation`).
     """
-    area = 0.5 if images.small else 0.25
-    return (*images.flips, TranslateZoom(area), ColorAffine(brightness=0.6, jitter=0.2))
+    return _color_matrix(images, views.joint_contrastive)
 
 
-def joint_classification(images: ImageTraits) -> tuple[Op, ...]:
+def joint_classification(images: ImageTraits, views: ViewsSpec) -> tuple[Op, ...]:
     """The same, milder, for the labelled images.
 
     Source: https://keras.io/examples/vision/semisupervised_simclr/ (`classification_augmentation`).
     """
-    return (*images.flips, TranslateZoom(0.75), ColorAffine(brightness=0.3, jitter=0.1))
+    return _color_matrix(images, views.joint_classification)
 
 
-def _crop(images: ImageTraits, smallest: float) -> ResizedCrop:
-    return ResizedCrop(scale=(0.5 if images.small else smallest, 1.0))
+def _weak(images: ImageTraits, spec: WeakView) -> tuple[Op, ...]:
+    shifted = (ReflectCrop(spec.shift),) if spec.shift else ()
+    return (*images.scaled, *images.flips, *shifted)
 
 
-def _jitter(images: ImageTraits) -> ColorJitter:
-    return ColorJitter() if images.channels == 3 else ColorJitter(saturation=0.0, hue=0.0)
+def _color_matrix(images: ImageTraits, spec: ColorMatrixView) -> tuple[Op, ...]:
+    area = images.by_size(spec.least_area, 0.5, 0.25)
+    return (
+        *images.scaled,
+        *images.flips,
+        TranslateZoom(area),
+        ColorAffine(brightness=spec.brightness, jitter=spec.color),
+    )
 
 
-_VIEWS: dict[str, Callable[[ImageTraits], tuple[Op, ...]]] = {
+def _crop(images: ImageTraits, given: float | None, large: float) -> ResizedCrop:
+    size = images.size if images.stored != images.size else None
+    return ResizedCrop(scale=(images.by_size(given, 0.5, large), 1.0), size=size)
+
+
+def _jitter(images: ImageTraits, spec: Jitter) -> ColorJitter:
+    colour = images.channels == 3
+    return ColorJitter(
+        brightness=spec.jitter,
+        contrast=spec.jitter,
+        saturation=spec.jitter if colour else 0.0,
+        hue=spec.hue if colour else 0.0,
+        p=spec.jitter_p,
+    )
+
+
+_VIEWS: dict[str, Callable[[ImageTraits, ViewsSpec], tuple[Op, ...]]] = {
     recipe.__name__: recipe
     for recipe in (
         *(none, weak, strong, randaugment, contrastive, contrastive_noise),
@@ -168,10 +207,19 @@ _VIEWS: dict[str, Callable[[ImageTraits], tuple[Op, ...]]] = {
 VIEW_NAMES: tuple[str, ...] = tuple(_VIEWS)
 
 
-def view(name: str, *, image_size: int, channels: int, flip: bool) -> View:
-    """The named view for images of `image_size` pixels a side and 1 or 3 channels.
+def view(
+    name: str,
+    *,
+    image_size: int,
+    channels: int,
+    flip: bool,
+    stored: int | None = None,
+    views: ViewsSpec = AS_PUBLISHED,
+) -> View:
+    """The named view, which makes images of `image_size` pixels a side of stored ones.
 
-    `flip=False` leaves out every mirroring: for digits, letters, road signs.
+    `flip=False` leaves out every mirroring: for digits, letters, road signs. `stored` is the side of what the view
+    gets, `image_size` if absent: where it is larger, random crops are cut out of the larger image.
 
     Raises:
         UserError: an unknown name (a ValueError that names the nearest), or an impossible image.
@@ -181,8 +229,10 @@ def view(name: str, *, image_size: int, channels: int, flip: bool) -> View:
         problems.append(Problem(unknown("view", name, VIEW_NAMES), key="view"))
     if image_size < 2:
         problems.append(Problem(f"is {image_size}, but must be at least 2", key="image_size"))
-    if channels not in (1, 3):
-        problems.append(Problem(f"is {channels}, but must be 1 or 3", key="channels"))
+    if channels < 1:
+        problems.append(Problem(f"is {channels}, but must be at least 1", key="channels"))
     if problems:
         raise UserError(problems)
-    return View(name, _VIEWS[name](ImageTraits(image_size, channels, flip)))
+    return View(
+        name, _VIEWS[name](ImageTraits(image_size, channels, flip, stored or image_size), views)
+    )

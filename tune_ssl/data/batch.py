@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,3 +40,14 @@ class Batch(NamedTuple):
     labels_N: Tensor
     unlabeled: tuple[Tensor, ...]
     hidden_labels_U: Tensor
+
+
+class Sample(NamedTuple):
+    """Un-augmented images that a stage starts from, some at a time: a call begins anew.
+
+    `labeled()` gives (images (n, C, H, W), labels (n,)), of every class that has labels; `unlabeled()` gives images.
+    Both give nothing where the stage has no such view.
+    """
+
+    labeled: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    unlabeled: Callable[[], Iterator[Tensor]]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,15 @@ from numpy.typing import NDArray
 
 from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.base.spec import DataSpec
-from tune_ssl.data.folder import ImageFile, ImageReader, Listing, fit, list_images, to_array
+from tune_ssl.data.folder import ImageFile, Listing, list_images, list_parts
+from tune_ssl.data.image_files import Decoding, fit, to_array
+from tune_ssl.data.image_reader import FileImage, ImageReader
 from tune_ssl.data.splits import hold_out
 
 Uint8s = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 DEFAULT_ROOT = "~/.cache/tune-ssl/data"
-FOLDERS = {"train": "train", "val": "val", "test": "test", "unlabeled": "unlabeled"}
 IMAGENETTE_CLASSES = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -38,24 +37,45 @@ IMAGENETTE_CLASSES = {
 
 @dataclass(frozen=True)
 class SourcePart:
-    """Labels (N,), -1 where unknown, and lazily one uint8 (C, H, W) per label; None for a bad image."""
+    """Labels (N,), -1 where unknown, and lazily one image per label; None for a bad one.
+
+    An image is uint8 (C, H, W), or a FileImage where it comes from one of `files`.
+    """
 
     labels: Ints
-    images: Iterable[Uint8s | None]
+    images: Iterable[Uint8s | FileImage | None]
+    files: tuple[ImageFile, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
     """What a dataset's function returns: `train` and `test`, perhaps `val` and `unlabeled`.
 
-    `shape` is (C, H, W) of every image. `bad` (path -> reason) fills while the images are read.
+    `shape` is (C, H, W) of every image. `bad` (path -> reason) fills while the images are read. Of a source of files
+    `decoding` says how they become arrays, `left_out` (reason -> paths) which are no images, and `again` reads parts
+    with other files.
     """
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
     parts: dict[str, SourcePart]
     bad: dict[str, str] = field(default_factory=dict)
-    ignored_files: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    decoding: Decoding | None = None
+    again: Callable[[Ints, list[ImageFile]], SourcePart] | None = None
+
+    def without(self, rows: dict[str, Ints]) -> Source:
+        """The source without these rows of its parts, to be read anew."""
+        assert self.again is not None
+        parts = dict(self.parts)
+        for part, dropped in rows.items():
+            whole = self.parts[part]
+            kept = np.setdiff1d(np.arange(len(whole.labels)), dropped)
+            parts[part] = self.again(whole.labels[kept], [whole.files[row] for row in kept])
+        for part in set(parts) - set(rows):
+            parts[part] = self.again(parts[part].labels, [*parts[part].files])
+        return replace(self, parts=parts)
 
 
 @dataclass(frozen=True)
@@ -63,25 +83,31 @@ class Dataset:
     """A registered dataset.
 
     `flip` says whether a left-right flip keeps the class. `key` gives what shapes the arrays besides
-    the spec; it must be cheap, and raises UserError where the data cannot be used.
+    the spec; it must be cheap, and raises UserError where the data cannot be used. A dataset of the user's own files
+    has `listing` instead, whose result `read` gets.
     """
 
     name: str
     flip: bool
-    read: Callable[[DataSpec], Source]
+    read: Callable[..., Source]
     key: Callable[[DataSpec], str]
+    listing: Callable[[DataSpec], Listing] | None = None
 
 
 DATASETS: dict[str, Dataset] = {}
 
 
 def dataset(
-    name: str, *, flip: bool, key: Callable[[DataSpec], str] = lambda spec: ""
-) -> Callable[[Callable[[DataSpec], Source]], Callable[[DataSpec], Source]]:
+    name: str,
+    *,
+    flip: bool,
+    key: Callable[[DataSpec], str] = lambda spec: "",
+    listing: Callable[[DataSpec], Listing] | None = None,
+) -> Callable[[Callable[..., Source]], Callable[..., Source]]:
     """Register the decorated function as the dataset `name`."""
 
-    def register(read: Callable[[DataSpec], Source]) -> Callable[[DataSpec], Source]:
-        DATASETS[name] = Dataset(name, flip, read, key)
+    def register(read: Callable[..., Source]) -> Callable[..., Source]:
+        DATASETS[name] = Dataset(name, flip, read, key, listing)
         return read
 
     return register
@@ -103,7 +129,7 @@ def digits(spec: DataSpec) -> Source:
     pixels = np.round(bundle.images * (255 / 16)).astype(np.uint8)  # 0..16 in the source
     labels = bundle.target.astype(np.int64)
     train, test = hold_out(labels)
-    side = spec.image_size or 8
+    side = spec.stored_size or 8
     parts = {
         "train": SourcePart(labels[train], _fitted(pixels[train, None], side)),
         "test": SourcePart(labels[test], _fitted(pixels[test, None], side)),
@@ -121,7 +147,7 @@ def mnist(spec: DataSpec) -> Source:
     train, test = (
         _torchvision("MNIST", spec, "MNIST", train=is_train) for is_train in (True, False)
     )
-    side = spec.image_size or 28
+    side = spec.stored_size or 28
     parts = {
         name: SourcePart(
             np.asarray(data.targets, np.int64), _fitted(data.data.numpy()[:, None], side)
@@ -138,7 +164,7 @@ def cifar10(spec: DataSpec) -> Source:
         _torchvision("CIFAR10", spec, "cifar-10-batches-py", train=is_train)
         for is_train in (True, False)
     )
-    side = spec.image_size or 32
+    side = spec.stored_size or 32
     parts = {
         name: SourcePart(
             np.asarray(data.targets, np.int64), _fitted(data.data.transpose(0, 3, 1, 2), side)
@@ -154,7 +180,7 @@ def stl10(spec: DataSpec) -> Source:
     train, test = (
         _torchvision("STL10", spec, "stl10_binary", split=part) for part in ("train", "test")
     )
-    side = spec.image_size or 96
+    side = spec.stored_size or 96
     parts = {
         name: SourcePart(np.asarray(data.labels, np.int64), _fitted(data.data, side))
         for name, data in (("train", train), ("test", test))
@@ -173,59 +199,55 @@ def imagenette(spec: DataSpec) -> Source:
     Of the published sizes the smallest that is large enough for `image_size` (160 by default) is
     used, a larger one if it is already there.
     """
-    side = spec.image_size or 160
+    side = spec.stored_size or 160
     small = {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}
     sizes = [size for size in small if size == "full" or int(size[:-2]) >= side]
-    present = [size for size in sizes if (_root(spec) / small[size]).is_dir()]
-    size = (present or sizes)[0]
-    if not present:
-        _torchvision("Imagenette", spec, small[size], size=size)
-    listing = list_images(_root(spec) / small[size], {"train": "train", "test": "val"})
+    root = _root(spec)
+    if root.name in small.values() and (root / "train").is_dir():
+        base = root  # the folder itself was named, and not the one above it
+    else:
+        present = [size for size in sizes if (root / small[size]).is_dir()]
+        size = (present or sizes)[0]
+        if not present:
+            _torchvision("Imagenette", spec, small[size], size=size)
+        base = root / small[size]
+    listing = list_parts(base, {"train": base / "train", "test": base / "val"})
     names = tuple(IMAGENETTE_CLASSES.get(name, name) for name in listing.class_names)
-    return _from_files(listing, names, side)
+    spec = spec.model_copy(update={"image_size": side, "store_size": None})
+    return _from_files(replace(listing, class_names=names), spec)
 
 
-def _folder_key(spec: DataSpec) -> str:
-    listing, hasher = _folder(spec), hashlib.sha256()
-    for part, files in listing.files.items():
-        hasher.update(f"{part}\n".encode())
-        for file in files:
-            hasher.update(os.fsencode(f"{file.path}\0{file.size}\0{file.mtime_ns}\n"))
-    return hasher.hexdigest()
+@dataset("folder", flip=True, listing=list_images)
+def folder(spec: DataSpec, listing: Listing) -> Source:
+    """The user's own images: <class>/ or train/<class>/, or `data.labels`; perhaps val, test and unlabeled images.
 
-
-@dataset("folder", flip=True, key=_folder_key)
-def folder(spec: DataSpec) -> Source:
-    """The user's own images: train/<class>/, and perhaps val/<class>/, test/<class>/, unlabeled/.
-
-    Without a test folder a fixed stratified 20 % of the train folder are the test part.
+    Without a test part a fixed stratified 20 % of the train part are the test part.
     """
-    listing = _folder(spec)
-    if "test" not in listing.files:
-        train, test = hold_out(listing.labels["train"])
-        files, labels = listing.files["train"], listing.labels["train"]
+    return _from_files(listing, spec)
+
+
+def _from_files(listing: Listing, spec: DataSpec) -> Source:
+    """What the files hold; those that are no images are left out, and named."""
+    reader = ImageReader(listing.root, spec)
+    reader.look([file for files in listing.files.values() for file in files])
+    listing = listing.without(reader.no_images).checked()
+    files, labels = dict(listing.files), dict(listing.labels)
+    if "test" not in files:
+        train, test = hold_out(labels["train"])
+        whole, known = files["train"], labels["train"]
         for part, rows in (("train", train), ("test", test)):
-            listing.files[part] = [files[row] for row in rows]
-            listing.labels[part] = labels[rows]
-    return _from_files(listing, listing.class_names, spec.image_size)
+            files[part], labels[part] = [whole[row] for row in rows], known[rows]
+    how = reader.decoding(files["train"])
+    shape = reader.shape(how)
 
+    def part_of(labels_N: Ints, chosen: list[ImageFile]) -> SourcePart:
+        return SourcePart(labels_N, reader.read(chosen, how, shape), tuple(chosen))
 
-def _folder(spec: DataSpec) -> Listing:
-    if spec.root is None:
-        text = "is not set, but dataset 'folder' needs the folder that has train/<class>/"
-        raise UserError(Problem(text, key="data.root"))
-    return list_images(_root(spec), FOLDERS)
-
-
-def _from_files(listing: Listing, class_names: tuple[str, ...], side: int | None) -> Source:
-    reader = ImageReader(listing.root, side)
-    every: list[ImageFile] = [file for files in listing.files.values() for file in files]
-    shape = reader.shape(every)
-    parts = {
-        part: SourcePart(listing.labels[part], reader.read(files, shape[0]))
-        for part, files in listing.files.items()
-    }
-    return Source(class_names, shape, parts, reader.bad, listing.ignored)
+    parts = {part: part_of(labels[part], chosen) for part, chosen in files.items()}
+    notes = (*listing.notes, *reader.notes(how))
+    return Source(
+        listing.class_names, shape, parts, reader.bad, listing.left_out, notes, how, part_of
+    )
 
 
 def _root(spec: DataSpec) -> Path:
@@ -260,6 +282,7 @@ def _fitted(images: Uint8s, side: int) -> Iterator[Uint8s]:
         return
     from PIL import Image
 
+    how = Decoding(channels=images.shape[1], side=side)
     for image in images:
         plain = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        yield to_array(fit(Image.fromarray(np.ascontiguousarray(plain)), side))
+        yield to_array(fit(Image.fromarray(np.ascontiguousarray(plain)), how))

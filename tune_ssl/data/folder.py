@@ -1,34 +1,47 @@
-"""Image files in folders: which there are, and their pixels, one at a time."""
+"""Which image files there are, by part and class: in folders, or by a table of paths and labels.
+
+What is an image is not decided here but by its content (`image_reader`): a listing has every file that may be one.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line, nearest, printable, shown
+from tune_ssl.base.spec import DataSpec
 
-if TYPE_CHECKING:
-    from PIL import Image
+Ints = NDArray[np.int64]
 
-Uint8s = NDArray[np.uint8]
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
-GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
-THREADS_FROM_BYTES = 16_384  # mean file size; threads made smaller files slower, by up to 2x
+PARTS = ("train", "val", "test", "unlabeled")
+LABELED = PARTS[:3]
 LISTED = 5  # names in one message
+MOST_PROBLEMS = 20  # lines of one table
+COLUMNS = ("path", "label", "part")
+SYSTEM = "thumbnails and system files"
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot"),  # NAS boxes
+        *("@sharebin", "@__thumb", "network trash folder", "temporary items"),
+        *("__macosx", "$recycle.bin", "system volume information", "recycler", "lost+found"),
+        *("ipod photo cache", "thumbs.db", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db"),
+    }
+)
 
 
 class ImageFile(NamedTuple):
-    """A file with an image suffix; `path` is relative to the listing's root, with forward slashes."""
+    """A file; `path` is relative to the listing's root, with forward slashes, or absolute where it lies elsewhere."""
 
     path: str
     size: int
@@ -37,226 +50,399 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of each part, sorted by class and path. `labels` are -1 without classes."""
+    """The files of each part, sorted by class and path. `labels` are -1 without classes.
+
+    `left_out` (reason -> paths) are files that belong to no part, `notes` sentences about how classes were understood.
+    """
 
     root: Path
     class_names: tuple[str, ...]
     files: dict[str, list[ImageFile]]
-    labels: dict[str, NDArray[np.int64]]
-    ignored: int  # other files: not an image suffix, hidden, or in no class folder
+    labels: dict[str, Ints]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """A digest of names, sizes and labels; a file that was only touched does not change it."""
+        hasher = hashlib.sha256("\0".join(self.class_names).encode())
+        for part, files in self.files.items():
+            hasher.update(f"\n{part}\n".encode())
+            for file, label in zip(files, self.labels[part].tolist(), strict=True):
+                hasher.update(os.fsencode(f"{file.path}\0{file.size}\0{label}\n"))
+        return hasher.hexdigest()
+
+    def without(self, reasons: Mapping[str, str]) -> Listing:
+        """All but the files of these paths, which are left out for their reasons."""
+        if not reasons:
+            return self
+        files, labels = {}, {}
+        for part, every in self.files.items():
+            kept = np.array([file.path not in reasons for file in every], bool)
+            files[part] = [file for file, keep in zip(every, kept, strict=True) if keep]
+            labels[part] = self.labels[part][kept]
+        left_out = {reason: [*paths] for reason, paths in self.left_out.items()}
+        for path, reason in reasons.items():
+            left_out.setdefault(reason, []).append(path)
+        return replace(self, files=files, labels=labels, left_out=left_out)
+
+    def checked(self) -> Listing:
+        """Itself, without empty parts, if each class has an image to train on; what val or test lack is noted.
+
+        UserError with all that cannot be.
+        """
+        problems, notes = [], list(self.notes)
+        for part in LABELED:
+            if part not in self.files:
+                continue
+            sizes = np.bincount(self.labels[part], minlength=len(self.class_names))
+            empty = [self.class_names[k] for k in np.flatnonzero(sizes == 0).tolist()]
+            if empty and part == "train":
+                names = first_names(empty)
+                problems.append(
+                    f"has no image of {names} to train on: add some, or remove the class"
+                )
+            elif empty and len(self.files[part]):
+                notes.append(f"{part} has no image of {first_names(empty)}")
+        if problems:
+            raise UserError(
+                Problem(f"is '{self.root}', which {text}", "data.root") for text in problems
+            )
+        files = {part: files for part, files in self.files.items() if files}
+        return replace(self, files=files, notes=tuple(notes))
 
 
-def list_images(root: Path, folders: Mapping[str, str]) -> Listing:
-    """List `folders` (part -> name of its folder): train, val and test by class, unlabeled at any depth.
-
-    All but train may be missing. Files and folders whose name starts with a dot are no images.
+def list_images(spec: DataSpec) -> Listing:
+    """The user's files: `data.labels`' or train/<class>/ or <class>/, and the other parts beside it or elsewhere.
 
     Raises:
-        UserError: no such folder, fewer than two classes, a class without images, or other classes
-            in val or test than in train.
+        UserError: nothing to read, fewer than two classes, classes that train lacks, or a wrong table.
     """
-    if not (root / folders["train"]).is_dir():
-        text = f"is '{root}', but has no folder {folders['train']}/ with one folder per class"
-        raise UserError(Problem(text, key="data.root"))
-    names: tuple[str, ...] = ()
-    files: dict[str, list[ImageFile]] = {}
-    labels: dict[str, NDArray[np.int64]] = {}
-    ignored = 0
-    problems: list[str] = []
-    for part, folder in folders.items():
-        top = root / folder
-        if not top.is_dir():
-            continue
-        if part == "unlabeled":
-            files[part], dropped = find_images(top, root)
-            labels[part] = np.full(len(files[part]), -1, dtype=np.int64)
-            ignored += dropped
-            continue
-        classes, loose = _classes(top)
-        ignored += loose
-        if part == "train":
-            names = tuple(classes)
-            if len(names) < 2:
-                problems.append(f"needs 2 or more class folders in {folder}/, but has {len(names)}")
-        elif set(classes) != set(names):
-            only = ", ".join(sorted(set(classes) - set(names))) or "none"
-            lacking = ", ".join(sorted(set(names) - set(classes))) or "none"
+    root = _folder("data.root", spec.root) if spec.root is not None else None
+    if spec.labels is not None:
+        return _of_table(spec, root)
+    if root is None:
+        text = "is not set, but dataset 'folder' needs the folder of the images, or data.labels"
+        raise UserError(Problem(text, "data.root"))
+    flat = not (root / "train").is_dir()
+    tops = {"train": root if flat else root / "train"}
+    tops |= {part: root / part for part in PARTS[1:] if (root / part).is_dir()}
+    return list_parts(root, tops | _roots(spec), spec.class_depth)
+
+
+def list_parts(root: Path, tops: Mapping[str, Path], depth: int = 1) -> Listing:
+    """List each part's folder: train, val and test by class, unlabeled at any depth. UserError as `list_images`."""
+    left_out: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[str, list[ImageFile]]] = {}
+    notes: list[str] = []
+    for part in LABELED:
+        if part in tops:
+            top = tops[part]
+            skip = PARTS if top == root else ()
+            found[part] = _by_class(top, root, depth, skip, left_out)
+            notes += _nested(found[part], part, depth)
+    names = tuple(sorted(found["train"]))
+    problems = []
+    if len(names) < 2:
+        problems.append(_too_few(root, tops["train"], names, depth))
+    for part in LABELED[1:]:
+        others = sorted(set(found.get(part, ())) - set(names))
+        if others and len(names) >= 2:
+            close = nearest(others[0], names) if len(others) == 1 else ""
             problems.append(
-                f"must have the same classes in {folder}/ and {folders['train']}/ "
-                f"(only in {folder}/: {only}; lacking: {lacking})"
+                f"has {first_names(others)} in {part}/, which are no classes to train on{close} "
+                f"(classes: {first_names(names, 10)})"
             )
-        found: list[ImageFile] = []
-        sizes: list[int] = []
-        for name in classes:
-            inside, dropped = find_images(top / name, root)
-            ignored += dropped
-            if not inside:
-                problems.append(f"has no images in {folder}/{name}/")
-            found += inside
-            sizes.append(len(inside))
-        files[part] = found
-        labels[part] = np.repeat(np.arange(len(sizes)), sizes)
     if problems:
-        raise UserError(Problem(f"is '{root}', which {text}", key="data.root") for text in problems)
-    return Listing(root, names, {k: v for k, v in files.items() if v}, labels, ignored)
+        raise UserError(Problem(f"is '{root}', which {text}", "data.root") for text in problems)
+    files: dict[str, list[ImageFile]] = {}
+    labels: dict[str, Ints] = {}
+    for part, classes in found.items():
+        sizes = [len(classes.get(name, ())) for name in names]
+        files[part] = [file for name in names for file in classes.get(name, ())]
+        labels[part] = np.repeat(np.arange(len(names)), sizes)
+    if "unlabeled" in tops:
+        files["unlabeled"] = find_images(tops["unlabeled"], root, left_out)
+        labels["unlabeled"] = np.full(len(files["unlabeled"]), -1, np.int64)
+    return Listing(root, names, files, labels, dict(left_out), tuple(notes))
 
 
-@dataclass
-class ImageReader:
-    """Reads files as uint8 (C, H, W); those that cannot be read are left out and noted in `bad`.
+def find_images(
+    top: Path, root: Path, left_out: dict[str, list[str]] | None = None
+) -> list[ImageFile]:
+    """The files below `top` that may be images, sorted. Links are followed once.
 
-    `side` None keeps the images' own size, which must then be one; else the shorter side is scaled
-    to `side` (bilinear, antialiased) and the centre cut out. Grey files (also 16 bit, of which the
-    upper 8 are kept) give one channel if all are grey, else RGB. Transparency and the orientation
-    tag are ignored, as in torchvision's ImageFolder; of a sequence the first frame is taken.
+    What is hidden, or of a system, goes to `left_out`. `root` is what paths are relative to, where `top` is in it.
     """
-
-    root: Path
-    side: int | None
-    bad: dict[str, str] = field(default_factory=dict)  # relative path -> reason
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def shape(self, files: Sequence[ImageFile]) -> tuple[int, int, int]:
-        """(C, H, W) of every image, from the files' headers. UserError if their sizes differ."""
-        headers = [header for header in map(self._header, files) if header]
-        if not headers:
-            return 1, 1, 1  # nothing is readable, and `bad` says so
-        channels = 1 if all(mode in GREY_MODES for mode, _ in headers) else 3
-        if self.side is not None:
-            return channels, self.side, self.side
-        sizes = Counter(size for _, size in headers)
-        if len(sizes) > 1:
-            seen = ", ".join(f"{w}x{h} ({n} images)" for (w, h), n in sizes.most_common(LISTED))
-            rest = f" and {len(sizes) - LISTED} more" if len(sizes) > LISTED else ""
-            text = f"is not set, but must be: the images have {len(sizes)} sizes: {seen}{rest}"
-            raise UserError(Problem(text, key="data.image_size"))
-        width, height = next(iter(sizes))
-        return channels, height, width
-
-    def read(self, files: Sequence[ImageFile], channels: int) -> Iterator[Uint8s | None]:
-        """One image per file, large files decoded by threads a little ahead; None for a bad one."""
-
-        def decode(file: ImageFile) -> Uint8s | None:
-            if file.path in self.bad:
-                return None
-            try:
-                return decode_image(self.root / file.path, channels, self.side)
-            except MemoryError:
-                raise
-            except Exception as error:
-                self._note(file, error)
-                return None
-
-        large = sum(file.size for file in files) >= THREADS_FROM_BYTES * len(files)
-        return _parallel(decode, files) if large else map(decode, files)
-
-    def _header(self, file: ImageFile) -> tuple[str, tuple[int, int]] | None:
-        from PIL import Image
-
+    found: list[ImageFile] = []
+    left_out = {} if left_out is None else left_out
+    seen: set[tuple[int, int]] = set()
+    todo = [(str(top), _name_in(top, root))]
+    while todo:
+        folder, name = todo.pop()
         try:
-            with Image.open(self.root / file.path) as image:
-                return image.mode, image.size
-        except MemoryError:
-            raise
-        except Exception as error:
-            self._note(file, error)
-            return None
-
-    def _note(self, file: ImageFile, error: Exception) -> None:
-        reason = "is empty" if file.size == 0 else f"{type(error).__name__}: {error}"
-        with self._lock:
-            self.bad[file.path] = reason
-
-
-def decode_image(path: Path, channels: int, side: int | None) -> Uint8s:
-    """The file as uint8 (channels, H, W), fitted to `side`. Raises what Pillow raises."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.load()
-        if image.mode.startswith("I;16"):
-            grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-            plain: Image.Image = Image.fromarray(grey)
-        elif image.mode in ("I", "F"):
-            raise ValueError("has 32-bit pixels, but must have 8 or 16 bits per channel")
-        else:
-            plain = image
-        return to_array(fit(plain.convert("L" if channels == 1 else "RGB"), side))
-
-
-def fit(image: Image.Image, side: int | None) -> Image.Image:
-    """Scale the shorter side to `side` and cut out the centre; `None` keeps the image."""
-    from PIL import Image
-
-    width, height = image.size
-    if side is None or (width, height) == (side, side):
-        return image
-    short = min(width, height)
-    width, height = max(side, width * side // short), max(side, height * side // short)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def to_array(image: Image.Image) -> Uint8s:
-    """uint8 (C, H, W) of an L or RGB image."""
-    pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+            status = os.stat(folder)
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry, why in _entries(folder):
+            path = f"{name}/{entry.name}" if name else entry.name
+            if why:
+                left_out.setdefault(why, []).append(path)
+            elif entry.is_dir():
+                todo.append((entry.path, path))
+            else:
+                try:
+                    info = entry.stat()
+                except OSError:  # a broken link: it is found bad when it is read
+                    found.append(ImageFile(path, -1, 0))
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    found.append(ImageFile(path, info.st_size, info.st_mtime_ns))
+                else:
+                    left_out.setdefault("no regular file", []).append(path)
+    return sorted(found)
 
 
 def first_names(names: Iterable[str], limit: int = LISTED) -> str:
     """The first names, printable on any terminal, and how many more there are."""
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    names = [shown_name(name) for name in names]
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def _classes(top: Path) -> tuple[list[str], int]:
-    entries = list(os.scandir(top))
-    classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    return classes, sum(not e.is_dir() for e in entries)
+def shown_name(path: str) -> str:
+    r"""A path as valid text in one line: bytes that are no UTF-8 as \xff, control characters as escapes."""
+    return printable(as_text(path))
 
 
-def find_images(top: Path, root: Path) -> tuple[list[ImageFile], int]:
-    """The image files below `top`, sorted, and the number of other files. Links are followed once.
+def as_text(path: str) -> str:
+    r"""A path as valid text: bytes that are no UTF-8 as \xff."""
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode()
 
-    Files and folders whose name starts with a dot are no images. `root` is `top` or above it.
-    """
-    found: list[ImageFile] = []
-    ignored = 0
-    seen: set[tuple[int, int]] = set()
-    todo = [(str(top), top.relative_to(root).as_posix())]
-    while todo:
-        folder, name = todo.pop()
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def _folder(key: str, text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        near = nearest(path.name, _subfolders(path.parent))
+        text = f"is '{path}', but there is no such folder{near}"
+        raise UserError(Problem(text, key))
+    return path
+
+
+def _roots(spec: DataSpec) -> dict[str, Path]:
+    """The parts that lie elsewhere."""
+    given = {"val": spec.val_root, "test": spec.test_root, "unlabeled": spec.unlabeled_root}
+    return {part: _folder(f"data.{part}_root", text) for part, text in given.items() if text}
+
+
+def _subfolders(path: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _entries(folder: str | Path) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """What lies in a folder, and why it is no image where its name says so."""
+    try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                hidden = entry.name.startswith(".")
-                if entry.is_dir():
-                    if not hidden:
-                        todo.append((entry.path, f"{name}/{entry.name}"))
-                elif hidden or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-                    ignored += 1
-                else:
-                    try:
-                        info = entry.stat()
-                        size, mtime = info.st_size, info.st_mtime_ns
-                    except OSError:  # a broken link: it is found bad when it is read
-                        size, mtime = -1, 0
-                    found.append(ImageFile(f"{name}/{entry.name}", size, mtime))
-    return sorted(found), ignored
+                why = ""
+                if entry.name.lower() in SYSTEM_FOLDERS or entry.name.endswith("@SynoEAStream"):
+                    why = SYSTEM
+                elif entry.name.startswith("."):
+                    why = "hidden"
+                yield entry, why
+    except OSError as error:
+        raise _unreadable(folder, error) from None
 
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+def _unreadable(folder: str | Path, error: OSError) -> UserError:
+    text = f"has a folder '{shown_name(str(folder))}' that cannot be read: {first_line(error)}"
+    return UserError(Problem(text, "data.root"))
 
 
-def _parallel(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
-    """`map` with threads, in order, with at most some hundred results waiting."""
-    workers = min(32, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), 32 * workers):
-            yield from pool.map(function, items[start : start + 32 * workers])
+def _name_in(path: Path, root: Path) -> str:
+    if not path.is_relative_to(root):
+        return path.absolute().as_posix()
+    name = path.relative_to(root).as_posix()
+    return "" if name == "." else name
+
+
+def _by_class(
+    top: Path, root: Path, depth: int, skip: tuple[str, ...], left_out: dict[str, list[str]]
+) -> dict[str, list[ImageFile]]:
+    """Class -> its files, for the folders `depth` levels below `top`. Names that Unicode holds equal are one class."""
+    found: dict[str, list[ImageFile]] = {}
+    todo = [(top, "", 0)]
+    while todo:
+        folder, name, level = todo.pop()
+        for entry, why in _entries(folder):
+            if level == 0 and entry.name in skip:
+                continue
+            if why or not entry.is_dir():
+                where = f"{_name_in(folder, root)}/{entry.name}".lstrip("/")
+                left_out.setdefault(why or "in no class folder", []).append(where)
+                continue
+            own = unicodedata.normalize("NFC", shown_name(entry.name))
+            own = f"{name}/{own}" if name else own
+            if level + 1 < depth:
+                todo.append((Path(entry.path), own, level + 1))
+            else:
+                inside = find_images(Path(entry.path), root, left_out)
+                found[own] = sorted([*found.get(own, []), *inside])
+    return found
+
+
+def _nested(classes: Mapping[str, list[ImageFile]], part: str, depth: int) -> list[str]:
+    """A sentence where a class has folders of its own that look like classes."""
+    notes = []
+    for name, files in classes.items():
+        level = os.path.commonpath([os.path.dirname(f.path) for f in files]) if files else ""
+        start = level.count("/") + 1 if level else 0
+        inner = sorted({"/".join(f.path.split("/")[start:-1]).split("/")[0] for f in files} - {""})
+        if len(inner) > 1:
+            notes.append(
+                f"{part}: class {name} has its images in {len(inner)} folders ({first_names(inner)}), which count as "
+                f"one class; data.class_depth={depth + 1} makes each of them one"
+            )
+    if len(notes) > LISTED:
+        return [*notes[:LISTED], f"{part}: {len(notes) - LISTED} more classes are like that"]
+    return notes
+
+
+def _too_few(root: Path, top: Path, names: tuple[str, ...], depth: int) -> str:
+    """What is wrong with a folder that has no two classes, and what would work."""
+    inner = [name for name in _subfolders(root) if not name.startswith(".")]
+    for name in inner:
+        if (root / name / "train").is_dir():
+            return f"has no classes, but '{root / name}' has: give that as data.root"
+    if len(names) == 1 and depth == 1 and len(_subfolders(top / names[0])) > 1:
+        return f"has one class, {names[0]}; its own folders are classes with data.root={top / names[0]}"
+    where = "train/" if top != root else "it"
+    return (
+        f"needs 2 or more class folders, <class>/ or train/<class>/, but {where} has {len(names)}; or "
+        "data.labels=FILE, a table of path and label"
+    )
+
+
+# ---- a table of paths and labels ----------------------------------------------------------------
+
+
+def _of_table(spec: DataSpec, root: Path | None) -> Listing:
+    """The files that `data.labels` names, and the parts that lie in folders of their own."""
+    table = Path(str(spec.labels)).expanduser()
+    base = root or table.absolute().parent
+    problems: list[Problem] = []
+    rows: dict[str, list[tuple[str, ImageFile]]] = defaultdict(list)
+    seen: dict[str, str] = {}
+    for where, row in _rows(table):
+        try:
+            part, label, file = _placed(row, base)
+            if file.path in seen:
+                raise ValueError(f"path {shown(row['path'])} stands in {seen[file.path]} too")
+            seen[file.path] = where
+            rows[part].append((label, file))
+        except ValueError as error:
+            problems.append(Problem(str(error), where=where))
+    names = tuple(sorted({label for part in LABELED for label, _ in rows[part]}))
+    train = {label for label, _ in rows["train"]}
+    if not problems and len(train) < 2:
+        text = f"is '{table}', but must have 2 or more labels in part train, and has {len(train)}"
+        problems.append(Problem(text, "data.labels"))
+    elif not problems and (lacking := sorted(set(names) - train)):
+        text = f"is '{table}', but no row of part train has the label {first_names(lacking)}"
+        problems.append(Problem(text, "data.labels"))
+    if len(problems) > MOST_PROBLEMS:
+        more = Problem(f"{len(problems) - MOST_PROBLEMS} more rows are wrong", where=str(table))
+        problems = [*problems[:MOST_PROBLEMS], more]
+    if problems:
+        raise UserError(problems)
+    number = {name: k for k, name in enumerate(names)}
+    files: dict[str, list[ImageFile]] = {}
+    labels: dict[str, Ints] = {}
+    for part in PARTS:
+        placed = sorted(rows[part])
+        if placed:
+            files[part] = [file for _, file in placed]
+            found = [number[label] if part in LABELED else -1 for label, _ in placed]
+            labels[part] = np.array(found, np.int64)
+    listing = Listing(base, names, files, labels)
+    return _with_roots(listing, _roots(spec), spec.class_depth)
+
+
+def _with_roots(listing: Listing, roots: Mapping[str, Path], depth: int) -> Listing:
+    """The listing with the parts of `data.val_root` and the like."""
+    files, labels, left_out = {**listing.files}, {**listing.labels}, {**listing.left_out}
+    for part, top in roots.items():
+        if part == "unlabeled":
+            more = find_images(top, listing.root, left_out)
+            files[part] = [*files.get(part, []), *more]
+            labels[part] = np.full(len(files[part]), -1, np.int64)
+            continue
+        classes = _by_class(top, listing.root, depth, (), left_out)
+        if others := sorted(set(classes) - set(listing.class_names)):
+            text = f"is '{top}', which has {first_names(others)}, but the table has no such label"
+            raise UserError(Problem(text, f"data.{part}_root"))
+        sizes = [len(classes.get(name, ())) for name in listing.class_names]
+        files[part] = [f for name in listing.class_names for f in classes.get(name, ())]
+        labels[part] = np.repeat(np.arange(len(sizes)), sizes)
+    return replace(listing, files=files, labels=labels, left_out=left_out)
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(FILE:line, the row) of a CSV or Parquet file. UserError where it cannot be read, or lacks a column."""
+    try:
+        if table.suffix.lower() in (".parquet", ".pq"):
+            import pyarrow.parquet as parquet
+
+            rows: list[dict[str, Any]] = parquet.read_table(table).to_pylist()
+            columns = parquet.read_schema(table).names
+        else:
+            with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                head = file.readline()
+                file.seek(0)
+                delimiter = max(",;\t", key=head.count)
+                reader = csv.DictReader(file, delimiter=delimiter)
+                rows, columns = list(reader), list(reader.fieldnames or [])
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
+        text = f"is '{table}', which cannot be read: {first_line(error)}"
+        raise UserError(Problem(text, "data.labels")) from None
+    for name in COLUMNS[:2]:
+        if name not in columns:
+            near = nearest(name, columns)
+            text = f"is '{table}', but has no column {name}{near} (columns: {', '.join(map(str, columns))})"
+            raise UserError(Problem(text, "data.labels"))
+    for number, row in enumerate(rows, 2):
+        yield f"{table}:{number}", row
+
+
+def _placed(row: Mapping[str, Any], base: Path) -> tuple[str, str, ImageFile]:
+    """The part, the label and the file of a row. ValueError says what is wrong with it."""
+    path = str(row.get("path") or "").strip()
+    if not path:
+        raise ValueError("path is missing")
+    given = row.get("label")
+    empty = given is None or given != given or str(given).strip() == ""
+    label = "" if empty else unicodedata.normalize("NFC", shown_name(str(given).strip()))
+    part = str(row.get("part") or "").strip() or ("unlabeled" if empty else "train")
+    if part not in PARTS:
+        raise ValueError(f"part is {shown(part)}, but must be one of: {', '.join(PARTS)}")
+    if empty and part in LABELED:
+        raise ValueError(f"label is missing, but part {part} needs one")
+    full = base / path
+    try:
+        info = full.stat()
+    except OSError as error:
+        raise ValueError(f"path is {shown(path)}, but '{full}': {first_line(error)}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError(f"path is {shown(path)}, but '{full}' is no file")
+    return part, label, ImageFile(_name_in(full, base), info.st_size, info.st_mtime_ns)

@@ -10,27 +10,36 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import ceil, prod
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from tune_ssl.base.spec import DataSpec
+from tune_ssl.base.spec import AS_PUBLISHED, DataSpec, ViewsSpec
+from tune_ssl.data import pixels
 from tune_ssl.data.augment import View, view
-from tune_ssl.data.batch import Batch, Task
+from tune_ssl.data.batch import Batch, Sample, Task
+from tune_ssl.data.rows import EncodedImages
 from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets
-from tune_ssl.data.splits import Split, make_split
+from tune_ssl.data.splits import Split, make_split, stratified_rows
 from tune_ssl.data.store import Store, prepare
 
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
 PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on
-START_PIXELS = 1 << 22  # likewise, for the images that a stage starts from
+START_LABELED, START_UNLABELED = 512, 2048  # images that a stage starts from, at least
+START_EACH = 4  # likewise, for each class
 EVALUATED_PIXELS = 1 << 19  # likewise, for an evaluation: 512 images of 32 x 32
 FEATURE_ROWS = 4096  # rows of a frozen encoder's features that are evaluated at once
 DEVICE_SHARE = 0.25  # of free GPU memory that the images may take
+BLOCK_BYTES = 64 << 20  # of images that are copied to a GPU at once
+
+
+AS_STORED = DataSpec()
 
 
 class Normalizer:
@@ -65,8 +74,9 @@ class FeatureSource(Protocol):
 class Data(Normalizer):
     """A dataset as one trial sees it: its sets, the shape of its task, and how pixels become floats.
 
-    `statistics` are the channels' mean and deviation, the train part's own unless given. With `features` a stage
-    sees those in the images' place.
+    `spec` says what the network sees of the stored images, `views` how strong each view is. `statistics` are the
+    channels' mean and deviation, the train part's own unless given. With `features` a stage sees those in the images'
+    place.
     """
 
     def __init__(
@@ -75,12 +85,16 @@ class Data(Normalizer):
         split: Split,
         device: torch.device,
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        spec: DataSpec = AS_STORED,
+        views: ViewsSpec = AS_PUBLISHED,
     ) -> None:
         self.mean, self.std = statistics or (store.mean, store.std)
         super().__init__(self.mean, self.std, device)
         self.store, self.split, self.device = store, split, device
         self.sets: Sets = build_sets(store, split)
-        self.task = store.task
+        self.task = store.task(spec)
+        self.flip = store.flip if spec.flip is None else spec.flip
+        self.views = views
         self.precision = torch.float32  # of what is evaluated
         self.features: FeatureSource | None = None
 
@@ -92,7 +106,18 @@ class Data(Normalizer):
 
     def view(self, name: str) -> View:
         side, channels = self.task.image_size, self.task.channels
-        return view(name, image_size=side, channels=channels, flip=self.store.flip)
+        return view(
+            name,
+            image_size=side,
+            channels=channels,
+            flip=self.flip,
+            stored=self.store.shape[1],
+            views=self.views,
+        )
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Stored uint8 images (N, C, H, W) as the network sees them un-augmented, normalised."""
+        return self.normalize(pixels.resize(images, self.task.size))
 
     def seen_as(self, features: FeatureSource) -> Data:
         """The same data, of which a stage sees a frozen encoder's features."""
@@ -108,16 +133,18 @@ def load_data(
     statistics: Callable[[int], tuple[Sequence[float], Sequence[float]] | None] = lambda channels: (
         None
     ),
+    views: ViewsSpec = AS_PUBLISHED,
+    store: Store | None = None,
 ) -> Data:
-    """The store (built if it is not there yet) and the split of `seed`. UserError for bad data.
+    """The store (built if it is not there yet, unless given) and the split of `seed`. UserError for bad data.
 
     `statistics` says what images of so many channels are normalised with; None: their own.
     """
-    store = _store(spec.model_copy(update=dict.fromkeys(PER_TRIAL)))
+    store = store or _store(spec.model_copy(update=dict.fromkeys(PER_TRIAL)))
     split = make_split(
         store.train.labels, store.class_names, spec, seed=seed, has_val=store.val is not None
     )
-    return Data(store, split, device, statistics(store.shape[0]))
+    return Data(store, split, device, statistics(store.shape[0]), spec, views)
 
 
 @lru_cache(maxsize=4)
@@ -127,7 +154,10 @@ def _store(spec: DataSpec) -> Store:
 
 
 class DeviceImages:
-    """Images to gather from: on the device when they fit there, else from the memory map."""
+    """Images to gather from: on the device when they fit there, else from the store.
+
+    `slow` says that gathering takes long enough to be worth a thread: files are decoded, or pixels go to a GPU.
+    """
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.images, self.device = images, device
@@ -135,8 +165,9 @@ class DeviceImages:
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if np.prod(images.shape) < DEVICE_SHARE * free:
-                everything = images.gather(np.arange(len(images)))
-                self.resident = torch.from_numpy(everything).to(device)
+                self.resident = _copied(images, device)
+        encoded = any(isinstance(piece.images, EncodedImages) for piece in images.pieces)
+        self.slow = self.resident is None and (encoded or device.type == "cuda")
 
     def __call__(self, positions: Tensor) -> Tensor:
         """uint8 (m, C, H, W) at `positions` (m,), a CPU tensor."""
@@ -148,24 +179,48 @@ class DeviceImages:
         return found
 
 
+def _copied(images: Images, device: torch.device) -> Tensor:
+    """All images on the device, a block at a time: on the way they take no second room in main memory."""
+    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    size = max(1, BLOCK_BYTES // prod(images.shape[1:]))
+    for start in range(0, len(images), size):
+        rows = np.arange(start, min(start + size, len(images)))
+        out[start : start + size] = torch.from_numpy(images.gather(rows)).to(device)
+    return out
+
+
 class EndlessShuffle:
-    """An endless shuffled walk over `size` images: each one once, then a new order."""
+    """An endless shuffled walk over `size` images: each one once, then a new order.
+
+    A step that ends one walk and begins the next has no image twice, as long as there are enough.
+    """
 
     def __init__(self, size: int, generator: Generator) -> None:
         self.size, self.generator = size, generator
         self.permutation, self.position = torch.empty(0, dtype=torch.int64), 0
 
-    def draw(self, count: int) -> Tensor:
-        drawn = []
+    def draw(self, count: int, steps: int = 1) -> Tensor:
+        """Positions (steps x count,), step by step."""
+        return torch.cat([self._step(count) for _ in range(steps)])
+
+    def _step(self, count: int) -> Tensor:
+        drawn: list[Tensor] = []
         while count > 0:
             if self.position >= len(self.permutation):
-                self.permutation = torch.randperm(self.size, generator=self.generator)
-                self.position = 0
+                self.permutation, self.position = self._next(drawn[-1:], count), 0
             part = self.permutation[self.position : self.position + count]
             self.position += len(part)
             count -= len(part)
             drawn.append(part)
-        return torch.cat(drawn)
+        return torch.cat(drawn) if drawn else self.permutation[:0]
+
+    def _next(self, before: list[Tensor], count: int) -> Tensor:
+        """A new order, whose first `count` images are none of the step's own before them."""
+        order = torch.randperm(self.size, generator=self.generator)
+        if not before or count + len(before[0]) > self.size:
+            return order
+        first = order[~torch.isin(order, before[0])][:count]
+        return torch.cat([first, order[~torch.isin(order, first)]])
 
     def state(self) -> dict[str, Any]:
         return {
@@ -179,6 +234,42 @@ class EndlessShuffle:
         self.generator.set_state(state["generator"])
 
 
+class BalancedShuffle:
+    """An endless walk in which each class comes equally often: its own shuffled walk gives the image.
+
+    Classes take turns in a new order each round, so that counts within a step differ by at most 1.
+    """
+
+    def __init__(self, labels: Tensor, generator: Generator) -> None:
+        self.generator = generator
+        self.rows = [(labels == k).nonzero()[:, 0] for k in labels.unique().tolist()]
+        self.turns = EndlessShuffle(len(self.rows), generator)
+        self.walks = [EndlessShuffle(len(rows), generator) for rows in self.rows]
+
+    def draw(self, count: int, steps: int = 1) -> Tensor:
+        """Positions (steps x count,), step by step."""
+        chosen = torch.cat([self.turns._step(count) for _ in range(steps)]).tolist()
+        return torch.stack([self.rows[k][self.walks[k]._step(1)[0]] for k in chosen])
+
+    def state(self) -> dict[str, Any]:
+        return {"turns": self.turns.state(), "walks": [walk.state() for walk in self.walks]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for walk, own in zip(self.walks, state["walks"], strict=True):
+            walk.load(own)
+        self.turns.load(state["turns"])
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Images that a thread gathers for the next chunk: where the order stood before, which ones, and the pixels."""
+
+    before: dict[str, Any]
+    steps: int
+    positions: Tensor
+    images: Future[Tensor]
+
+
 class SetLoader:
     """The labeled or the unlabeled half of the batches: `size` images a step, seen through `views`."""
 
@@ -190,6 +281,7 @@ class SetLoader:
         size: int,
         order: Generator,
         augmentation: Generator,
+        balanced: bool = False,
     ) -> None:
         self.data, self.size, self.on = data, size if views else 0, on.images
         labels = on.labels if isinstance(on, LabeledSet) else on.hidden_labels
@@ -197,36 +289,70 @@ class SetLoader:
         self.views = [data.view(name) for name in views]
         device = data.device if data.features is None else torch.device("cpu")
         self.images = DeviceImages(on.images, device)
-        self.order, self.augmentation = EndlessShuffle(len(self.labels), order), augmentation
+        self.order = (
+            BalancedShuffle(self.labels, order)
+            if balanced
+            else EndlessShuffle(len(self.labels), order)
+        )
+        self.augmentation = augmentation
+        self.ahead: _Ahead | None = None
 
     def draw(self, steps: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
         """Per step: a float tensor (size, C, H, W), or features (size, D), for each view, and the labels (size,)."""
         if not self.size:
             return [((), self.labels[:0].to(self.data.device))] * steps
-        at = self.order.draw(steps * self.size)
-        labels, features = self.labels[at].to(self.data.device), self.data.features
+        features = self.data.features
         if features is not None:
+            at = self.order.draw(self.size, steps)
             whole = [features.draw(self.on, v.name, at, self.augmentation) for v in self.views]
         else:
-            images = self.images(at)
+            at, images = self._images(steps)
             whole = [self.data.normalize(view(images, self.augmentation)) for view in self.views]
+        labels = self.labels[at].to(self.data.device)
         seen = [view.split(self.size) for view in whole]
         return list(zip(zip(*seen, strict=True), labels.split(self.size), strict=True))
 
-    def sample(self, most: int, generator: Generator) -> tuple[tuple[Tensor], Tensor]:
-        """At most `most` random images, un-augmented, and their labels."""
-        at = torch.randperm(len(self.labels) if most else 0, generator=generator)[:most]
-        labels, features = self.labels[at].to(self.data.device), self.data.features
-        if features is not None:
-            return (features.plain(self.on, at),), labels
-        return (self.data.normalize(self.images(at)),), labels
+    def _images(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Positions and pixels of the next steps; where gathering is slow, a thread has begun with it a chunk ago."""
+        if not self.images.slow:
+            at = self.order.draw(self.size, steps)
+            return at, self.images(at)
+        if self.ahead is not None and self.ahead.steps != steps:
+            self.order.load(self.ahead.before)
+            self.ahead = None
+        ahead = self.ahead or self._begun(steps)
+        self.ahead = self._begun(steps)
+        return ahead.positions, ahead.images.result()
+
+    def _begun(self, steps: int) -> _Ahead:
+        before = self.order.state()
+        at = self.order.draw(self.size, steps)
+        return _Ahead(before, steps, at, _gatherer().submit(self.images, at))
+
+    def chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Un-augmented images, or features, at `rows` and their labels, some at a time: never one alone."""
+        most = FEATURE_ROWS if self.data.features is not None else chunk_size(self.data.task)
+        for at in rows.tensor_split(max(1, min(ceil(len(rows) / most), len(rows) // 2))):
+            labels, features = self.labels[at].to(self.data.device), self.data.features
+            if features is not None:
+                yield features.plain(self.on, at), labels
+            else:
+                yield self.data.plain(self.images(at)), labels
 
     def state(self) -> dict[str, Any]:
-        return {"order": self.order.state(), "augmentation": self.augmentation.get_state()}
+        order = self.order.state() if self.ahead is None else self.ahead.before
+        return {"order": order, "augmentation": self.augmentation.get_state()}
 
     def load(self, state: dict[str, Any]) -> None:
+        self.ahead = None
         self.order.load(state["order"])
         self.augmentation.set_state(state["augmentation"])
+
+
+@lru_cache(maxsize=1)
+def _gatherer() -> ThreadPoolExecutor:
+    """The threads that gather ahead: one for each half of a batch."""
+    return ThreadPoolExecutor(2, "gather")
 
 
 class Loader:
@@ -242,7 +368,13 @@ class Loader:
     ) -> None:
         size = spec.batch_size
         self.labeled = SetLoader(
-            data, data.sets.labeled, labeled_views, size, stream(seed, 1), stream(seed, 3)
+            data,
+            data.sets.labeled,
+            labeled_views,
+            size,
+            stream(seed, 1),
+            stream(seed, 3),
+            balanced=spec.balanced,
         )
         self.unlabeled = SetLoader(
             data,
@@ -256,7 +388,6 @@ class Loader:
         # The chunk depends on nothing of the method, so that labeled images are augmented alike.
         area = prod(data.task.size)
         self.chunk_steps = max(1, CHUNK_PIXELS // (size * (1 + 2 * spec.mu) * area))
-        self.most = max(64, START_PIXELS // area)
         self.chunk: list[Batch] = []
         self.taken = 0
         self.chunk_start = self._position()
@@ -284,16 +415,23 @@ class Loader:
         self.taken += 1
         return self.chunk[self.taken - 1]
 
-    def sample(self, labeled: int = 512, unlabeled: int = 2048) -> Batch:
-        """Random images of each set, un-augmented: what a stage starts from.
+    def sample(self) -> Sample:
+        """Un-augmented images of each set, in chunks: what a stage starts from.
 
-        Fewer where images are large, for they go through the network at once. Without labeled views
-        none is labeled: what sees no label must not depend on how many there are.
+        START_EACH labeled images of every class at least, and START_LABELED in all, where there are so many. Without
+        labeled views none is labeled: what sees no label must not depend on how many there are.
         """
-        labeled = min(labeled, self.most) if self.labeled.views else 0
-        views, labels_N = self.labeled.sample(labeled, self.start_stream)
-        return Batch(
-            views, labels_N, *self.unlabeled.sample(min(unlabeled, self.most), self.start_stream)
+        labeled, unlabeled = self.labeled, self.unlabeled
+        classes = labeled.data.task.num_classes
+        chosen = torch.empty(0, dtype=torch.int64)
+        if labeled.views:
+            count = max(START_LABELED, START_EACH * classes)
+            chosen = torch.from_numpy(stratified_rows(labeled.labels.numpy(), count))
+        count = max(START_UNLABELED, START_EACH * classes) if unlabeled.views else 0
+        others = torch.randperm(len(unlabeled.labels) if count else 0, generator=self.start_stream)
+        return Sample(
+            lambda: labeled.chunks(chosen),
+            lambda: (images for images, _ in unlabeled.chunks(others[:count])),
         )
 
     def state(self) -> dict[str, Any]:
@@ -343,4 +481,4 @@ def in_chunks(data: Data, on: Images, size: int | None = None) -> Iterator[Tenso
         return
     images = DeviceImages(on, torch.device("cpu"))
     for positions in every.split(size or chunk_size(data.task)):
-        yield data.normalize(images(positions).to(data.device))
+        yield data.plain(images(positions).to(data.device))

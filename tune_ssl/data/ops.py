@@ -1,10 +1,11 @@
 """Random operations: what is drawn for each image of a batch, and from which range.
 
 Each is a small frozen dataclass, called as op(images, generator): uint8 (N, C, H, W) in, the same
-shape and type out, the input never written to. Every parameter is drawn per image, and always
+shape and type out (another height and width where it resizes), the input never written to. Every
+parameter is drawn per image, and always
 from the CPU generator, so all devices see the same draws. `pixels.py` does the pixel work.
 
-Shapes: N images, C channels (1 or 3), H rows, W columns; `x_N` is one number per image.
+Shapes: N images, C channels, H rows, W columns; `x_N` is one number per image.
 """
 
 from __future__ import annotations
@@ -131,19 +132,31 @@ class ReflectCrop:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """The whole image with `size` pixels a side, antialiased."""
+
+    size: int
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        return pixels.resize(images, (self.size, self.size))
+
+
+@dataclass(frozen=True)
 class ResizedCrop:
-    """Inception crop: `scale` of the area, aspect in `ratio`, resized back to H x W.
+    """Inception crop: `scale` of the area, aspect in `ratio`, resized to `size` pixels a side, or back to H x W.
 
     Where ten tries find no box that fits, the whole image is used.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: int | None = None
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         box_N4, fits_N = _random_boxes(images, self.scale, self.ratio, generator)
         box_N4[~fits_N] = torch.tensor([0, 0, *images.shape[-2:]])
-        return pixels.resized_crop(images, box_N4.to(images.device))
+        size = (self.size, self.size) if self.size else None
+        return pixels.resized_crop(images, box_N4.to(images.device), size)
 
 
 @dataclass(frozen=True)

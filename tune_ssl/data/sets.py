@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ssl.data.rows import ImageRows, take
 from tune_ssl.data.splits import Split, stratified_rows
 from tune_ssl.data.store import Store
 
@@ -16,9 +17,9 @@ Uint8s = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `indices` (n,) of `images`, a memory-mapped uint8 array (N, C, H, W): the store's part of that name."""
+    """Rows `indices` (n,) of `images`, uint8 (N, C, H, W) by row: the store's part of that name."""
 
-    images: Uint8s
+    images: ImageRows
     indices: Ints
     part: str = "train"
 
@@ -45,7 +46,8 @@ class Images:
         for piece in self.pieces:
             stop = start + len(piece.indices)
             here = (positions >= start) & (positions < stop)
-            out[here] = piece.images[piece.indices[positions[here] - start]]
+            if here.any():
+                out[here] = take(piece.images, piece.indices[positions[here] - start])
             start = stop
         if len(positions) and not 0 <= positions.min() <= positions.max() < start:
             raise IndexError(f"positions must be in 0..{start - 1}")

@@ -1,15 +1,15 @@
-"""Every dataset as memory-mapped uint8 arrays, built once per machine and opened with numpy alone."""
+"""Every dataset as uint8 images by row, built once per machine; mapped pixels are opened with numpy alone.
+
+A store is found by what shapes its images: the keys of `data` that do, and of the user's own files the names and sizes.
+Files that were touched since are read again, and where they are what they were, so is the store.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.base.errors import Problem, UserError, first_line
-from tune_ssl.base.files import write_atomically
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.files import make_room, write_atomically
+from tune_ssl.base.progress import progress
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.batch import Task
-from tune_ssl.data.datasets import Dataset, Source, find_dataset
-from tune_ssl.data.folder import first_names
+from tune_ssl.data.build import build, writing
+from tune_ssl.data.datasets import Dataset, find_dataset
+from tune_ssl.data.folder import Listing, first_names
+from tune_ssl.data.image_files import Decoding
+from tune_ssl.data.image_reader import hash_of
+from tune_ssl.data.rows import EncodedImages, ImageRows, mapped
 
-FORMAT = 1  # part of every key: raise it when the files below change
+FORMAT = 2  # part of every key: raise it when the files of a store change
 DEFAULT_CACHE = "~/.cache/tune-ssl"
-BLOCK_BYTES = 4 << 20
+MOST_BYTES = 50 << 30  # of all stores; those that were used longest ago go first
+KEPT_SECONDS = 24 * 3600  # for which a store is not deleted: a run may be at work on it
 LEAST_STD = (
     1 / 255
 )  # of a channel, in 0..1: one grey level; a channel below it is shifted, and not scaled
-PARTS = ("train", "val", "test", "unlabeled")
-
-Uint8s = NDArray[np.uint8]
+SHAPING = ("stored_size", "resize", "background", "range", "max_pixels")
+CHOOSING = ("on_bad_image", "duplicates", "store")  # what is kept of the files, and how
 
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """`images` uint8 (N, C, H, W), a read-only memory map; `labels` int64 (N,) in 0..K-1."""
+    """`images` uint8 (N, C, H, W) by row, read-only; `labels` int64 (N,) in 0..K-1."""
 
-    images: Uint8s
+    images: ImageRows
     labels: NDArray[np.int64]
 
 
@@ -47,7 +52,7 @@ class LabeledPart:
 class UnlabeledPart:
     """As LabeledPart, but every label is -1."""
 
-    images: Uint8s
+    images: ImageRows
     labels: NDArray[np.int64]
 
 
@@ -56,8 +61,8 @@ class Store:
     """A dataset on disk. The test part is not here: see `open_test`.
 
     `flip` says whether a left-right flip keeps the class. `mean` and `std` are those of the train
-    part's channels, in 0..1, 1 where it is below LEAST_STD. `digest` is of all arrays (12 hex digits). `meta` has
-    counts, skipped files and build seconds. Pickling carries the path only.
+    part's channels, in 0..1, 1 where it is below LEAST_STD. `digest` is of all images and labels (12 hex digits).
+    `meta` has counts, what was left out and why, notes and build seconds. Pickling carries the path only.
     """
 
     path: Path
@@ -76,21 +81,45 @@ class Store:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """(C, H, W) of every stored image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    @property
-    def task(self) -> Task:
-        """The shape of the problem that the labels pose."""
+    def task(self, spec: DataSpec) -> Task:
+        """The shape of the problem: images as `spec` has the network see them."""
+        if spec.image_size is not None:
+            return Task(len(self.class_names), self.shape[0], spec.image_size)
         return Task(len(self.class_names), *self.shape)
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How files became these images; None where the dataset's were arrays."""
+        record = self.meta["decoding"]
+        return None if record is None else Decoding.from_record(record)
+
+    def remarks(self) -> list[str]:
+        """What one should know of the data before training: a sentence for each."""
+        lines = []
+        for reason, files in self.meta["left_out"].items():
+            more = files["count"] - len(files["first"])
+            some = first_names([*files["first"], *[""] * more])
+            lines.append(f"left out: {files['count']} files, {reason} ({some})")
+        if skipped := self.meta["skipped"]:
+            named = [f"{path} ({reason})" for path, reason in skipped.items()]
+            lines.append(
+                f"skipped: {len(skipped)} images that cannot be read: {first_names(named)}"
+            )
+        same = [channel for channel, std in enumerate(self.meta["std"]) if std < LEAST_STD]
+        if same:
+            channels = ", ".join(map(str, same))
+            lines.append(
+                f"channel {channels} is the same in nearly all training images; it is not scaled"
+            )
+        return [*lines, *self.meta["notes"]]
 
     def info(self) -> dict[str, Any]:
         """Plain values for `tune-ssl data info`: what is in the store and where it lies."""
-        same = [channel for channel, std in enumerate(self.meta["std"]) if std < LEAST_STD]
-        note = "the same in nearly all training images; it is not scaled"
-        notes = {"note": f"channel {', '.join(map(str, same))} is {note}"} if same else {}
-        return {**self.meta, "path": str(self.path), **notes}
+        return {**self.meta, "path": str(self.path)}
 
 
 def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
@@ -103,20 +132,23 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
         UserError: unknown dataset, missing or unusable data, or a cache that cannot be written.
     """
     dataset = find_dataset(spec.dataset)
-    target = _target(dataset, spec, cache)
-    store = _opened(target)
+    listing = dataset.listing(spec) if dataset.listing else None
+    base = _base(dataset, spec, listing, cache)
+    store = _found(base, listing)
     if store is not None:
         return store
     from filelock import FileLock
 
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(target.name + ".lock"))
+    with writing(base):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(base.with_name(base.name + ".lock"))
         lock.acquire()
     try:
-        store = _opened(target)  # another process may have built it meanwhile
+        store = _found(base, listing)  # another process may have built it meanwhile
         if store is None:
-            _build(dataset, spec, target)
+            target = _free_name(base)
+            build(dataset, spec, listing, target)
+            make_room(base.parent, target, MOST_BYTES, KEPT_SECONDS)
             store = open_store(target)
     finally:
         lock.release()
@@ -125,7 +157,9 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
 
 def find_store(spec: DataSpec, *, cache: Path | None = None) -> Store | None:
     """The store of `spec` if it is already built; never builds. UserError for unusable data."""
-    return _opened(_target(find_dataset(spec.dataset), spec, cache))
+    dataset = find_dataset(spec.dataset)
+    listing = dataset.listing(spec) if dataset.listing else None
+    return _found(_base(dataset, spec, listing, cache), listing)
 
 
 def open_store(path: Path) -> Store:
@@ -136,22 +170,126 @@ def open_store(path: Path) -> Store:
     return store
 
 
+def pinned_store(spec: DataSpec, path: str, digest: str) -> Store:
+    """The store that a run began with: at `path` if it is there, else what `spec` gives here and now.
+
+    Raises:
+        UserError: the data are not those of `digest` any more.
+    """
+    store = _opened(Path(path)) if path else None
+    if store is None or store.digest != digest:
+        store = prepare(spec)
+    if store.digest != digest:
+        text = (
+            f"has digest {store.digest} on this machine, but the run began with {digest}: the data changed, and the "
+            f"store {path} is gone"
+        )
+        raise UserError(Problem(text, spec.dataset))
+    return store
+
+
+def changes_since(store: Store, spec: DataSpec) -> str:
+    """How the user's files differ from those that the store was built of; empty where they do not, or cannot."""
+    dataset = find_dataset(spec.dataset)
+    table = _files_of(store.path)
+    if dataset.listing is None or table is None:
+        return ""
+    names = bytes(table["names"]).split(b"\0")
+    known = dict(zip(names, zip(table["sizes"], table["mtimes"], strict=True), strict=True))
+    listed = [file for files in dataset.listing(spec).files.values() for file in files]
+    now = {os.fsencode(file.path): (file.size, file.mtime_ns) for file in listed}
+    counts = {
+        "more": len(set(now) - set(known)),
+        "fewer": len(set(known) - set(now)),
+        "changed or touched": sum(now[name] != known[name] for name in set(now) & set(known)),
+    }
+    return ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+
+
 def open_test(store: Store) -> LabeledPart:
     """The test part. Only a confirmation may call this."""
     images, labels = _part(store.path, store.meta, "test")
     return LabeledPart(images, labels)
 
 
-def _target(dataset: Dataset, spec: DataSpec, cache: Path | None) -> Path:
-    shaping = [FORMAT, dataset.name, spec.image_size, spec.on_bad_image, dataset.key(spec)]
-    key = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:12]
-    return cache_folder(cache) / "stores" / f"{dataset.name}-{key}"
-
-
 def cache_folder(given: Path | None = None) -> Path:
     """What this machine keeps between runs: `given`, else $TUNE_SSL_CACHE, else ~/.cache/tune-ssl."""
     base = given or Path(os.environ.get("TUNE_SSL_CACHE") or DEFAULT_CACHE)
     return base.expanduser().absolute()
+
+
+def _base(dataset: Dataset, spec: DataSpec, listing: Listing | None, cache: Path | None) -> Path:
+    """The path that a store's name begins with: stores of files of the same names and sizes share it."""
+    shaping = [FORMAT, dataset.name, *(getattr(spec, key) for key in SHAPING)]
+    if listing is None:
+        shaping += [spec.on_bad_image, dataset.key(spec)]
+    else:
+        shaping += [*(getattr(spec, key) for key in CHOOSING), listing.key()]
+    key = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()[:12]
+    return cache_folder(cache) / "stores" / f"{dataset.name}-{key}"
+
+
+def _found(base: Path, listing: Listing | None) -> Store | None:
+    """The store of that name, of files with these contents."""
+    for path in _named(base):
+        store = _opened(path)
+        if store is not None and (listing is None or _same_files(store, listing)):
+            return store
+    return None
+
+
+def _named(base: Path) -> list[Path]:
+    """The stores whose name begins so: base, base-1, base-2."""
+    found = [path for path in base.parent.glob(f"{base.name}*") if path.is_dir()]
+    return sorted(
+        path for path in found if path.name.removeprefix(base.name).strip("-0123456789") == ""
+    )
+
+
+def _free_name(base: Path) -> Path:
+    """A name for a new store: one that is taken holds other contents, or is damaged."""
+    number = 0
+    while True:
+        path = base if not number else base.with_name(f"{base.name}-{number}")
+        if _opened(path) is None:
+            return path
+        number += 1
+
+
+def _same_files(store: Store, listing: Listing) -> bool:
+    """Whether the listed files hold what the store was built of: those that were touched since are read."""
+    table = _files_of(store.path)
+    if table is None:
+        return False
+    every = [file for files in listing.files.values() for file in files]
+    mtimes = np.array([file.mtime_ns for file in every], np.int64)
+    if len(mtimes) != len(table["mtimes"]):
+        return False
+    touched = np.flatnonzero(mtimes != table["mtimes"]).tolist()
+    for at in progress(touched, "reading touched files", len(touched)):
+        known = table["digests"][at].tobytes()
+        try:
+            content = (listing.root / every[at].path).read_bytes()
+        except OSError:
+            return False
+        # What was not read then was no image, and may be one now
+        if known == bytes(16) or hash_of(content) != known:
+            return False
+    if touched:
+        with contextlib.suppress(OSError):
+            write_atomically(
+                store.path / "files.npz",
+                lambda file: np.savez(file, **{**table, "mtimes": mtimes}),  # type: ignore[arg-type]
+            )
+    return True
+
+
+def _files_of(path: Path) -> dict[str, Any] | None:
+    try:
+        with np.load(path / "files.npz") as table:
+            return dict(table)
+    except (OSError, ValueError):
+        return None
 
 
 def _opened(path: Path) -> Store | None:
@@ -166,6 +304,8 @@ def _opened(path: Path) -> Store | None:
     except (OSError, ValueError, KeyError):
         return None
     assert train is not None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now: others are deleted first
     return Store(
         path=path,
         train=LabeledPart(*train),
@@ -180,144 +320,16 @@ def _opened(path: Path) -> Store | None:
     )
 
 
-def _part(path: Path, meta: dict[str, Any], name: str) -> tuple[Uint8s, NDArray[np.int64]]:
-    count, shape, images = meta["counts"][name], meta["shape"], path / f"{name}.images.bin"
+def _part(path: Path, meta: dict[str, Any], name: str) -> tuple[ImageRows, NDArray[np.int64]]:
+    count, shape = meta["counts"][name], tuple(meta["shape"])
+    labels = np.load(path / f"{name}.labels.npy")
+    if meta["kind"] == "encoded":
+        files, offsets = path / f"{name}.files.bin", np.load(path / f"{name}.offsets.npy")
+        if len(offsets) != count + 1 or files.stat().st_size != offsets[-1]:
+            raise ValueError(f"{files} has another size than its offsets say")
+        how = Decoding.from_record(meta["decoding"])
+        return EncodedImages(files, offsets, shape, how), labels
+    images = path / f"{name}.images.bin"
     if images.stat().st_size != count * int(np.prod(shape)):
         raise ValueError(f"{images} has another size than its meta.json says")
-    labels = np.load(path / f"{name}.labels.npy")
-    return np.memmap(images, dtype=np.uint8, mode="r", shape=(count, *shape)), labels
-
-
-def _build(dataset: Dataset, spec: DataSpec, target: Path) -> None:
-    """Write the store beside `target`, then rename it. The caller holds the lock."""
-    started = time.monotonic()
-    for left in target.parent.glob(f".{target.name}.*"):  # of builds that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    source = dataset.read(spec)
-    _refuse_if_full(source, target)
-    with _writing(target):
-        temp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        meta = {"dataset": dataset.name, "flip": dataset.flip, **_write(source, spec, temp, target)}
-        meta["build_seconds"] = round(time.monotonic() - started, 2)
-        with _writing(target):
-            content = json.dumps(meta, indent=1).encode()
-            write_atomically(temp / "meta.json", lambda file: file.write(content))
-            temp.chmod(0o755)  # mkdtemp's 0700 would shut out others who share the cache
-            shutil.rmtree(target, ignore_errors=True)  # damaged, else it had been opened
-            temp.rename(target)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def _write(source: Source, spec: DataSpec, temp: Path, target: Path) -> dict[str, Any]:
-    """Stream all parts into `temp`; what meta.json says of them."""
-    hasher = hashlib.sha256(str(source.shape).encode())
-    moments = np.zeros((2, source.shape[0]), dtype=np.uint64)  # sums of x and of x^2 per channel
-    counts: dict[str, int] = {}
-    for name in PARTS:
-        if name not in source.parts:
-            continue
-        part, kept = source.parts[name], []
-        hasher.update(name.encode())
-        with _writing(target):
-            file = (temp / f"{name}.images.bin").open("wb", buffering=0)
-        with file:
-            for rows, block in _blocks(part.images, source.shape):
-                kept += rows
-                hasher.update(block.data)
-                if name == "train":
-                    moments += _moments(block)
-                with _writing(target):
-                    _write_whole(file, block)
-            with _writing(target):
-                os.fsync(file.fileno())
-        labels = part.labels[kept].astype("<i8")
-        hasher.update(labels.tobytes())
-        counts[name] = len(labels)
-        with _writing(target):
-            np.save(temp / f"{name}.labels.npy", labels)
-        if name == "train":
-            train_labels = labels
-    if source.bad and spec.on_bad_image == "refuse":
-        raise _bad_images(source.bad, sum(len(part.labels) for part in source.parts.values()))
-    sizes = np.bincount(train_labels, minlength=len(source.class_names))
-    lost = [source.class_names[k] for k in np.flatnonzero(sizes == 0).tolist()]
-    lost += [f"the {name} part" for name in ("val", "test") if counts.get(name) == 0]
-    if lost:
-        raise UserError(f"no image of {first_names(lost)} can be read, or none is left for it")
-    pixels = counts["train"] * source.shape[1] * source.shape[2]
-    mean = moments[0] / (255 * pixels)
-    variance = moments[1] / (255**2 * pixels) - mean**2
-    return {
-        "class_names": source.class_names,
-        "shape": source.shape,
-        "counts": {name: count for name, count in counts.items() if count},
-        "train_class_counts": sizes.tolist(),
-        "mean": mean.tolist(),
-        "std": np.sqrt(np.maximum(variance, 0)).tolist(),
-        "digest": hasher.hexdigest()[:12],
-        "skipped": dict(sorted(source.bad.items())),
-        "ignored_files": source.ignored_files,
-        "bytes": sum(counts.values()) * int(np.prod(source.shape)),
-    }
-
-
-def _blocks(
-    images: Any, shape: tuple[int, int, int]
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    """Some MB of images at a time as uint8 (B, C, H, W), with their row numbers; bad ones are left out."""
-    size = max(1, BLOCK_BYTES // int(np.prod(shape)))
-    block, rows = np.empty((size, *shape), dtype=np.uint8), list[int]()
-    for row, image in enumerate(images):
-        if image is None:
-            continue
-        block[len(rows)] = image
-        rows.append(row)
-        if len(rows) == size:
-            yield rows, block
-            rows = []
-    if rows:
-        yield rows, block[: len(rows)]
-
-
-def _moments(block: Uint8s) -> NDArray[np.uint64]:
-    sums = block.sum(axis=(0, 2, 3), dtype=np.uint64)
-    squares = np.square(block, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64)
-    return np.stack([sums, squares])
-
-
-def _write_whole(file: Any, block: Uint8s) -> None:
-    """An unbuffered write may take only a part of the bytes, as on a disk that fills up."""
-    rest = block.data.cast("B")
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _refuse_if_full(source: Source, target: Path) -> None:
-    images = sum(len(part.labels) for part in source.parts.values())
-    needed, free = images * int(np.prod(source.shape)), shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise UserError(
-            f"the data cache '{target.parent}' needs {needed / 1e9:.2f} GB, but has "
-            f"{free / 1e9:.2f} GB free; TUNE_SSL_CACHE names another folder"
-        )
-
-
-def _bad_images(bad: dict[str, str], total: int) -> UserError:
-    text = (
-        f"is 'refuse', but {len(bad)} of {total} images cannot be read: {first_names(sorted(bad))}; "
-        "'skip' leaves them out"
-    )
-    return UserError(Problem(text, key="data.on_bad_image"))
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the data cache '{target.parent}' cannot be written: {first_line(error)}; "
-            "TUNE_SSL_CACHE names another folder"
-        ) from error
+    return mapped(images, (count, *shape)), labels

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec, OptimPart
-from tune_ssl.data.batch import Batch, Task
+from tune_ssl.data.batch import Batch, Sample, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,10 +96,10 @@ class Stage(Generic[SpecT]):
         """The network of this stage; `previous` is the network that the stage before it trained."""
         raise NotImplementedError
 
-    def start(self, network: Network, sample: Batch) -> None:
+    def start(self, network: Network, sample: Sample) -> None:
         """Set what depends on data, from un-augmented images, before the first step.
 
-        The sample has no labeled image where the stage has no labeled view.
+        The sample gives images in chunks, none labeled where the stage has no labeled view.
         """
 
     def step(self, network: Network, batch: Batch) -> StepOutput:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec
-from tune_ssl.data.batch import Batch, Task
+from tune_ssl.data.batch import Batch, Sample, Task
 from tune_ssl.methods.base import Method, Network, Prediction, StepOutput
 from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
 
@@ -57,11 +57,14 @@ class KMeansStage(SupervisedStage[SpecT]):
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         return models.ClusterClassifier(task, model)
 
-    def start(self, network: Network, sample: Batch) -> None:
-        features_ND, _ = network(sample.labeled[0])
-        features_UD, _ = network(sample.unlabeled[0])
+    def start(self, network: Network, sample: Sample) -> None:
+        labeled = [(network(images)[0], labels) for images, labels in sample.labeled()]
+        unlabeled = [network(images)[0] for images in sample.unlabeled()]
         network.centroids.start(
-            self.spec.centroid_init, normalize(features_ND), sample.labels_N, normalize(features_UD)
+            self.spec.centroid_init,
+            normalize(torch.cat([features for features, _ in labeled])),
+            torch.cat([labels for _, labels in labeled]),
+            normalize(torch.cat(unlabeled)),
         )
 
     def step(self, network: Network, batch: Batch) -> StepOutput:

@@ -47,6 +47,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
             "classes": list(store.class_names),
             "counts": store.meta["counts"],
             "image_shape": list(store.shape),
+            "remarks": store.remarks(),
         },
         "conditions": [
             {
@@ -55,6 +56,8 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
                 "values": condition.values,
                 "labels": len(_split(stores[condition.id], condition, seed).labeled),
                 "validation": validation_count(stores[condition.id], condition, seed),
+                "data": stores[condition.id].digest,
+                "store": str(stores[condition.id].path),
             }
             for condition in study.conditions
         ],

@@ -78,13 +78,18 @@ def refuse_without_search(run: Path, ledger: Ledger) -> None:
         raise UserError(Problem(text, str(run)))
 
 
-def refuse_other_data(run: Path, study: Study, stores: dict[str, Store]) -> None:
-    """UserError if the dataset is not the one that the run began with."""
-    began = read_yaml(run / log.STUDY).data["dataset"]["digest"]
-    now = stores[study.conditions[0].id].digest
-    if now != began:
-        text = f"began with dataset digest {began}, but the data is now {now}: start a new run"
-        raise UserError(Problem(text, str(run)))
+def stores_of(run: Path) -> dict[str, tuple[str, str]]:
+    """condition -> the (digest, path) of the store that the run began with; an older run names a digest alone."""
+    about = read_yaml(run / log.STUDY).data
+    try:
+        first = about["dataset"]["digest"]
+        return {
+            str(each["id"]): (str(each.get("data") or first), str(each.get("store") or ""))
+            for each in about["conditions"]
+        }
+    except (KeyError, TypeError, AttributeError):
+        text = "was not written by `tune-ssl search`"
+        raise UserError(Problem(text, str(run / log.STUDY))) from None
 
 
 def _unwritable(run: Path, reason: str | None) -> UserError:

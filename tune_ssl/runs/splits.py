@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
 from tune_ssl.data.splits import make_split
-from tune_ssl.data.store import Store, prepare
+from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
 from tune_ssl.models import TIMM
 from tune_ssl.records import log
 from tune_ssl.records.ties import half_width
@@ -21,8 +21,13 @@ from tune_ssl.study.trial import override
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 
 
-def check_data(study: Study) -> dict[str, Store]:
-    """Open (or build) the store of each condition and draw its split. UserError with file:line."""
+def check_data(
+    study: Study, began: Mapping[str, tuple[str, str]] | None = None
+) -> dict[str, Store]:
+    """Open (or build) the store of each condition and draw its split. UserError with file:line.
+
+    `began` has the (digest, path) of the store that each condition of a run began with: those are used again.
+    """
     stores: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
     opened: dict[str, Store] = {}  # by what several methods may share
@@ -30,7 +35,11 @@ def check_data(study: Study) -> dict[str, Store]:
         try:
             data = condition.spec.data.model_dump_json(exclude={"batch_size", "mu"})
             if data not in opened:
-                store = prepare(condition.spec.data)
+                pinned = began.get(condition.id) if began else None
+                spec = condition.spec.data
+                store = (
+                    prepare(spec) if pinned is None else pinned_store(spec, pinned[1], pinned[0])
+                )
                 for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
                     _split(store, condition, seed)
                 opened[data] = store
@@ -62,12 +71,33 @@ def check_models(condition: Condition, store: Store) -> None:
         if model.encoder.startswith(TIMM) or not plain:  # else there is nothing to load torch for
             from tune_ssl.models.fit import check_fit
 
-            check_fit(model, store.task)
+            check_fit(model, store.task(condition.spec.data))
+
+
+def changed_folders(study: Study, stores: dict[str, Store]) -> list[str]:
+    """A sentence for each store of which the user's files differ by now: a run goes on with what it began with."""
+    lines = {}
+    for condition in study.conditions:
+        store = stores[condition.id]
+        if store.path in lines:
+            continue
+        try:
+            changes = changes_since(store, condition.spec.data)
+        except UserError as error:
+            changes = str(error.problems[0])
+        lines[store.path] = changes and (
+            f"the images have changed since this run began ({changes}): it goes on with those of {store.path}"
+        )
+    return [line for line in lines.values() if line]
 
 
 def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
-    """What the number of validation images does not let a study see: said before anything is trained."""
-    lines = []
+    """What was left out of the data, and what the number of validation images does not let a study see.
+
+    All of it is said before anything is trained.
+    """
+    unique = {store.path: store for store in stores.values()}
+    lines = list(dict.fromkeys(line for store in unique.values() for line in store.remarks()))
     for condition in {c.cell: c for c in study.conditions}.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
         count = validation_count(store, condition, seed)

@@ -52,8 +52,15 @@ def shared_pretraining_key(spec: TrialSpec) -> str | None:
     if not spec.compute.cache or not sees_no_label(stage):
         return None
     budget = {"num_labels", "labeled_ratio"} if data.validation == "split" else set()
-    images = data.model_dump(exclude=budget | {"batch_size", "mu", "split_seed", "download"})
+    others = {"batch_size", "mu", "split_seed", "download", "balanced"}
+    images = data.model_dump(exclude=budget | others)
     device = [spec.compute.device, spec.compute.precision]
     return digest(
-        {**shaping(spec, stage), "data": images, "split_seed": spec.split_seed, "device": device}
+        {
+            **shaping(spec, stage),
+            "views": spec.views.model_dump(include={*stage.unlabeled_views}),
+            "data": images,
+            "split_seed": spec.split_seed,
+            "device": device,
+        }
     )

@@ -19,6 +19,7 @@ from tune_ssl.base.spec import (
     ModelSpec,
     OptimSpec,
     Spec,
+    ViewsSpec,
 )
 from tune_ssl.data.datasets import find_dataset
 from tune_ssl.methods import find_method, method_names
@@ -41,6 +42,7 @@ class TrialSpec(Spec):
     method: MethodSpec
     losses: LossesSpec
     optim: OptimSpec = OptimSpec()
+    views: ViewsSpec = ViewsSpec()
     budget: BudgetSpec = BudgetSpec()
     compute: ComputeSpec = ComputeSpec()
     seed: Annotated[int, Field(ge=0, description="initial weights, order, augmentation")] = 0

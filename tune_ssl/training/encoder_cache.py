@@ -33,7 +33,7 @@ from torch import nn
 
 from tune_ssl.base.code_digest import source_digest
 from tune_ssl.base.errors import first_line
-from tune_ssl.base.files import write_atomically
+from tune_ssl.base.files import make_room, write_atomically
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data
 from tune_ssl.data.store import cache_folder
@@ -98,7 +98,7 @@ class Shelf:
             self._give_up(error)
         else:
             if step == self.steps[-1]:
-                make_room(self.folder.parent, keep=self.folder)
+                make_room(self.folder.parent, self.folder, MOST_BYTES)
 
     def _give_up(self, error: Exception) -> None:
         self.writable = False
@@ -130,27 +130,14 @@ def shelf_key(spec: TrialSpec, stage: Stage[Any], data: Data, before: str) -> st
         {
             **shaping(spec, stage),
             "before": before,
-            "data": [data.store.digest, data.store.flip, hashlib.sha256(unlabeled).hexdigest()],
+            "data": [data.store.digest, data.task.size, hashlib.sha256(unlabeled).hexdigest()],
+            "views": [repr(data.view(name)) for name in stage.unlabeled_views],
             "device": [data.device.type, str(pick_precision(spec.compute, data.device))],
             "threads": torch.get_num_threads() if on_cpu else None,
             "code": _source_digest(type(stage)),  # type: ignore[arg-type]
             "versions": [version(package) for package in ("torch", "torchvision", "timm")],
         }
     )
-
-
-def make_room(shelves: Path, keep: Path) -> None:
-    """Delete the shelves that were used longest ago, until all take at most MOST_BYTES."""
-    found: list[tuple[float, Path, int]] = []
-    for folder in shelves.iterdir():
-        with contextlib.suppress(OSError):  # a lock, or what another process deletes just now
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            found.append((folder.stat().st_mtime, folder, size))
-    surplus = sum(size for _, _, size in found) - MOST_BYTES
-    for _, folder, size in sorted(found):
-        if surplus > 0 and folder != keep:
-            shutil.rmtree(folder, ignore_errors=True)
-            surplus -= size
 
 
 @cache  # by class: a plugin that is loaded again makes new ones

@@ -4,8 +4,10 @@ Of each image there are the features of the image itself and of `model.frozen_vi
 that is asked for; a step draws one of them. An image's versions depend on its row, the view and nothing else, so every
 trial, condition and method that starts from the same encoder finds what the others left.
 
-    <cache>/features/<digest>/train.weak.4.npy    float32 (4, N, D): 4 versions of each of the part's N images
-    <cache>/features/<digest>/train.weak.4.done   N bytes: 1 where the row is there
+    <cache>/features/<digest>/train.weak.4.1f3a9c.npy    float32 (4, N, D): 4 versions of each of the part's N images
+    <cache>/features/<digest>/train.weak.4.1f3a9c.done   N bytes: 1 where the row is there
+
+1f3a9c is a digest of the view's operations, with their strengths.
 
 Rows are computed as they are asked for, in blocks: one process at a time works on a block, several work on several.
 A block counts when it is whole. Where nothing can be written, or with compute.cache=false, they stay in memory.
@@ -32,13 +34,14 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from tune_ssl.base.errors import first_line
-from tune_ssl.base.files import sync, write_atomically
+from tune_ssl.base.files import make_room, sync, write_atomically
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data, chunk_size, stream
+from tune_ssl.data.rows import take
 from tune_ssl.data.sets import Images, Piece
 from tune_ssl.data.store import cache_folder
 from tune_ssl.study.trial import TrialSpec
-from tune_ssl.training.encoder_cache import SOURCE, make_room
+from tune_ssl.training.encoder_cache import MOST_BYTES, SOURCE
 from tune_ssl.training.out_of_memory import in_halves
 
 PLAIN = "none"  # the view that is the image itself
@@ -101,6 +104,8 @@ class FrozenFeatures:
         """The table of the piece's part and the view, in which these rows are there."""
         versions = 1 if view == PLAIN else self.versions
         name = f"{piece.part}.{view}.{versions}"
+        if view != PLAIN:  # as strong as it is here
+            name += f".{digest({'view': repr(self.data.view(view))})[:6]}"
         shape = (versions, len(piece.images), int(self.encoder.out_dim))  # type: ignore[arg-type]
         if name not in self.tables:
             self.tables[name] = open_table(self.folder, name, shape)
@@ -140,16 +145,18 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def _encoded(self, piece: Piece, view: str, rows: Ints, version: int) -> Floats:
-        pixels = torch.from_numpy(np.asarray(piece.images[rows])).to(self.data.device)
+        pixels = torch.from_numpy(take(piece.images, rows)).to(self.data.device)
         if view != PLAIN:
             augment, seed = self.data.view(view), zlib.crc32(view.encode())
             seen = [
                 augment(pixels[i : i + 1], stream(seed, int(row) * MOST_VERSIONS + version))
                 for i, row in enumerate(rows)
             ]
-            pixels = torch.cat(seen)
+            inputs = self.data.normalize(torch.cat(seen))
+        else:
+            inputs = self.data.plain(pixels)
         with self.data.autocast():
-            found = in_halves(self.encoder, self.data.normalize(pixels))
+            found = in_halves(self.encoder, inputs)
         features_MD: Floats = torch.cat(found).float().cpu().numpy()
         return features_MD
 
@@ -207,7 +214,7 @@ def open_table(folder: Path | None, name: str, shape: tuple[int, int, int]) -> T
             if not path.exists():
                 with FileLock(folder / f"{name}.lock", thread_local=False):
                     if not path.exists():
-                        make_room(folder.parent, keep=folder)
+                        make_room(folder.parent, folder, MOST_BYTES)
                         write_atomically(done, lambda file: file.write(bytes(shape[1])))
                         write_atomically(path, _sparse(shape))
             values = np.load(path, mmap_mode="r")
@@ -231,7 +238,7 @@ def feature_key(spec: TrialSpec, encoder: nn.Module, data: Data, key: str) -> st
         {
             "model": model,
             "weights": content(encoder) if random else key,
-            "data": [data.store.digest, data.store.flip, list(data.mean), list(data.std)],
+            "data": [data.store.digest, data.task.size, list(data.mean), list(data.std)],
             "device": [data.device.type, str(data.precision)],
             "code": SOURCE,
             "versions": [metadata.version(package) for package in ("torch", "torchvision", "timm")],

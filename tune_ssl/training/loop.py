@@ -22,6 +22,7 @@ from torch import nn
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data, load_data, stream
 from tune_ssl.data.sets import LabeledSet, UnlabeledSet
+from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
 from tune_ssl.models.heads import encoded
@@ -89,14 +90,16 @@ def train(
     metric: str = METRIC,
     mode: str = "max",
     whole_at: Container[int] = (),
+    store: Store | None = None,
 ) -> Generator[Report, None, None]:
     """Train `spec` stage by stage, yielding at every evaluation and at the end of each stage.
 
     `resume` is an earlier report's snapshot; a resumed CPU run is bit-identical to one that was
     never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps. An evaluation on the way looks at
     `budget.eval_images` (`val/images` says at how many); at the end of a stage, for `checkpoint: best`, and at the
-    evaluations `whole_at`, counted from 1, it looks at the whole validation set. Close it when you
-    stop early: it may hold the lock of a pretrained network.
+    evaluations `whole_at`, counted from 1, it looks at the whole validation set. `store` has the images, where they are
+    pinned: else they are looked for as `spec.data` says. Close it when you stop early: it may hold the lock of a
+    pretrained network.
 
     Raises:
         Diverged: a loss term or the gradient is NaN or infinite.
@@ -112,7 +115,8 @@ def train(
 
     # Data
     device = pick_device(spec.compute.device)
-    data = load_data(spec.data, spec.split_seed, device, partial(statistics, spec.model))
+    known = partial(statistics, spec.model)
+    data = load_data(spec.data, spec.split_seed, device, known, spec.views, store)
     data.precision = pick_precision(spec.compute, device)
 
     network: nn.Module | None = None

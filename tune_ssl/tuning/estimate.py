@@ -9,14 +9,12 @@ import os
 import time
 from functools import lru_cache
 from math import ceil, prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import ModelSpec
+from tune_ssl.base.spec import DataSpec, ModelSpec
 from tune_ssl.data.batch import Task
-from tune_ssl.data.datasets import FOLDERS
 from tune_ssl.data.folder import list_images
 from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
@@ -63,7 +61,7 @@ def side_carried(fixed: dict[str, Any]) -> int:
     data, model = fixed.get("data", {}), fixed.get("model", {})
     if data.get("dataset") != "folder" or not isinstance(data.get("root"), str):
         return SIDES[0]
-    listed = list_images(Path(data["root"]).expanduser(), FOLDERS)
+    listed = list_images(DataSpec.model_validate({"dataset": "folder", "root": data["root"]}))
     images = sum(map(len, listed.files.values()))
     spec = ModelSpec(encoder=model.get("encoder", "small_cnn"), freeze="all")
     rate = images_per_second(spec, Task(2, 3, SIDES[0]))
@@ -99,7 +97,7 @@ def minutes(study: Study) -> list[str]:
 def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, float]]:
     """Seconds of one whole trial, and those of the features that all trials share, by what they are of."""
     spec = condition.spec
-    rate = images_per_second(spec.model, store.task)
+    rate = images_per_second(spec.model, store.task(spec.data))
     counts = store.meta["counts"]
     pool = sum(counts.get(part, 0) for part in ("train", "unlabeled"))
     total, kept = 0.0, {}

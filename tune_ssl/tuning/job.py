@@ -25,7 +25,8 @@ class Job:
 
     `repeats` is the search trial whose config a finalist runs again, `variant` the row of an ablation.
     `keep` asks for galleries and the model with the last report. At the evaluations `whole_at` trials are compared, and
-    the whole validation set is looked at. `pretraining` names the label-free first
+    the whole validation set is looked at. `data` is the digest of the images that the run began with, `store` where
+    they lie on the driver's machine. `pretraining` names the label-free first
     stage that others may share; it is over at step `pretraining_steps`.
     """
 
@@ -46,6 +47,8 @@ class Job:
     variant: str | None = None
     keep: bool = False
     whole_at: tuple[int, ...] = ()
+    data: str = ""
+    store: str = ""
     unfit: str = ""  # why its config makes no spec: one value too many for another
     pretraining: str | None = None
     pretraining_steps: int = 0

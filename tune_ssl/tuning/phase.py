@@ -105,6 +105,8 @@ class Phase:
             variant=variant,
             keep=keep,
             whole_at=whole_at,
+            data=context.stores[self.condition.id].digest,
+            store=str(context.stores[self.condition.id].path),
             unfit=unfit,
             pretraining=shared_pretraining_key(spec),
             pretraining_steps=next(iter(spec.stage_steps().values())),

@@ -44,12 +44,12 @@ from tune_ssl.runs.describe import command_line
 from tune_ssl.runs.folder import (
     create,
     refuse_existing,
-    refuse_other_data,
     refuse_without_search,
     reopen,
+    stores_of,
 )
 from tune_ssl.runs.home import driving, find_home, place_new, rejoin
-from tune_ssl.runs.splits import caveats, check_data, record_splits
+from tune_ssl.runs.splits import caveats, changed_folders, check_data, record_splits
 from tune_ssl.runs.status import what_was_found
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
@@ -122,8 +122,9 @@ def run_study(
                 refuse_without_search(run, ledger)
             for line in what_was_found(run, ledger, study.settings.storage):
                 tell(line)
-            stores = check_data(study)
-            refuse_other_data(run, study, stores)
+            stores = check_data(study, stores_of(run))
+            for line in changed_folders(study, stores):
+                tell(line)
         if ablation is not None:
             Planner(run, study, ledger).rows(ablation, lambda _: None)
         held.enter_context(cluster(verbose, address))

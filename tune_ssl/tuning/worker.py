@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from tune_ssl.base.errors import first_line
+from tune_ssl.base.errors import UserError, first_line
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import digest
+from tune_ssl.data.store import pinned_store
 from tune_ssl.methods.plugins import restore_plugins
 from tune_ssl.records import log
 from tune_ssl.storage import places
@@ -80,7 +81,7 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         }
         status = log.DIVERGED if diverged else log.COLLAPSED
         _send({"status": status, "reason": str(error), **spent})
-    except out_of_memory.TooLarge as error:
+    except (out_of_memory.TooLarge, UserError) as error:  # another attempt would not help
         _send({"status": log.FAILED, "reason": str(error), "place": _place(devices)})
     except Exception as error:
         # The driver stops a trial that another attempt would not help, and we do not come back.
@@ -126,13 +127,20 @@ def freeze_libraries() -> None:
 
 def _train_and_report(job: Job, finish: Finish | None, keep: Keep | None) -> None:
     restore_plugins(job.plugins)
+    data = build_trial(job.spec).data
+    store = pinned_store(data, job.store, job.data) if job.data else None
 
     def attempt(spec: TrialSpec) -> None:
         state = _newest_state(job, digest(spec))
         if state is not None:  # the driver may have died before it took the checkpoint's own report
             _send(json.loads(state["report"]))
         reports = loop.train(
-            spec, resume=state, metric=job.metric, mode=job.mode, whole_at=job.whole_at
+            spec,
+            resume=state,
+            metric=job.metric,
+            mode=job.mode,
+            whole_at=job.whole_at,
+            store=store,
         )
         with contextlib.closing(
             reports
