@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
 from analysis.read.load import Runs, load_runs
 from analysis.words.display import ends, p_value, share
+from tune_ssl.records.ties import at_chance
 
 
 def answer(run: Path) -> list[str]:
@@ -27,8 +28,9 @@ def answer_lines(runs: Runs, found: list[Question] | None = None) -> Iterator[st
     if not found:
         yield "no test value: nothing can be answered yet"
         return
+    guess = _guess(runs)
     for question in found:
-        yield _sentence(question)
+        yield _sentence(question, guess)
     helped = [place(q) for q in found if any(c.helps for c in q.contenders)]
     if not any(q.contenders and q.floor for q in found):
         yield "to learn whether unlabeled images help, compare a method that uses them with one that does not"
@@ -45,15 +47,29 @@ def place(question: Question) -> str:
     return f"with {labels:,.0f} labels" if labels else f"under {name}"
 
 
-def _sentence(question: Question) -> str:
+def _guess(runs: Runs) -> Callable[[Interval], str]:
+    """What to add to a score that guessing would reach."""
+    dataset = runs.studies[0].dataset
+    classes = len(dataset.get("classes") or ())
+    images = (dataset.get("counts") or {}).get("test") or 0
+
+    def said(score: Interval) -> str:
+        guessed = classes > 1 and at_chance(score.mean, score.low, classes, images)
+        return f" (chance level for {classes} classes)" if guessed else ""
+
+    return said
+
+
+def _sentence(question: Question, guess: Callable[[Interval], str]) -> str:
     where = place(question)
     where = where[0].upper() + where[1:]
-    floor = f"{question.floor} reaches {_percent(question.floor_score)}" if question.floor else ""
+    reached = _percent(question.floor_score) + guess(question.floor_score)
+    floor = f"{question.floor} reaches {reached}" if question.floor else ""
     if not question.contenders:
         return f"{where}: {floor}."
     if not floor:
         best = question.contenders[0]
-        return f"{where}: {best.label} reaches {_percent(best.score)}."
+        return f"{where}: {best.label} reaches {_percent(best.score)}{guess(best.score)}."
     helpful = [one for one in question.contenders if one.helps]
     if helpful:
         each = "; ".join(f"{one.label} helps: {_gain(one)}" for one in helpful)

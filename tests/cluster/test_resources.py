@@ -34,7 +34,7 @@ def fit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "share, at_once",
-    [(1, 4), (0.5, 8), (0.6, 4), (0.4, 8), (0.3, 12), (0.25, 16), (0.1, 40), (2, 2)],
+    [(1, 4), (0.5, 8), (0.6, 4), (0.4, 8), (0.3, 12), (0.25, 16), (0.1, 40)],
 )
 def test_a_trial_never_lies_on_two_gpus(fit, share, at_once):
     found = fit([{"CPU": 96.0, "GPU": 4.0}], f"study.gpus_per_trial={share}")

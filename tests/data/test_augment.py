@@ -23,7 +23,7 @@ from tune_ssl.data.ops import (
     TranslateZoom,
 )
 
-KINDS = [(8, 1), (16, 3), (32, 1), (96, 3)]
+KINDS = [(8, 1), (16, 3), (32, 1), (32, 5), (96, 3)]
 RANDOM_VIEWS = [name for name in VIEW_NAMES if name != "none"]
 
 
@@ -189,10 +189,10 @@ def test_an_unknown_name_gets_the_nearest_and_all_names() -> None:
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ValueError) as caught:
-        view("weak", image_size=1, channels=4, flip=True)
+        view("weak", image_size=1, channels=0, flip=True)
     assert str(caught.value).splitlines() == [
         "image_size is 1, but must be at least 2",
-        "channels is 4, but must be 1 or 3",
+        "channels is 0, but must be at least 1",
     ]
 
 

@@ -13,6 +13,8 @@ from tune_ssl.data.sets import build_sets
 from tune_ssl.data.splits import make_split
 from tune_ssl.data.store import open_test, prepare
 
+CUT = "image file is truncated"
+
 
 def picture(path, value=(200, 100, 50), *, size=(12, 12), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +99,18 @@ def test_all_grey_gives_one_channel_and_one_colour_image_makes_it_rgb(tmp_path):
     assert store.train.images[-1, :, 0, 0].tolist() == [77, 77, 77]
 
 
-def test_sixteen_bit_grey_keeps_its_upper_eight_bits(tmp_path):
-    for name, value in (("a", 0x8000), ("b", 0xFFFF)):
+def test_sixteen_bit_files_are_scaled_by_the_range_of_the_train_part_which_is_said(tmp_path):
+    for name, value in (("a", 7200), ("b", 7600)):
         folder = tmp_path / "data" / "train" / name
         folder.mkdir(parents=True)
         for index in range(5):
             Image.fromarray(np.full((8, 8), value, np.uint16)).save(folder / f"{index}.png")
     store = built(tmp_path / "data")
-    assert store.train.images[[0, -1], 0, 0, 0].tolist() == [128, 255]
+    assert store.train.images[[0, -1], 0, 0, 0].tolist() == [0, 255]
+    assert store.remarks()[:1] == [
+        "10 images have more than 8 bits a channel: 7200 to 7600 become 0 to 255 (data.range)"
+    ]
+    assert store.decoding.ranges == ((7200.0, 7600.0),)
 
 
 def test_mixed_sizes_need_image_size_and_are_then_scaled_and_cut_at_the_centre(root):
@@ -113,7 +119,7 @@ def test_mixed_sizes_need_image_size_and_are_then_scaled_and_cut_at_the_centre(r
     Image.fromarray(wide).save(root / "train" / "cat" / "a-wide.png")
     assert message(root) == (
         "data.image_size is not set, but must be: the images have 2 sizes: "
-        "12x12 (20 images), 60x20 (1 images)"
+        "12x12 (20 images), 60x20 (1 images); data.image_size=32 scales them"
     )
     store = built(root, image_size=8)
     assert store.shape == (3, 8, 8)
@@ -127,14 +133,19 @@ def test_unreadable_images_are_refused_with_names_and_count_or_skipped_and_count
     whole = (root / "train" / "dog" / "3.png").read_bytes()
     (root / "train" / "dog" / "cut.png").write_bytes(whole[: len(whole) - 25])
     assert message(root) == (
-        "data.on_bad_image is 'refuse', but 3 of 23 images cannot be read: train/cat/empty.jpg, "
-        "train/dog/cut.png, train/dog/text.jpeg; 'skip' leaves them out"
+        "data.on_bad_image is 'refuse', but 3 of 23 images cannot be read: train/cat/empty.jpg (is empty), "
+        f"train/dog/cut.png ({CUT}), train/dog/text.jpeg (is no image by its content); "
+        "'skip' leaves them out"
     )
     store = built(root, on_bad_image="skip")
     assert sum(store.meta["counts"].values()) == 20
     skipped = store.info()["skipped"]
     assert list(skipped) == ["train/cat/empty.jpg", "train/dog/cut.png", "train/dog/text.jpeg"]
     assert skipped["train/cat/empty.jpg"] == "is empty"
+    assert store.remarks() == [
+        "skipped: 3 images that cannot be read: train/cat/empty.jpg (is empty), "
+        f"train/dog/cut.png ({CUT}), train/dog/text.jpeg (is no image by its content)"
+    ]
     colours = store.train.images[:, 2, 0, 0]
     np.testing.assert_array_equal(colours == 255, store.train.labels == 1)  # rows still match
 
@@ -145,13 +156,23 @@ def test_of_many_unreadable_images_five_are_named(root):
     assert "7 of 27 images" in message(root) and "and 2 more" in message(root)
 
 
-def test_other_and_hidden_files_are_ignored_and_counted(root):
+def test_other_and_hidden_files_are_left_out_by_reason_and_named(root):
     (root / "train" / "cat" / "notes.txt").write_text("x")
     (root / "train" / "cat" / "._0.png").write_text("x")
     picture(root / "train" / ".ipynb_checkpoints" / "0.png")
     picture(root / "train" / "stray.png")
     store = built(root)
-    assert store.meta["ignored_files"] == 3 and store.class_names == ("cat", "dog")
+    assert store.class_names == ("cat", "dog") and sum(store.meta["counts"].values()) == 20
+    assert store.meta["left_out"] == {
+        "hidden": {"count": 2, "first": ["train/.ipynb_checkpoints", "train/cat/._0.png"]},
+        "in no class folder": {"count": 1, "first": ["train/stray.png"]},
+        "no image by its content": {"count": 1, "first": ["train/cat/notes.txt"]},
+    }
+    assert store.remarks() == [
+        "left out: 2 files, hidden (train/.ipynb_checkpoints, train/cat/._0.png)",
+        "left out: 1 files, in no class folder (train/stray.png)",
+        "left out: 1 files, no image by its content (train/cat/notes.txt)",
+    ]
 
 
 def test_a_changed_folder_is_another_store_and_an_unchanged_one_the_same(root):
@@ -165,18 +186,112 @@ def test_a_folder_that_cannot_be_a_dataset_says_why(root, tmp_path):
     with pytest.raises(UserError, match="data.root is not set, but dataset 'folder' needs"):
         prepare(DataSpec(dataset="folder"), cache=tmp_path)
     assert message(tmp_path / "none") == (
-        f"data.root is '{tmp_path / 'none'}', but has no folder train/ with one folder per class"
+        f"data.root is '{tmp_path / 'none'}', but there is no such folder"
     )
-    picture(root / "val" / "cat" / "a.png")
-    picture(root / "val" / "cow" / "a.png")
+    assert message(tmp_path / "date").endswith("there is no such folder; did you mean 'data'?")
     (root / "train" / "emu").mkdir()
-    assert message(root).splitlines() == [
-        f"data.root is '{root}', which has no images in train/emu/",
-        (
-            f"data.root is '{root}', which must have the same classes in val/ and train/ "
-            "(only in val/: cow; lacking: dog, emu)"
-        ),
+    assert message(root) == (
+        f"data.root is '{root}', which has no image of emu to train on: add some, or remove the class"
+    )
+    picture(root / "val" / "cow" / "a.png")
+    assert message(root) == (
+        f"data.root is '{root}', which has cow in val/, which are no classes to train on "
+        "(classes: cat, dog, emu)"
+    )
+
+
+def test_a_class_that_val_or_test_lack_is_allowed_and_said(root):
+    for part in ("val", "test"):
+        picture(root / part / "cat" / "a.png")
+    store = built(root, duplicates="warn")
+    assert store.meta["counts"] == {"train": 20, "val": 1, "test": 1}
+    assert store.meta["class_counts"]["val"] == [1, 0]
+    assert store.remarks()[:2] == ["val has no image of dog", "test has no image of dog"]
+
+
+def test_a_channel_that_is_the_same_everywhere_is_said_and_gives_no_infinite_value(root):
+    rng = np.random.default_rng(0)
+    for file in root.rglob("*.png"):
+        values = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        values[..., 2] = 0
+        Image.fromarray(values).save(file)
+    store = built(root)
+    assert store.remarks() == [
+        "channel 2 is the same in nearly all training images; it is not scaled"
     ]
+    assert store.std[2] == 1 and 0 < store.std[0] < 0.5
+
+
+def test_that_a_folder_uses_few_of_the_256_levels_is_said_and_the_range_it_names_spreads_them(root):
+    rng = np.random.default_rng(0)
+    for file in root.rglob("*.png"):
+        Image.fromarray(rng.integers(20, 51, (12, 12), dtype=np.uint8)).save(file)
+    assert built(root).remarks() == [
+        "nearly all pixels lie within 31 of 256 levels, 20 to 50: data.range=[20,50] spreads them"
+    ]
+    store = built(root, range=[20.0, 50.0])
+    assert store.remarks() == []
+    assert (store.train.images.min(), store.train.images.max()) == (0, 255)
+
+
+def test_a_given_range_is_that_of_deep_files_too(tmp_path):
+    for name, value in (("a", 100), ("b", 300)):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for index in range(5):
+            Image.fromarray(np.full((8, 8), value, np.uint16)).save(folder / f"{index}.png")
+    store = built(tmp_path / "data", range=[0.0, 400.0])
+    assert store.train.images[[0, -1], 0, 0, 0].tolist() == [64, 191]
+    assert not any("more than 8 bits" in line for line in store.remarks())
+
+
+@pytest.mark.parametrize("resize, red", [("crop", 0), ("pad", 1), ("squash", 1)])
+def test_an_object_at_the_edge_of_long_images_is_in_the_store_unless_it_is_cut_out(
+    resize, red, tmp_path
+):
+    for name in ("red", "blue"):
+        for index in range(5):
+            rng = np.random.default_rng([index, name == "red"])
+            values = rng.integers(60, 90, (24, 96, 3), dtype=np.uint8)
+            values[4:20, 2:14] = (220, 40, 40) if name == "red" else (40, 60, 220)
+            path = tmp_path / "data" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    store = built(tmp_path / "data", image_size=24, resize=resize, background="black")
+    reds = store.train.images[:, 0].astype(int) - store.train.images[:, 1] > 100
+    found = reds.any(axis=(1, 2))
+    assert found[store.train.labels == 1].all() == red and not found[store.train.labels == 0].any()
+    said = [line for line in store.remarks() if "long images" in line]
+    assert len(said) == (resize == "crop")
+
+
+def test_pictures_of_another_format_in_one_class_are_read_like_the_others(tmp_path):
+    for name in ("a", "b"):
+        for index in range(5):
+            picture(tmp_path / "data" / "train" / name / f"{index}.png", (index, ord(name), 200))
+    for index in range(20):
+        picture(tmp_path / "data" / "train" / "b" / f"{index}.gif", (index, 200, 0))
+    assert sum(built(tmp_path / "data").meta["counts"].values()) == 30
+
+
+def test_photographs_that_lie_sideways_in_their_files_are_stored_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("up", "side"):
+        for index in range(10):
+            rng = np.random.default_rng([index, name == "up"])
+            values = rng.integers(0, 60, (24, 24, 3), dtype=np.uint8)
+            values[(slice(None), slice(9, 15)) if name == "up" else slice(9, 15)] = 230
+            path = tmp_path / "data" / "train" / name / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(values)
+            if index % 2:
+                image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+            else:
+                image.save(path)
+    store = built(tmp_path / "data")
+    stripes = store.train.images[:, 0, :, 12].astype(int).min(axis=1) > 150
+    np.testing.assert_array_equal(stripes, store.train.labels == 1)
 
 
 @pytest.mark.parametrize(

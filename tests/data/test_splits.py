@@ -117,7 +117,8 @@ def test_budgets_that_cannot_work_are_refused_in_one_line():
     )
     assert message(num_labels=120) == (
         "data.num_labels is 120, which takes up to 40 images per class, but in the training pool "
-        "cat has 32; at most 96 can be balanced"
+        "cat has 32; at most 96 can be balanced; data.labeled_ratio=0.75 takes 120 in the classes' own shares, at "
+        "least one of each"
     )
 
 
@@ -125,11 +126,22 @@ def test_a_random_split_that_leaves_classes_without_a_label_names_them():
     labels = np.repeat([0, 1, 2], [500, 498, 2])
     text = message(labels=labels, split="random", num_labels=10, has_val=True)
     assert text == (
-        "data.num_labels is 10, but leaves cat without a label; it takes more labels, "
-        "or data.split: stratified"
+        "data.num_labels is 10, but leaves cat without a label; it takes more labels; data.labeled_ratio=0.01 takes "
+        "10 in the classes' own shares, at least one of each"
     )
+    text = message(labels=labels, split="random", num_labels=6, has_val=True)
+    assert text.endswith("; data.split=stratified takes 6, of each class")
     text = message(labels=labels, val_ratio=0.999)
     assert text.startswith("data.val_ratio is 0.999, but leaves no training image of ")
+
+
+@pytest.mark.parametrize("how", ["stratified", "random"])
+def test_of_500_to_25_to_1_the_refusal_names_what_then_works(how):
+    labels = np.repeat([0, 1, 2], [1600, 80, 3])
+    text = message(labels=labels, split=how, num_labels=100)
+    ratio = float(text.partition("data.labeled_ratio=")[2].split()[0])
+    made = counts(split(labels, labeled_ratio=ratio).labeled, labels)
+    assert sum(made) >= 100 and min(made) >= 1
 
 
 def test_the_least_ratio_a_message_names_is_accepted():

@@ -18,7 +18,7 @@ from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce
 from tune_ssl.methods.simsiam import similarity
 from tune_ssl.methods.soft_kmeans import cluster_consistency
-from tune_ssl.methods.supervised import supervised_loss
+from tune_ssl.methods.supervised import balance_of, supervised_loss
 from tune_ssl.models.cvae import Gaussian, kl_divergence, reconstruction_loss
 
 SMALLEST = torch.finfo(torch.float32).tiny  # what is below is 0 in float32
@@ -53,6 +53,29 @@ def cosine(a: Row, b: Row) -> float:
 
 def slow_supervised(logits: Rows, labels: list[int]) -> float:
     return mean([-log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)])
+
+
+def slow_class_weights(logits: Rows, labels: list[int], all_labels: list[int]) -> float:
+    """Each image weighs 1 / (its class's images), times what makes the mean weight of all labeled images 1."""
+    factor = len(all_labels) / math.fsum(1 / all_labels.count(label) for label in all_labels)
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        if label in all_labels:
+            total += factor / all_labels.count(label) * -log_softmax(row)[label]
+    return total / len(labels)
+
+
+def slow_logit_adjustment(logits: Rows, labels: list[int], all_labels: list[int]) -> float:
+    """Equation 10 of arXiv 2007.07314 as it stands there: the log of one plus a sum over the other classes."""
+    priors = [max(1, all_labels.count(k)) / len(all_labels) for k in range(len(logits[0]))]
+    losses = []
+    for row, y in zip(logits, labels, strict=True):
+        others = [k for k in range(len(row)) if k != y]
+        parts = [math.log(priors[k] / priors[y]) + row[k] - row[y] for k in others]
+        highest = max(0.0, *parts) if parts else 0.0
+        total = math.exp(-highest) + math.fsum(math.exp(part - highest) for part in parts)
+        losses.append(highest + math.log(total))
+    return mean(losses)
 
 
 def slow_augmentation_consistency(weak: Rows, strong: Rows, temperature: float) -> float:
@@ -242,6 +265,26 @@ def with_labels(unknown: bool = False) -> dict[str, tuple[Tensor, ...]]:
     return {**found, "one label": (found["random"][0], torch.full((64,), 3))}
 
 
+def balanced(how: str) -> Callable[..., Tensor]:
+    """The fast loss, with the balance of all labels in the last argument."""
+
+    def fast(logits_NK: Tensor, labels_N: Tensor, all_labels_N: Tensor) -> Tensor:
+        balance = balance_of(how, all_labels_N, logits_NK.shape[1])
+        return supervised_loss(logits_NK, labels_N, balance)
+
+    return fast
+
+
+def with_unbalanced_labels() -> dict[str, tuple[Tensor, ...]]:
+    """Logits and labels of a batch, and all labels: 2 of the first class, 5 of the second and so on."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for case, (rows, labels) in with_labels().items():
+        classes = torch.arange(rows.shape[1])
+        found[case] = (rows, labels, classes.repeat_interleave(3 * classes + 2))
+    rows, labels, _ = found["random"]
+    return {**found, "classes without a label": (rows, labels, torch.tensor([1, 1, 3]))}
+
+
 def gaussians() -> dict[str, tuple[Tensor, ...]]:
     """Means and log-variances of q and p, these as far as the network's clamp lets them be."""
     return {
@@ -261,6 +304,12 @@ ALIKE = ("one direction", "only zero rows")  # no spread: only noise is left of 
 
 LOSSES = {
     "supervised": Loss(supervised_loss, slow_supervised, with_labels()),
+    "supervised (class_weights)": Loss(
+        balanced("class_weights"), slow_class_weights, with_unbalanced_labels()
+    ),
+    "supervised (logit_adjustment)": Loss(
+        balanced("logit_adjustment"), slow_logit_adjustment, with_unbalanced_labels()
+    ),
     "augmentation_consistency": Loss(
         augmentation_consistency,
         slow_augmentation_consistency,

@@ -15,6 +15,7 @@ from tune_ssl.methods.kmeans import augmentation_consistency, cluster_diagnostic
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce
 from tune_ssl.methods.simsiam import similarity
+from tune_ssl.methods.supervised import balance_of, supervised_loss
 from tune_ssl.models.heads import Centroids
 
 NO_LOSS = ("mask_rate", "pseudo_label_accuracy", "contrastive_accuracy", "embedding_std")
@@ -74,6 +75,61 @@ def test_gradients_stay_finite_in_every_edge_case(name):
 
 def is_float(value) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+# ---- unbalanced classes --------------------------------------------------------------------------
+
+RARE = 2  # images of class 1 among 200 of class 0
+
+
+def recalls(how: str) -> list[float]:
+    """Of each class, on as many new images of each: a linear classifier trained on 100 times as many of class 0."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.repeat_interleave(torch.tensor([0, 1]), torch.tensor(counts))
+        centers = torch.tensor([[0.0, 0.0], [1.5, 1.5]])
+        return centers[labels] + torch.randn(len(labels), 2, generator=generator), labels
+
+    features, labels = images([100 * RARE, RARE])
+    seen, wanted = images([500, 500])
+    weights = torch.zeros(2, 2, requires_grad=True)
+    bias = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weights, bias], lr=0.1)
+    balance = balance_of(how, labels, 2)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        supervised_loss(features @ weights + bias, labels, balance).backward()
+        optimizer.step()
+    right = (seen @ weights + bias).argmax(dim=1) == wanted
+    return [right[wanted == k].float().mean().item() for k in range(2)]
+
+
+def test_a_balance_raises_the_recall_of_a_class_with_a_hundredth_of_the_images():
+    found = {how: recalls(how) for how in ("none", "class_weights", "logit_adjustment")}
+    assert found["none"][1] < 0.2
+    for how in ("class_weights", "logit_adjustment"):
+        assert found[how][1] > found["none"][1] + 0.4 and sum(found[how]) > sum(found["none"]) + 0.3
+
+
+def test_class_weights_are_one_on_the_mean_over_the_images_and_parts_of_a_batch_add_up():
+    labels = torch.tensor([0] * 9 + [1] * 3 + [3])
+    balance = balance_of("class_weights", labels, 4)
+    assert balance.weights_K[labels].mean().item() == pytest.approx(1)
+    assert balance.weights_K[2] == 0 and balance.weights_K[1] == pytest.approx(
+        3 * balance.weights_K[0]
+    )
+    logits, drawn = draw(12, 4, 0), torch.arange(12) % 4
+    whole = supervised_loss(logits, drawn, balance)
+    halves = [supervised_loss(logits[i::2], drawn[i::2], balance) for i in range(2)]
+    assert whole.item() == pytest.approx(sum(halves).item() / 2)
+
+
+def test_no_balance_of_a_class_without_a_label_is_infinite_and_none_is_no_balance():
+    assert balance_of("none", torch.tensor([0, 1]), 2) is None
+    for how in ("class_weights", "logit_adjustment"):
+        for part in balance_of(how, torch.tensor([2, 2, 2]), 5):
+            assert torch.isfinite(part).all() and part.shape == (5,)
 
 
 # ---- augmentation consistency ------------------------------------------------------------------
@@ -270,6 +326,59 @@ def test_other_starts_are_images_of_the_sample_and_follow_the_seed(how):
     distances = torch.cdist(centers, features)
     assert torch.all(distances.min(dim=1).values < 1e-3)
     assert len(set(distances.argmin(dim=1).tolist())) == 5
+
+
+@pytest.mark.parametrize("how", ["kmeans++", "random", "labeled_means"])
+def test_centroids_start_where_there_are_fewer_images_than_clusters(how):
+    torch.manual_seed(0)
+    centroids = Centroids(200, 4)
+    before, features = centroids.centers_KD.clone(), normalize(draw(150, 4, 7))
+    centroids.start(how, features[:50], torch.arange(50), features[50:])
+    moved = (centroids.centers_KD != before).any(dim=1)
+    count = 50 if how == "labeled_means" else 150
+    assert moved[:count].all() and not moved[count:].any()
+    assert torch.allclose(centroids.centers_KD.norm(dim=1), torch.ones(200))
+
+
+@pytest.mark.parametrize("every, solved", [(1, 30), (10, 3), (7, 5), (100, 1)])
+def test_clusters_are_assigned_in_the_first_match_and_every_nth_after_it(
+    every, solved, monkeypatch
+):
+    import scipy.optimize
+
+    calls, solve = [], scipy.optimize.linear_sum_assignment
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "linear_sum_assignment", counted)
+    centroids, often = Centroids(4, 2), Centroids(4, 2)
+    labels = torch.arange(40) % 4
+    for _ in range(30):
+        centroids.match((labels + 1) % 4, labels, every)
+    assert len(calls) == solved and centroids.matches == 30
+    for _ in range(30):
+        often.match((labels + 1) % 4, labels)
+    assert torch.equal(centroids.counts_KK, often.counts_KK)
+    assert centroids.cluster_of_class.tolist() == often.cluster_of_class.tolist() == [1, 2, 3, 0]
+
+
+def test_loaded_centroids_go_on_counting_and_those_of_an_older_model_begin_anew():
+    labels = torch.arange(8) % 4
+    first, second = Centroids(4, 2), Centroids(4, 2)
+    for _ in range(7):
+        first.match(labels, labels, 10)
+    second.load_state_dict(first.state_dict())
+    for centroids in (first, second):
+        for _ in range(3):
+            centroids.match((labels + 1) % 4, labels, 10, memory=0.0)
+        assert centroids.cluster_of_class.tolist() == [0, 1, 2, 3]  # assigned in the 1st call
+        centroids.match((labels + 1) % 4, labels, 10, memory=0.0)  # and in the 11th
+        assert centroids.cluster_of_class.tolist() == [1, 2, 3, 0]
+    older = {key: value for key, value in first.state_dict().items() if key != "matches"}
+    second.load_state_dict(older)
+    assert second.matches == 0
 
 
 def test_matching_finds_the_best_one_to_one_map_of_clusters_to_classes():

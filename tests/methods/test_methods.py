@@ -14,15 +14,18 @@ import torch
 from torch import nn
 
 from tests.support.helpers import small_spec
+from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.data.loading import Data, Loader, load_data
 from tune_ssl.methods import find_method, measures, method_names
 from tune_ssl.methods.base import Ratio, Stage
 from tune_ssl.methods.simsiam import SimSiamPretrain
+from tune_ssl.methods.supervised import balance_of
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.loop import Collapsed, train
 from tune_ssl.training.optimizers import build_optimizers
+from tune_ssl.training.stepper import Stepper
 
 CPU = torch.device("cpu")
 
@@ -146,14 +149,19 @@ def test_what_a_stage_measures_is_declared_and_stands_in_for_nothing_else(name, 
     assert all(set(stage.shaped_without) <= options for stage in stages)
 
 
+@pytest.mark.parametrize(
+    "channels, size", [(3, (24, 24)), (2, (17, 8)), (5, (24, 40))], ids=["3", "2", "5"]
+)
 @pytest.mark.parametrize("name, chosen", CHOICES)
-def test_every_method_predicts_for_images_of_another_size_and_three_channels(name, chosen):
+def test_every_method_predicts_for_images_of_another_size_and_number_of_channels(
+    name, chosen, channels, size
+):
     spec, network = spec_of(name, chosen), None
     for stage in spec.stages():
-        network = stage.build(Task(4, 3, 24), spec.model, network)
+        network = stage.build(Task(4, channels, *size), spec.model, network)
         if not stage.evaluators:
             continue
-        prediction = stage.predict(network.eval(), torch.zeros(2, 3, 24, 24))
+        prediction = stage.predict(network.eval(), torch.zeros(2, channels, *size))
         assert prediction.features_ND.ndim == 2 and len(prediction.features_ND) == 2
         for needed, outputs in (
             ("classifier", prediction.logits_NK),
@@ -193,7 +201,9 @@ def test_matched_targets_follow_the_labels_when_cluster_indices_are_shuffled():
     """Permuting the centroids must not change what `matched` teaches, and must change `raw`."""
     changes = {}
     for mode in ("matched", "raw"):
-        spec = small_spec("soft_kmeans", **{"method.cluster_to_class": mode})
+        spec = small_spec(
+            "soft_kmeans", **{"method.cluster_to_class": mode, "method.match_every": 1}
+        )
         data = load_data(spec.data, 0, CPU)
         stage = find_method("soft_kmeans").stages(spec.method)[0]
         torch.manual_seed(0)
@@ -201,8 +211,10 @@ def test_matched_targets_follow_the_labels_when_cluster_indices_are_shuffled():
         loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, seed=0)
         with torch.no_grad():
             stage.start(network, loader.sample())
-        batch, centers = loader.sample(), network.centroids.centers_KD.clone()
-        batch = batch._replace(unlabeled=(batch.unlabeled[0], batch.unlabeled[0]))
+        centers = network.centroids.centers_KD.clone()
+        sample = loader.sample()
+        (labeled, labels), unlabeled = next(sample.labeled()), next(sample.unlabeled())
+        batch = Batch((labeled,), labels, (unlabeled, unlabeled), torch.full((len(unlabeled),), -1))
         first = stage.step(network, batch).losses["cluster"].item()
         network.centroids.counts_KK.zero_()
         network.centroids.centers_KD.copy_(centers.roll(1, dims=0))
@@ -304,8 +316,7 @@ def test_the_view_that_the_probe_learns_from_changes_no_batchnorm_statistics_of_
         torch.manual_seed(0)
         stage, network, loader = next(started(spec, load_data(spec.data, 0, CPU)))
         batch = loader.next()
-        labeled = (*batch.labeled[:2], factor * batch.labeled[2])
-        stage.step(network, batch._replace(labeled=labeled))
+        stage.step(network, batch._replace(labeled=(factor * batch.labeled[0],)))
         assert all(module.training for module in network.modules())
         found.append(network.encoder)
     assert same(*found)
@@ -315,6 +326,102 @@ def test_the_probe_follows_the_stages_learning_rate_unless_it_has_its_own():
     for values, expected in (({}, 0.01), ({"optim.probe.lr": 0.5}, 0.5)):
         report = next(train(small_spec("simclr_joint", **{"optim.lr": 0.01}, **values)))
         assert report.metrics["lr/probe"] / report.metrics["lr"] == pytest.approx(expected / 0.01)
+
+
+def test_the_contrast_is_of_unlabeled_views_alone_so_that_no_image_meets_its_copy():
+    """The pool holds the labeled images: beside it they would be a second time in the batch."""
+    spec = small_spec("simclr_joint", **{"data.mu": 4})
+    torch.manual_seed(0)
+    stage, network, loader = next(started(spec, load_data(spec.data, 0, CPU)))
+    assert stage.labeled_views == ("joint_classification",)
+    batch = loader.next()
+    seen: list[int] = []
+    network.projector.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))
+    expected = stage.step(network, batch).losses
+    assert seen == [2 * 32]
+    noise = torch.randn_like(batch.labeled[0])
+    found = stage.step(network, batch._replace(labeled=(noise,))).losses
+    assert torch.equal(found["contrastive"], expected["contrastive"])
+    assert not torch.equal(found["probe"], expected["probe"])
+
+
+# ---- images that are each other's negatives ------------------------------------------------------
+
+
+def refusal(method: str, **values: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        list(train(small_spec(method, **values)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["simclr", "simclr_joint"])
+def test_a_contrast_needs_two_images_in_a_step_and_each_of_them_once(method):
+    assert refusal(method, **{"data.batch_size": 1}) == (
+        "data.mu is 1, so that a step has 1 unlabeled image (data.batch_size 1), but must leave at least 2: each is a "
+        "negative of the others"
+    )
+    pool = len(load_data(small_spec(method).data, 0, CPU).sets.unlabeled)
+    mu = pool // 32 + 1
+    assert refusal(method, **{"data.batch_size": 32, "data.mu": mu}) == (
+        f"data.mu is {mu}, so that a step has {32 * mu} unlabeled images (data.batch_size 32), but must leave at most "
+        f"the {pool} there are: each is a negative of the others"
+    )
+
+
+def test_a_step_may_have_all_unlabeled_images_once_and_simsiam_has_no_negatives():
+    spec = small_spec("simclr")
+    data, (stage, _) = load_data(spec.data, 0, CPU), spec.stages()
+    network = stage.build(data.task, spec.model, None)
+    pool = len(data.sets.unlabeled)
+    for size, fits in ((pool, True), (pool + 1, False)):
+        whole = small_spec("simclr", **{"data.batch_size": size})
+        if fits:
+            Stepper(whole, stage, network, data, 1, 0)
+        else:
+            with pytest.raises(UserError, match=f"must leave at most the {pool} there are"):
+                Stepper(whole, stage, network, data, 1, 0)
+    contrasting = {name for name in method_names() if find_method(name).stage_types[0].contrasts}
+    assert contrasting == {"simclr", "simclr_joint"}
+
+
+# ---- views and balance of every method -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "fixmatch_cvae", "kmeans", "soft_kmeans"])
+def test_the_views_of_unlabeled_images_are_options(name):
+    default = spec_of(name, {}).stages()[-1]
+    assert default.unlabeled_views == ("weak", "randaugment" if "fixmatch" in name else "strong")
+    chosen = {"weak_view": "joint_classification", "strong_view": "weak"}
+    spec = spec_of(name, chosen)
+    for stage in spec.stages():
+        assert stage.unlabeled_views == ("joint_classification", "weak")
+        assert not set(chosen) & set(stage.shaped_without)
+    assert list(train(spec_of(name, {"weak_view": "none"}, **{"budget.steps": 2})))[-1].last
+
+
+WITH_LABELS = [
+    pytest.param(*choice.values, id=choice.id)
+    for choice in CHOICES
+    if not all(stage.fits for stage in spec_of(*choice.values).stages())
+]
+
+
+@pytest.mark.parametrize("name, chosen", WITH_LABELS)
+def test_every_labeled_term_is_balanced_when_asked_and_no_other_term_has_the_key(name, chosen):
+    spec = spec_of(name, chosen)
+    losses = spec.losses
+    balanced = {t for t, loss in losses.items() if "balance" in type(loss).model_fields}
+    assert balanced == {"supervised", "probe"} & set(dict(losses.items()))
+    for stage, network, loader in started(spec, load_data(spec.data, 0, CPU)):
+        batch = loader.next()
+        kept = copied(network)
+        found = []
+        for balance in (None, balance_of("logit_adjustment", torch.tensor([0] * 99 + [1]), 10)):
+            network.load_state_dict(kept)
+            torch.manual_seed(0)
+            found.append(stage.step(network, batch._replace(balance=balance)).losses)
+        changed = {t for t in stage.loss_terms if not torch.equal(found[0][t], found[1][t])}
+        assert changed == balanced & set(stage.loss_terms)
 
 
 # ---- simsiam -----------------------------------------------------------------------------------
@@ -329,18 +436,36 @@ def test_the_predictors_learning_rate_stays_while_the_rest_follows_the_cosine(lr
     assert "lr/predictor" not in reports[-1].metrics
 
 
+def test_each_view_goes_through_simsiam_by_itself_so_that_batchnorm_normalises_it_alone():
+    spec = small_spec("simsiam", **{"data.mu": 2})
+    stage, network, loader = next(started(spec, load_data(spec.data, 0, CPU)))
+    batch, seen = loader.next(), []
+    for module in (network.encoder, network.projector, network.predictor):
+        module.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))
+    network.projector.register_forward_hook(
+        lambda module, inputs, out: torch.testing.assert_close(
+            out.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0
+        )
+    )
+    stage.step(network, batch)
+    assert seen == [16] * 6  # of 16 images
+
+
 class Fixed(nn.Module):
-    """A SimSiam network whose projections and predictions are plain parameters."""
+    """A SimSiam network whose projections and predictions are plain parameters: in each pass those of one view."""
 
     def __init__(self) -> None:
         super().__init__()
         self.projected, self.predicted = (nn.Parameter(torch.randn(6, 4)) for _ in range(2))
+        self.passes = [0, 0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.projected
+        self.passes[0] += 1
+        return self.projected.chunk(2)[self.passes[0] - 1]
 
     def predictor(self, projected: torch.Tensor) -> torch.Tensor:
-        return self.predicted
+        self.passes[1] += 1
+        return self.predicted.chunk(2)[self.passes[1] - 1]
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
@@ -358,7 +483,7 @@ def test_the_target_of_simsiam_learns_only_without_the_stop_gradient(stop_gradie
     assert (network.projected.grad is None) == stop_gradient
 
 
-COLLAPSING = {"data.mu": 8, "optim.lr": 0.03, "budget.steps": 75, "budget.eval_every": 25}
+COLLAPSING = {"data.mu": 8, "optim.lr": 0.1, "budget.steps": 75, "budget.eval_every": 25}
 COLLAPSING |= {"method.projector_hidden": 64, "method.projector_dim": 64}
 COLLAPSING |= {"method.predictor_hidden": 16}
 

@@ -467,7 +467,7 @@ def has(place: int, key: str, text: str) -> str:
             [
                 has(STAGE, "Stage.step", "is missing, but must be written"),
                 has(STAGE, "Stage.stand_in", "is 'accurcy', but must be a known metric of its evaluators; "
-                    "did you mean 'accuracy'? (known: accuracy, calibration_error, loss, macro_f1, "
+                    "did you mean 'accuracy'? (known: accuracy, calibration_error, classes, loss, macro_f1, "
                     "macro_precision, mean_class_accuracy, top3_accuracy)"),
             ],
         ),
@@ -680,6 +680,13 @@ def test_a_floor_without_its_diagnostic_is_named():
     finally:
         assert before is None
         del type(stage).floors
+
+
+def test_a_sentence_for_a_diagnostic_that_is_not_there_is_named(monkeypatch):
+    (stage,) = small_spec("supervised").stages()
+    monkeypatch.setattr(type(stage), "idle", {"mask": "nothing was taught"})
+    with pytest.raises(TypeError, match="no diagnostic 'mask', but the stage's `idle` has a sent"):
+        check_output(stage, StepOutput({"supervised": SCALAR}, {}))
 
 
 def test_a_run_folder_that_brings_its_own_plugin_is_refused(tmp_path):

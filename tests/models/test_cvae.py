@@ -50,6 +50,21 @@ def test_images_of_any_size_and_colour_keep_their_shape(side, channels):
     assert vae.perturb(x, "sampling", 1.0).shape == x.shape
 
 
+@pytest.mark.parametrize("channels, size", [(1, (24, 40)), (3, (17, 8)), (2, (8, 64)), (5, (9, 9))])
+def test_images_that_are_not_square_keep_their_shape(channels, size):
+    torch.manual_seed(0)
+    vae = ConditionalVAE(Task(10, channels, *size), latent_dim=LATENT, width=8)
+    torch.nn.init.normal_(vae.output.weight, std=0.1)
+    x, perturbed = torch.randn(2, 2, channels, *size)
+    reconstruction, posterior, prior = vae(x, perturbed)
+    assert reconstruction.shape == x.shape and torch.isfinite(reconstruction).all()
+    assert max(vae.condition(x)[-1].shape[-2:]) <= 4
+    for part in (*posterior, *prior):
+        assert part.shape == (2, LATENT)
+    for how in ("sampling", "smoothing"):
+        assert vae.perturb(x, how, 1.0).shape == x.shape
+
+
 def test_an_untrained_decoder_is_the_identity_and_every_parameter_learns_after_one_step():
     vae = ConditionalVAE(Task(10, 3, 8), latent_dim=LATENT, width=8)
     x, perturbed = images(4, 3), images(4, 3, seed=1)

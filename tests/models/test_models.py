@@ -27,9 +27,11 @@ from tune_ssl.models.encoders import build_encoder, layer_groups
 DIGITS = Task(10, 1, 8)
 
 
-@pytest.mark.parametrize("channels, kind", [(1, "small"), (3, "large")])
+@pytest.mark.parametrize(
+    "channels, kind", [(1, "small"), (3, "large"), (2, "small"), (5, "large"), (5, "small")]
+)
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_takes_grey_and_colour_images_of_any_size(name, channels, kind):
+def test_every_encoder_takes_images_of_any_channels_and_any_size(name, channels, kind):
     for side in (16, 33):
         encoder = build_encoder(name, channels, kind, (side, side)).eval()
         features = encoder(torch.randn(2, channels, side, side))
@@ -70,9 +72,41 @@ def test_wrn_28_2_has_the_size_of_the_paper():
     assert count == pytest.approx(1.47e6, rel=0.01)  # 1.5 M with its 10-class head
 
 
-def test_a_timm_model_is_found_by_name():
-    encoder = build_encoder("timm:mobilenetv3_small_050", 1, "small", (32, 32)).eval()
-    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, encoder.out_dim)
+def test_wrn_28_2_starts_as_the_papers_code_has_it():
+    torch.manual_seed(0)
+    encoder = build_encoder("wrn_28_2", 3, "small", (32, 32))
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            size = module.kernel_size[0] ** 2 * module.out_channels
+            found, count = module.weight.std().item(), module.weight.numel()
+            assert found == pytest.approx((2 / size) ** 0.5, rel=4 / (2 * count) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_only_the_first_shortcut_of_wrn_28_2_reads_activated_maps(kind):
+    encoder = build_encoder("wrn_28_2", 3, kind, (32, 32)).eval()
+    maps: dict[str, list[torch.Tensor]] = {"block": [], "conv1": [], "shortcut": []}
+    for block in encoder.groups:
+        if block.shortcut is None:
+            continue
+        for name, module in (
+            ("block", block),
+            ("conv1", block.conv1),
+            ("shortcut", block.shortcut),
+        ):
+            module.register_forward_pre_hook(lambda m, i, seen=maps[name]: seen.append(i[0]))
+    encoder(torch.randn(2, 3, 32, 32))
+    assert len(maps["block"]) == 3
+    for group in range(3):
+        reads = "conv1" if group == 0 else "block"
+        assert torch.equal(maps["shortcut"][group], maps[reads][group])
+        assert not torch.equal(maps["block"][group], maps["conv1"][group])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_a_timm_model_is_found_by_name(channels):
+    encoder = build_encoder("timm:mobilenetv3_small_050", channels, "small", (32, 32)).eval()
+    assert encoder(torch.randn(2, channels, 32, 32)).shape == (2, encoder.out_dim)
 
 
 @pytest.mark.parametrize(

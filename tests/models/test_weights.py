@@ -127,6 +127,20 @@ def test_a_first_layer_for_colour_is_summed_over_its_channels_for_grey_images(
     assert all(torch.equal(found[name], state[name]) for name in found if name != first)
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("encoder, side", [("small_cnn", 8), ("timm:resnet18", 32), (VIT, 32)])
+def test_a_first_layer_for_colour_is_repeated_for_other_channels_and_keeps_its_scale(
+    encoder, side, channels, tmp_path
+):
+    state = random_state(encoder, side=side)
+    found = started(saved(tmp_path / "w.pt", state), encoder, channels=channels, side=side)
+    (first,) = [name for name in found if found[name].shape != state[name].shape]
+    for channel in range(channels):
+        expected = state[first][:, channel % 3] * 3 / channels
+        torch.testing.assert_close(found[first][:, channel], expected)
+    assert all(torch.equal(found[name], state[name]) for name in found if name != first)
+
+
 @pytest.mark.parametrize("encoder", [LITE, MOBILE, VIT])
 @pytest.mark.parametrize("leaf", [True, False], ids=["own leaf names", "numbers alone"])
 def test_names_that_are_all_strange_are_taken_in_order_where_the_shapes_agree(
@@ -541,6 +555,16 @@ def test_grey_images_are_normalised_with_the_mean_of_the_colours_and_one_value_s
     with pytest.raises(UserError) as caught:
         statistics(ModelSpec(mean=[0.2] * 3, std=[0.3] * 3), 4)
     assert str(caught.value) == "model.mean has 3 channels, but the images have 4"
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_other_channels_take_the_mean_over_those_of_the_weights(channels, tmp_path):
+    file = pinned(ModelSpec(weights=str(saved(tmp_path / "w.pt", random_state()))))
+    mean, std = statistics(file, channels)
+    assert mean == pytest.approx((0.449,) * channels, abs=1e-3)
+    assert std == pytest.approx((0.226,) * channels, abs=1e-3)
+    own = file.model_copy(update={"mean": [0.1] * channels, "std": [0.2] * channels})
+    assert statistics(own, channels) == ((0.1,) * channels, (0.2,) * channels)
 
 
 def test_a_mean_without_a_deviation_is_refused():

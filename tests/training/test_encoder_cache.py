@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from contextlib import closing
 from functools import cache
 from multiprocessing.connection import Connection
@@ -19,12 +20,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from tests.support.helpers import full_disk, small_spec
+from tune_ssl.base.files import make_room
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import load_data
 from tune_ssl.study.shared_pretraining import shared_pretraining_key
 from tune_ssl.study.trial import TrialSpec, build_trial, override
 from tune_ssl.training import encoder_cache
-from tune_ssl.training.encoder_cache import Shelf, make_room, shelf_key
+from tune_ssl.training.encoder_cache import Shelf, shelf_key
 from tune_ssl.training.loop import Collapsed, train
 from tune_ssl.tuning.job import Job
 
@@ -480,19 +482,25 @@ def put(shelves: Path, name: str, size: int, used: float) -> Path:
 
 
 def test_the_shelves_used_longest_ago_make_room_but_never_the_one_just_written(
-    shelves, monkeypatch
+    shelves,
 ):
-    monkeypatch.setattr(encoder_cache, "MOST_BYTES", 250)
     put(shelves, "b-old", 100, used=100)
     put(shelves, "a-older", 100, used=50)
     put(shelves, "c-new", 100, used=200)
     just = put(shelves, "just-written", 100, used=10)
     (shelves / "a-older.lock").touch()
-    make_room(shelves, keep=just)
+    make_room(shelves, just, 250)
     assert [f.name for f in folders(shelves)] == ["c-new", "just-written"]
-    monkeypatch.setattr(encoder_cache, "MOST_BYTES", 0)
-    make_room(shelves, keep=just)
+    make_room(shelves, just, 0)
     assert folders(shelves) == [just]
+
+
+def test_what_was_used_within_the_kept_seconds_makes_no_room(shelves):
+    put(shelves, "old", 100, used=100)
+    put(shelves, "now", 100, used=time.time())
+    just = put(shelves, "just-written", 100, used=time.time())
+    make_room(shelves, just, 0, kept_seconds=3600)
+    assert [f.name for f in folders(shelves)] == ["just-written", "now"]
 
 
 def test_to_take_a_shelf_is_to_use_it(shelves, monkeypatch):

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from tests.support.helpers import full_disk, small_spec
+from tune_ssl.base.files import make_room
+from tune_ssl.base.spec import digest
 from tune_ssl.data import store
+from tune_ssl.data.augment import view
 from tune_ssl.data.loading import load_data, stream
 from tune_ssl.methods.supervised import SupervisedStage
 from tune_ssl.models.encoders import build_encoder
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.training import features
-from tune_ssl.training.encoder_cache import make_room
 from tune_ssl.training.features import FrozenFeatures
 from tune_ssl.training.loop import Report, train
 from tune_ssl.tuning.test_data import measure_test
@@ -88,6 +90,12 @@ def rows_of(kept: Path) -> dict[str, int]:
     }
 
 
+def table_of(name: str, versions: int) -> str:
+    """The name of the table of a view of digits, at the published strength."""
+    ops = repr(view(name, image_size=8, channels=1, flip=False))
+    return f"train.{name}.{versions}.{digest({'view': ops})[:6]}"
+
+
 def folders(kept: Path) -> set[str]:
     return {path.name for path in kept.iterdir() if path.is_dir()} if kept.exists() else set()
 
@@ -137,7 +145,7 @@ def test_each_version_of_a_view_is_the_image_augmented_by_a_stream_of_its_own(sp
     reports = run(spec_of(**{"method.labeled_view": "strong", "model.frozen_views": 3}))
     found, data = features_of(reports), load_data(spec_of().data, 0, torch.device("cpu"))
     data.mean, data.std = found.data.mean, found.data.std
-    table = found.tables["train.strong.3"]
+    table = found.tables[table_of("strong", 3)]
     assert sorted(np.flatnonzero(table.done)) == sorted(data.split.labeled)
     encoder, view = found.encoder.eval(), data.view("strong")
     seed = zlib.crc32(b"strong")
@@ -165,7 +173,7 @@ def test_a_step_draws_each_of_the_versions_and_no_other(spec_of):
         for n in range(40)
     }
     row = labeled.pieces[0].indices[7]
-    assert drawn == {found.tables["train.strong.3"].values[v, row].tobytes() for v in range(3)}
+    assert drawn == {found.tables[table_of("strong", 3)].values[v, row].tobytes() for v in range(3)}
 
 
 def test_fixmatch_on_features_sees_weak_and_strong_versions_of_the_same_images(spec_of, kept):
@@ -173,8 +181,8 @@ def test_fixmatch_on_features_sees_weak_and_strong_versions_of_the_same_images(s
     reports = run(spec)
     assert rows_of(kept) == {
         "train.none.1": 40 + 1438 - FEW,
-        "train.randaugment.2": FEW,
-        "train.weak.2": FEW,
+        table_of("randaugment", 2): FEW,
+        table_of("weak", 2): FEW,
     }
     assert numbers(run(spec)) == numbers(reports)
 
@@ -196,11 +204,11 @@ def test_every_method_that_trains_on_features_says_the_same_the_second_time(
 def test_another_budget_method_and_learning_rate_take_the_rows_that_are_there(spec_of, kept):
     run(spec_of("fixmatch", **SMALL_POOL))
     (folder,) = folders(kept)
-    assert rows_of(kept)["train.weak.2"] == FEW
+    assert rows_of(kept)[table_of("weak", 2)] == FEW
     other = {"data.num_labels": 20, "optim.lr": 0.01}
     for method in ("soft_kmeans", "kmeans"):
         reports = run(spec_of(method, **SMALL_POOL, **other))
-        assert folders(kept) == {folder} and rows_of(kept)["train.weak.2"] == FEW
+        assert folders(kept) == {folder} and rows_of(kept)[table_of("weak", 2)] == FEW
     assert features_of(reports).spent == 0, "soft_kmeans left the strong view, fixmatch all else"
 
 
@@ -366,10 +374,10 @@ def test_the_features_that_were_used_longest_ago_make_room(spec_of, kept, monkey
     run(spec_of())
     (old,) = folders(kept)
     os.utime(kept / old, (1, 1))
-    monkeypatch.setattr("tune_ssl.training.encoder_cache.MOST_BYTES", 10)
+    monkeypatch.setattr("tune_ssl.training.features.MOST_BYTES", 10)
     run(spec_of(**{"model.mean": [0.4], "model.std": [0.2]}))
     assert old not in folders(kept) and len(folders(kept)) == 1
-    make_room(kept, keep=kept)
+    make_room(kept, kept, 10)
     assert folders(kept) == set()
 
 
@@ -394,7 +402,7 @@ def test_two_processes_at_once_share_the_work_and_agree(spec_of, kept, weights):
     assert [process.returncode for process in both] == [0, 0]
     assert first == second and "val/accuracy" in first
     assert len(folders(kept)) == 1
-    assert rows_of(kept)["train.weak.2"] == FEW
+    assert rows_of(kept)[table_of("weak", 2)] == FEW
 
 
 def test_who_waits_for_another_process_takes_its_rows_and_says_how_long(spec_of, kept):

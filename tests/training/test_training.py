@@ -17,11 +17,13 @@ from torch import nn
 
 from tests.support.helpers import small_spec
 from tune_ssl.base.errors import UserError
+from tune_ssl.base.spec import StudySpec
 from tune_ssl.data.loading import load_data
 from tune_ssl.methods import find_method, method_names
 from tune_ssl.methods.base import Ratio, StepOutput
 from tune_ssl.methods.simclr import SimCLRPretrain
 from tune_ssl.methods.soft_kmeans import SoftKMeansStage
+from tune_ssl.methods.supervised import SupervisedStage, balance_of
 from tune_ssl.methods.transfer import FinetuneStage
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.training.guard import GRADIENT, Collapsed, Diverged, Guard
@@ -355,6 +357,154 @@ def test_a_guard_sums_what_is_finite():
     assert guard.take_sums().tolist() == [6.0] and guard.take_sums().tolist() == [0.0]
 
 
+# ---- growth --------------------------------------------------------------------------------------
+
+
+class Growing(SoftKMeansStage):
+    """Its term is `values` of the step, from 0."""
+
+    values, calls = staticmethod(lambda step: 1.0), 0
+
+    def step(self, network: nn.Module, batch) -> StepOutput:
+        out = super().step(network, batch)
+        loss = out.losses["supervised"]
+        out.losses["supervised"] = loss + (self.values(type(self).calls) - loss.detach())
+        type(self).calls += 1
+        return out
+
+
+@pytest.fixture
+def growing(monkeypatch):
+    monkeypatch.setattr(find_method("soft_kmeans"), "stage_types", (Growing,))
+    monkeypatch.setattr(Growing, "calls", 0)
+
+    def grow(values):
+        monkeypatch.setattr(Growing, "values", staticmethod(values))
+
+    return grow
+
+
+def test_a_term_that_grows_without_bound_is_named_and_does_not_count_as_finished(growing):
+    growing(lambda step: 2.0 if step < 8 else 1.5e22)
+    with pytest.raises(Diverged) as caught:
+        run(small_spec())
+    error = caught.value
+    assert str(error) == "loss supervised is 1.5e+22 at step 12: it grew without bound"
+    assert (error.quantity, error.step) == ("supervised", 12) and error.value > 1e22
+    assert error.images_seen == 12 * 16
+
+
+@pytest.mark.parametrize("last, ends", [(2.9e3, False), (3.1e3, True)])
+def test_later_a_term_may_be_a_thousand_times_one_and_its_mean_of_the_first_interval(
+    growing, last, ends
+):
+    growing(lambda step: 2.0 if step < 4 else last)
+    assert_ends(ends, small_spec())
+    growing(lambda step: 2.0 if step < 4 else -last)
+    assert run(small_spec())[-1].last
+
+
+@pytest.mark.parametrize("last, ends", [(2.9e6, False), (3.1e6, True)])
+def test_in_the_first_interval_a_terms_mean_may_be_a_million_times_one_and_its_first_value(
+    growing, last, ends
+):
+    growing(lambda step: 2.0 if step == 0 else last * 4 / 3)
+    assert_ends(ends, small_spec(**{"budget.steps": 4}))
+
+
+def assert_ends(ends, spec):
+    Growing.calls = 0
+    if not ends:
+        assert run(spec)[-1].last
+        return
+    with pytest.raises(Diverged, match="it grew without bound"):
+        run(spec)
+
+
+def test_a_term_of_weight_zero_may_grow(growing):
+    growing(lambda step: 10.0**step)
+    assert run(small_spec(**{"losses.supervised.weight": 0}))[-1].last
+
+
+def test_the_limits_of_a_loss_survive_an_interruption(growing):
+    growing(lambda step: 2.0 if step < 4 else 2500.0 if step < 8 else 1e5)
+    reports = train(small_spec())
+    next(reports)
+    snapshot = next(reports).snapshot()
+    with pytest.raises(Diverged, match="is 1e\\+05 at step 12"):
+        run(small_spec(), resume=snapshot)
+
+
+# ---- what taught nothing -------------------------------------------------------------------------
+
+TAUGHT_NOTHING = "no unlabeled image was ever confident enough (method.threshold): the unlabeled images taught nothing"
+
+
+@pytest.mark.parametrize("threshold, said", [(1.0, [TAUGHT_NOTHING]), (0.1, [])])
+def test_a_diagnostic_that_stayed_zero_is_said_and_survives_an_interruption(threshold, said):
+    spec = small_spec("fixmatch", **{"method.threshold": threshold})
+    stepper = stepper_of(spec)
+    assert stepper.idle() == []  # nothing was measured yet
+    for step in (4, 8):
+        stepper.advance_to(step)
+        assert stepper.idle() == said
+    other = stepper_of(spec)
+    other.load(stepper.state())
+    assert other.idle() == said
+
+
+def test_one_interval_in_which_it_was_not_zero_is_enough_and_nan_counts_as_zero(monkeypatch):
+    parts = iter([(0, 0), (0, 0), (1, 2), (0, 3)])
+
+    class Silent(SoftKMeansStage):
+        idle = {"share": "it was silent"}
+
+        def step(self, network: nn.Module, batch) -> StepOutput:
+            part, whole = map(torch.tensor, next(parts))
+            return StepOutput(super().step(network, batch).losses, {"share": Ratio(part, whole)})
+
+    monkeypatch.setattr(find_method("soft_kmeans"), "stage_types", (Silent,))
+    stepper, found = stepper_of(small_spec()), []
+    for step in range(1, 5):
+        stepper.advance_to(step)
+        found.append(stepper.idle())
+    assert found == [["it was silent"]] * 2 + [[]] * 2
+
+
+# ---- unbalanced classes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("how", ["none", "class_weights", "logit_adjustment"])
+def test_each_batch_and_each_part_of_it_has_the_balance_of_all_labeled_images(
+    how, parts, monkeypatch
+):
+    seen, step = [], SupervisedStage.step
+    monkeypatch.setattr(
+        SupervisedStage,
+        "step",
+        lambda self, n, batch: seen.append(batch.balance) or step(self, n, batch),
+    )
+    values = {"losses.supervised.balance": how, "compute.accumulate": parts}
+    spec = small_spec("supervised", **values, **{"data.split": "random", "budget.steps": 2})
+    last = run(spec)[-1]
+    labels = torch.from_numpy(last.trained.data.sets.labeled.labels)
+    expected = balance_of(how, labels, 10)
+    assert len(seen) == 2 * parts and labels.bincount().unique().numel() > 1
+    for balance in seen:
+        assert (balance is None) == (how == "none")
+        assert balance is None or all(map(torch.equal, balance, expected))
+
+
+def test_a_balance_is_there_for_features_of_a_frozen_encoder_too():
+    values = {"model.freeze": "all", "data.split": "random", "method.labeled_view": "none"}
+    found = [
+        run(small_spec("supervised", **values, **{"losses.supervised.balance": how}))[-1].metrics
+        for how in ("none", "class_weights", "logit_adjustment")
+    ]
+    assert len({metrics["loss/supervised"] for metrics in found}) == 3
+
+
 # ---- averaging, optimizers, devices ------------------------------------------------------------
 
 
@@ -461,6 +611,17 @@ def test_a_gradient_longer_than_the_clip_is_shortened_and_logged_unclipped():
 def test_a_device_this_machine_lacks_is_one_clear_line(device):
     with pytest.raises(UserError, match=f"compute.device is '{device}', but must be auto, cpu or"):
         run(small_spec(**{"compute.device": device}))
+
+
+@pytest.mark.parametrize("gpus", [2.0, 2, 1.5])
+def test_a_trial_has_one_gpu_at_most(gpus):
+    with pytest.raises(ValueError, match=rf"is {gpus}.*, but must be at most 1: a trial trains on"):
+        StudySpec(gpus_per_trial=gpus)
+    assert [StudySpec(gpus_per_trial=g).gpus_per_trial for g in ("auto", 0.25, 1)] == [
+        "auto",
+        0.25,
+        1,
+    ]
 
 
 def test_soft_kmeans_learns_digits():

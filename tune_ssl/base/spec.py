@@ -360,6 +360,16 @@ class LossSpec(Spec):
     ramp_up: Fraction = Field(0.0, description="share of the stage until the full weight")
 
 
+class SupervisedLossSpec(LossSpec):
+    """A cross-entropy of labeled images, which may count unbalanced classes alike; of a stage one term at most."""
+
+    balance: Literal["none", "class_weights", "logit_adjustment"] = Field(
+        "none",
+        description="of the labeled images: class_weights: each class counts as much as each other one; "
+        "logit_adjustment: the logits learn what is left beside the classes' shares",
+    )
+
+
 class LossesSpec(Spec):
     """One LossSpec per term; a method's own terms are added as fields by `trial.trial_model`."""
 
@@ -415,11 +425,9 @@ class StudySpec(Spec):
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _share_or_whole(cls, gpus: float | str) -> float | str:
-        if isinstance(gpus, float) and gpus > 1 and gpus != int(gpus):
-            raise ValueError(
-                f"is {gpus}, but must be a share of one GPU up to 1, or a whole number"
-            )
+    def _one_at_most(cls, gpus: float | str) -> float | str:
+        if not isinstance(gpus, str) and gpus > 1:
+            raise ValueError(f"is {gpus}, but must be at most 1: a trial trains on one GPU")
         return gpus
 
     @field_validator("finalist_seeds", "seeds")

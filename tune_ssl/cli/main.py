@@ -26,8 +26,16 @@ from tune_ssl.base.errors import (
 )
 from tune_ssl.base.lazy import no_garbage
 from tune_ssl.base.secrets import STORAGE, Redacting
-from tune_ssl.cli import on_runs, submit
-from tune_ssl.cli.options import Address, Debug, Plugins, Runs, all_overrides
+from tune_ssl.cli import data, on_runs, submit
+from tune_ssl.cli.options import (
+    Address,
+    DataRoot,
+    Debug,
+    Overrides,
+    Plugins,
+    Runs,
+    all_overrides,
+)
 
 app = typer.Typer(
     name="tune-ssl",
@@ -36,18 +44,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Prepare datasets and look at them.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from tune_ssl import __version__
+
+        print(f"tune-ssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Search, compare and report semi-supervised image classification, fairly."""
+
+
 app.add_typer(on_runs.app)
 app.add_typer(submit.app)
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
-]
-DataRoot = Annotated[
-    str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
-]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
@@ -267,24 +287,45 @@ def train(
             raise UserError("a trial of a run is trained as it was: give --trial alone")
         loaded = study_of_trial(study, trial)
     from tune_ssl.base.spec import digest
+    from tune_ssl.data.store import prepare as prepare_store
     from tune_ssl.training.loop import Collapsed, Diverged
     from tune_ssl.training.loop import train as run_training
 
     spec, settings = loaded.fixed, loaded.settings
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     shown = f"{spec.method.name} on {spec.data.dataset}, seed {spec.seed}"
     console.print(f"spec {digest(spec)}: {shown}", markup=False)
     try:
         with loaded.placing():
-            for item in run_training(spec, metric=settings.metric, mode=settings.mode):
+            store = prepare_store(spec.data)
+            for line in store.remarks():
+                console.print(f"data: {line}", markup=False)
+            training = run_training(spec, metric=settings.metric, mode=settings.mode, store=store)
+            for item in training:
                 kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
                 values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
                 console.print(
                     f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}", markup=False
                 )
+                for note in item.notes:
+                    console.print(note, markup=False)
+            _say_chance(item, console)
     except (Diverged, Collapsed) as error:
         console.print(f"{type(error).__name__.lower()}: {error}", markup=False)
         raise typer.Exit(1) from None
+
+
+def _say_chance(last: Any, console: Console) -> None:
+    """One line where a training ends with what guessing would reach."""
+    from tune_ssl.records.ties import at_chance
+
+    value, classes = last.result.get("val/mean_class_accuracy"), last.trained.data.task.num_classes
+    images = len(last.trained.data.sets.validation)
+    if value is not None and at_chance(value, value, classes, images):
+        console.print(
+            f"val/mean_class_accuracy {value:.4f} is at chance level: guessing among {classes} classes gives "
+            f"{1 / classes:.4f}"
+        )
 
 
 @app.command()
@@ -296,9 +337,16 @@ def check(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print a JSON schema for editors instead.")
     ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Take no step: look at the file and the data.")
+    ] = False,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Validate a study, both ends of every domain, its data and its splits; trains nothing."""
+    """Validate a study: both ends of every domain, its data, its splits, and one step and evaluation of each condition.
+
+    With --address its trials are for that cluster, and not measured against this machine.
+    """
     if schema:
         from tune_ssl.methods.plugins import load_plugins
         from tune_ssl.study.editor_schema import study_schema
@@ -310,11 +358,15 @@ def check(
         raise UserError("give a study's YAML file, or --schema")
     from tune_ssl.runs.splits import caveats, check_data
     from tune_ssl.study.study import load_study
+    from tune_ssl.tuning.check import refuse_beyond_machine, rehearse_all
 
     loaded = load_study(study, all_overrides(overrides, data_root), plugin or ())
+    if address is None:
+        refuse_beyond_machine(loaded)
     stores = check_data(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     console = Console(highlight=False, soft_wrap=True)
+    rehearsed = [] if fast else rehearse_all(loaded, stores)
     cells = len({condition.cell for condition in loaded.conditions})
     methods = ", ".join(entry.label for entry in loaded.entries)
     keys = ", ".join(str(len(entry.search)) for entry in loaded.entries)
@@ -324,32 +376,8 @@ def check(
         f"trials over {keys} searched keys, confirmed on {len(settings.seeds)} seeds",
         markup=False,
     )
-    for line in caveats(loaded, stores):
+    for line in (*caveats(loaded, stores), *rehearsed):
         console.print(line, markup=False)
-
-
-@data_app.command()
-def prepare(
-    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
-    overrides: Overrides = None,
-    data_root: DataRoot = None,
-    plugin: Plugins = None,
-    debug: Debug = False,
-) -> None:
-    """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
-    _show_store(study, all_overrides(overrides, data_root), plugin)
-
-
-@data_app.command()
-def info(
-    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
-    overrides: Overrides = None,
-    data_root: DataRoot = None,
-    plugin: Plugins = None,
-    debug: Debug = False,
-) -> None:
-    """Show what a dataset's store holds; builds it if it is not there yet."""
-    _show_store(study, all_overrides(overrides, data_root), plugin)
 
 
 def _keep_in(storage: str | None) -> None:
@@ -443,20 +471,6 @@ def _listed(option: str, names: str | None) -> tuple[str, ...]:
     if names is not None and not found:
         raise UserError(f"{option} is {names!r}, but must name variants: a,b")
     return found
-
-
-def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:
-    from tune_ssl.data.store import prepare as prepare_store
-    from tune_ssl.study.study import load_fixed
-
-    if study is not None and "=" in str(study):
-        texts, study = [str(study), *texts], None
-    loaded = load_fixed(study, texts, plugins or ())
-    console = Console(highlight=False, soft_wrap=True)
-    with loaded.placing():
-        store = prepare_store(loaded.fixed.data)
-    for key, value in store.info().items():
-        console.print(f"{key}: {value}", markup=False)
 
 
 def _interrupt(*_: object) -> None:

@@ -18,6 +18,13 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster of which this machine is a node: auto or HOST:PORT."),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, as in the YAML: optim.lr=0.01 study.num_trials=4"),
+]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="Folder of the data: short for data.root=FOLDER.")
+]
 
 
 def all_overrides(

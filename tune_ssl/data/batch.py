@@ -29,17 +29,25 @@ class Task(NamedTuple):
         return self.image_size, self.image_width or self.image_size
 
 
+class Balance(NamedTuple):
+    """How the classes' numbers of labels count in a loss: factors of each image's loss, and what is added to logits."""
+
+    weights_K: Tensor
+    offsets_K: Tensor
+
+
 class Batch(NamedTuple):
     """N labeled and U unlabeled images; a tuple holds one normalised float tensor for each view.
 
     N or U is 0 where the stage asks for no such view. `hidden_labels_U` are for diagnostics only: no
-    loss may read them; -1 where nobody knows.
+    loss may read them; -1 where nobody knows. `balance` is what the stage's supervised term asks for.
     """
 
     labeled: tuple[Tensor, ...]
     labels_N: Tensor
     unlabeled: tuple[Tensor, ...]
     hidden_labels_U: Tensor
+    balance: Balance | None = None
 
 
 class Sample(NamedTuple):

@@ -89,7 +89,8 @@ def find_copies(parts: Mapping[str, Fingerprints], train_labels: Ints) -> Copies
         pairs.setdefault(f"{part} in {owner}", []).append(pair)
         if part in DROPPED:
             rows.setdefault(part, []).append(row)
-        conflicts += part == owner == "train" and train_labels[row] != train_labels[original]
+        if part == owner == "train":
+            conflicts += int(train_labels[row] != train_labels[original])
     dropped = {part: np.array(found, np.int64) for part, found in rows.items()}
     return Copies(pairs, dropped, conflicts, _near(parts))
 
@@ -99,7 +100,8 @@ def sentences(record: Mapping[str, Any], dropped: bool) -> list[str]:
     lines = []
     for name, count in record["equal"].items():
         part, owner = name.split(" in ")
-        some = first_names([f"{a} = {b}" for a, b in record["examples"][name]], 2)
+        shown = [f"{a} = {b}" for a, b in record["examples"][name]]
+        some = first_names([*shown, *[""] * (count - len(shown))], 2)
         where = "there more than once" if part == owner else f"in {owner} too"
         said = f"{count} images of {part} are {where} ({some})"
         if dropped and part in DROPPED:

@@ -10,6 +10,8 @@ Orientation tags are obeyed, transparency is laid on a background, and of a sequ
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -144,7 +146,8 @@ def values_of(content: bytes, most: int, max_pixels: int) -> Floats:
 def has_image_suffix(name: str) -> bool:
     """Whether a file's name says that it is an image."""
     suffix = Path(name).suffix.lower()
-    return suffix in _pillow().registered_extensions() or suffix in (".heic", ".heif", ".npy")
+    known = _pillow().registered_extensions().get(suffix) in FORMATS
+    return known or suffix in (".heic", ".heif", ".npy")
 
 
 # ---- what a file is -----------------------------------------------------------------------------
@@ -157,6 +160,9 @@ def _pillow() -> Any:
 
     Image.init()  # its rarer formats too
     Image.MAX_IMAGE_PIXELS = None
+    # What is wrong with a file is said by us, beside its name
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         import pillow_heif  # type: ignore[import-untyped]
     except ImportError:

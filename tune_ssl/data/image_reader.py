@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, first_line
 from tune_ssl.base.progress import progress
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.folder import LISTED, ImageFile, first_names
@@ -229,6 +229,8 @@ def reason_of(error: Exception, size: int) -> str:
         return str(error)
     if isinstance(error, NoImage):
         return f"is {error}"
+    if isinstance(error, OSError):
+        return first_line(error)
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {text[:160]}"
 

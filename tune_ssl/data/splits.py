@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,49 @@ def make_split(
     Raises:
         UserError: the budget is larger than the pool, or leaves a class without a label.
     """
+    try:
+        return _drawn(labels, class_names, spec, seed, has_val)
+    except _Unbalanced as error:
+        way = _way_out(labels, class_names, spec, seed, has_val)
+        raise UserError(replace(p, text=p.text + way) for p in error.problems) from None
+
+
+class _Unbalanced(UserError):
+    """A budget that the classes' sizes do not allow, where another way of drawing may do."""
+
+
+def _way_out(
+    labels: Ints, class_names: Sequence[str], spec: DataSpec, seed: int, has_val: bool
+) -> str:
+    """What of `data` works instead, as the end of a sentence: it was tried."""
+    asked = spec.num_labels or round((spec.labeled_ratio or 1) * len(labels))
+    ways: list[dict[str, Any]] = [{"split": "stratified"}]
+    pool = len(labels) - (0 if has_val else _nearest(spec.val_ratio * len(labels)))
+    for share in (1, 1.5, 2, 4, 8, 16, 32):
+        ratio = min(1.0, math.ceil(1e4 * share * asked / max(1, pool)) / 1e4)
+        ways.append({"split": "stratified", "num_labels": None, "labeled_ratio": ratio})
+    for way in ways:
+        tried = spec.model_copy(update=way)
+        if tried == spec:
+            continue
+        try:
+            found = _drawn(labels, class_names, tried, seed, has_val)
+        except UserError:
+            continue
+        count = len(found.labeled) + (len(found.validation) if spec.validation != "split" else 0)
+        if "labeled_ratio" not in way:
+            return f"; data.split=stratified takes {count}, of each class"
+        return (
+            f"; data.labeled_ratio={way['labeled_ratio']:g} takes {count} in the classes' own shares, at least one of "
+            "each"
+        )
+    return ""
+
+
+def _drawn(
+    labels: Ints, class_names: Sequence[str], spec: DataSpec, seed: int, has_val: bool
+) -> Split:
+    """`make_split` itself."""
     bits = np.random.PCG64(seed)
     val_order = _Order.draw(bits, len(labels), len(class_names))
     label_order = _Order.draw(bits, len(labels), len(class_names))
@@ -239,7 +282,7 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
                 f"is {value}, which takes up to {share} images per class, but in the training pool "
                 f"{first_names(short)}; at most {classes * int(counts.min())} can be balanced"
             )
-            raise UserError(Problem(text, key=key))
+            raise _Unbalanced(Problem(text, key=key))
     return budget
 
 
@@ -249,9 +292,8 @@ def _refuse_thin(spec: DataSpec, labels: Ints, class_names: Sequence[str], *, le
     if thin:
         key, value = _asked(spec)
         lack = "without a label" if least == 1 else "with fewer than 2 labels"
-        cure = "" if spec.split == "stratified" else ", or data.split: stratified"
-        text = f"is {value}, but leaves {first_names(thin)} {lack}; it takes more labels{cure}"
-        raise UserError(Problem(text, key=key))
+        text = f"is {value}, but leaves {first_names(thin)} {lack}; it takes more labels"
+        raise _Unbalanced(Problem(text, key=key))
 
 
 def _asked(spec: DataSpec) -> tuple[str, object]:

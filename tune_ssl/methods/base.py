@@ -61,6 +61,11 @@ class Stage(Generic[SpecT]):
     `Classifier`: where its encoder is frozen, they get the encoder's features, kept from earlier trials.
 
     `fits` says that the stage is not trained in steps: `fit` is called once, in the place of `step`.
+
+    `contrasts` says that a loss takes a step's other unlabeled images for different ones: each must be another
+    image, and there must be at least 2.
+
+    `idle` maps a diagnostic to a sentence: what a user must know where it was 0 from the first step to the last.
     """
 
     name: ClassVar[str] = "train"
@@ -71,6 +76,8 @@ class Stage(Generic[SpecT]):
     splits_batches: ClassVar[bool] = False
     on_features: ClassVar[bool] = False
     fits: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False
+    idle: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec

@@ -75,6 +75,9 @@ def _wrong_output(stage: Stage[Any], out: Any) -> Iterator[str]:
     for name in stage.floors:
         if name not in out.diagnostics:
             yield f"no diagnostic {name!r}, but the stage has a floor for it"
+    for name in stage.idle:
+        if name not in out.diagnostics:
+            yield f"no diagnostic {name!r}, but the stage's `idle` has a sentence for it"
 
 
 def _is_scalar(value: Any) -> bool:

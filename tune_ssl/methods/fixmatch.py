@@ -6,18 +6,21 @@ Shapes: N labeled, U = mu N unlabeled images, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import Fraction, LossSpec
+from tune_ssl.base.spec import Fraction, LossSpec, SupervisedLossSpec
 from tune_ssl.data.batch import Batch
 from tune_ssl.methods.base import Method, Network, Ratio, StepOutput
 from tune_ssl.methods.supervised import (
     LabeledView,
+    StrongView,
     SupervisedSpec,
     SupervisedStage,
+    WeakView,
     supervised_loss,
 )
 
@@ -33,7 +36,8 @@ else:
 class FixMatchSpec(SupervisedSpec):
     name: Literal["fixmatch"] = "fixmatch"  # type: ignore[assignment]
     labeled_view: LabeledView = "weak"
-    strong_view: Literal["weak", "strong", "randaugment"] = "randaugment"
+    weak_view: WeakView = "weak"
+    strong_view: StrongView = "randaugment"
     threshold: Fraction = Field(0.95, description="tau: least confidence of a pseudo-label")
 
 
@@ -42,10 +46,14 @@ SpecT = TypeVar("SpecT", bound=FixMatchSpec)
 
 class FixMatchStage(SupervisedStage[SpecT]):
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised", "consistency")
+    idle: ClassVar[Mapping[str, str]] = {
+        "mask_rate": "no unlabeled image was ever confident enough (method.threshold): the unlabeled images taught "
+        "nothing"
+    }
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
-        return ("weak", self.spec.strong_view)
+        return (self.spec.weak_view, self.spec.strong_view)
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         weak, strong = batch.unlabeled
@@ -53,7 +61,7 @@ class FixMatchStage(SupervisedStage[SpecT]):
         _, logits = network(torch.cat([batch.labeled[0], weak, strong]))
         logits_NK, weak_UK, strong_UK = logits.split([len(batch.labels_N), len(weak), len(strong)])
         losses = {
-            "supervised": supervised_loss(logits_NK, batch.labels_N),
+            "supervised": supervised_loss(logits_NK, batch.labels_N, batch.balance),
             "consistency": consistency(weak_UK, strong_UK, self.spec.threshold),
         }
         return StepOutput(
@@ -68,7 +76,7 @@ class FixMatchStage(SupervisedStage[SpecT]):
 class FixMatch(Method[FixMatchSpec]):
     name = "fixmatch"
     Spec = FixMatchSpec
-    losses = {"supervised": LossSpec(), "consistency": LossSpec()}
+    losses = {"supervised": SupervisedLossSpec(), "consistency": LossSpec()}
     stage_types = (FixMatchStage,)
     searched = {
         "optim.lr": {"log_uniform": [3e-4, 3e-2]},

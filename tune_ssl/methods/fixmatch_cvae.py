@@ -59,7 +59,7 @@ class PerturbationStage(Stage[FixMatchCVAESpec]):
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
-        return ("weak", self.spec.strong_view)
+        return (self.spec.weak_view, self.spec.strong_view)
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         return models.ConditionalVAE(task, self.spec.latent_dim, self.spec.width)

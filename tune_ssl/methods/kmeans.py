@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec
+from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Sample, Task
 from tune_ssl.methods.base import Method, Network, Prediction, StepOutput
-from tune_ssl.methods.supervised import SupervisedSpec, SupervisedStage, supervised_loss
+from tune_ssl.methods.supervised import (
+    StrongView,
+    SupervisedSpec,
+    SupervisedStage,
+    WeakView,
+    supervised_loss,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +41,12 @@ Temperature = Annotated[float, Field(gt=0)]
 
 class KMeansSpec(SupervisedSpec):
     name: Literal["kmeans"] = "kmeans"  # type: ignore[assignment]
+    weak_view: WeakView = "weak"
+    strong_view: StrongView = "strong"
     cluster_to_class: Literal["matched", "raw"] = "matched"
+    match_every: Size = Field(
+        10, description="steps from one assignment of clusters to classes to the next"
+    )
     centroid_init: Literal["labeled_means", "kmeans++", "random"] = "labeled_means"
     centroid_momentum: Fraction = Field(0.9, description="share of the old centroid in an update")
     cluster_all: bool = Field(False, description="labeled features update the centroids too")
@@ -52,7 +63,7 @@ class KMeansStage(SupervisedStage[SpecT]):
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
-        return ("weak", "strong")
+        return (self.spec.weak_view, self.spec.strong_view)
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         return models.ClusterClassifier(task, model)
@@ -77,10 +88,11 @@ class KMeansStage(SupervisedStage[SpecT]):
         clusters_UK = self.cluster_logits(network, weak_UD)
         targets_UK = self.assign(clusters_UK)
         if self.spec.cluster_to_class == "matched":
-            network.centroids.match(clusters_NK.argmax(dim=1), batch.labels_N)
+            found_N = clusters_NK.argmax(dim=1)
+            network.centroids.match(found_N, batch.labels_N, self.spec.match_every)
         order_K = network.centroids.cluster_of_class
         losses = {
-            "supervised": supervised_loss(logits_NK, batch.labels_N),
+            "supervised": supervised_loss(logits_NK, batch.labels_N, batch.balance),
             "cluster": F.cross_entropy(weak_UK, targets_UK[:, order_K]),
             "augmentation_consistency": augmentation_consistency(
                 weak_UK, strong_UK, self.spec.consistency_temperature
@@ -120,7 +132,7 @@ class KMeans(Method[KMeansSpec]):
     name = "kmeans"
     Spec = KMeansSpec
     losses = {
-        "supervised": LossSpec(),
+        "supervised": SupervisedLossSpec(),
         "cluster": LossSpec(ramp_up=0.4),
         "augmentation_consistency": LossSpec(),
     }

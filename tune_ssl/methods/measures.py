@@ -17,6 +17,7 @@ MEASURED: dict[str, dict[str, Literal["max", "min"] | None]] = {
         "macro_f1": "max",
         "calibration_error": "min",
         "loss": "min",
+        "classes": None,
     },
     "clusters": {
         "cluster_accuracy": "max",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, ModelSpec, Size
+from tune_ssl.base.spec import LossSpec, ModelSpec, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.transfer import (
@@ -86,6 +86,7 @@ class PretrainStage(Stage[SpecT]):
 
 class SimCLRPretrain(PretrainStage[SimCLRSpec]):
     loss_terms: ClassVar[tuple[str, ...]] = ("contrastive",)
+    contrasts: ClassVar[bool] = True
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         sizes = (self.spec.projector_hidden, self.spec.projector_dim)
@@ -104,7 +105,7 @@ class SimCLRPretrain(PretrainStage[SimCLRSpec]):
 class SimCLR(PretrainedMethod[SimCLRSpec]):
     name = "simclr"
     Spec = SimCLRSpec
-    losses = {"contrastive": LossSpec(), "supervised": LossSpec()}
+    losses = {"contrastive": LossSpec(), "supervised": SupervisedLossSpec()}
     optim_parts = OPTIM_PARTS
     stage_types = (SimCLRPretrain, FinetuneStage, LinearProbeStage)
     searched = {

@@ -1,10 +1,14 @@
 """Joint SimCLR (Keras example "Semi-supervised image classification using contrastive pretraining with
 SimCLR"): contrastive learning, while a linear probe learns on the side; then `finetune`.
 
+The example contrasts labeled and unlabeled images in one batch: there no image is in both. Here the unlabeled pool
+holds the labeled images too, so the contrast is of the unlabeled views alone: an image that came from both would have
+to repel its own copy.
+
 The probe reads detached features of the labeled images and has an optimizer of its own
 (`optim.probe`), so that it changes nothing of the encoder.
 
-Shapes: N labeled, U unlabeled images, M = N + U, D projected dimension, K classes.
+Shapes: N labeled, U unlabeled images, D projected dimension, K classes.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size
+from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.simclr import contrastive_accuracy, cosines, embedding_std
@@ -47,10 +51,11 @@ class JointStage(Stage[SimCLRJointSpec]):
     name = "joint"
     loss_terms: ClassVar[tuple[str, ...]] = ("contrastive", "probe")
     evaluators: ClassVar[tuple[str, ...]] = ("classifier", "knn")
+    contrasts: ClassVar[bool] = True
 
     @property
     def labeled_views(self) -> tuple[str, ...]:
-        return (self.spec.view, self.spec.view, self.spec.labeled_view)
+        return (self.spec.labeled_view,)
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
@@ -64,20 +69,18 @@ class JointStage(Stage[SimCLRJointSpec]):
         return {"probe": network.probe}
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
-        pairs = zip(batch.labeled[:2], batch.unlabeled, strict=True)
-        first, second = (torch.cat(pair) for pair in pairs)
-        first_MD, second_MD = network(torch.cat([first, second])).chunk(2)
+        first_UD, second_UD = network(torch.cat(batch.unlabeled)).chunk(2)
         network.encoder.eval()  # else BatchNorm's statistics would learn from the labeled images
-        logits_NK = network.probe(network.encoder(batch.labeled[2]).detach())
+        logits_NK = network.probe(network.encoder(batch.labeled[0]).detach())
         network.encoder.train()
         losses = {
-            "contrastive": info_nce(first_MD, second_MD, self.spec.temperature),
-            "probe": supervised_loss(logits_NK, batch.labels_N),
+            "contrastive": info_nce(first_UD, second_UD, self.spec.temperature),
+            "probe": supervised_loss(logits_NK, batch.labels_N, batch.balance),
         }
         diagnostics = {
-            "contrastive_accuracy": contrastive_accuracy(first_MD, second_MD),
+            "contrastive_accuracy": contrastive_accuracy(first_UD, second_UD),
             "probe_accuracy": (logits_NK.argmax(dim=1) == batch.labels_N).float().mean(),
-            "embedding_std": embedding_std(first_MD),
+            "embedding_std": embedding_std(first_UD),
         }
         return StepOutput(losses, diagnostics)
 
@@ -89,7 +92,11 @@ class JointStage(Stage[SimCLRJointSpec]):
 class SimCLRJoint(Method[SimCLRJointSpec]):
     name = "simclr_joint"
     Spec = SimCLRJointSpec
-    losses = {"contrastive": LossSpec(), "probe": LossSpec(), "supervised": LossSpec()}
+    losses = {
+        "contrastive": LossSpec(),
+        "probe": SupervisedLossSpec(),
+        "supervised": SupervisedLossSpec(),
+    }
     optim_parts = {"finetune": OptimPart(), "probe": OptimPart()}
     stage_types = (JointStage, FinetuneStage)
     searched = {
@@ -104,12 +111,12 @@ class SimCLRJoint(Method[SimCLRJointSpec]):
         return [stage(spec) for stage in types]
 
 
-def info_nce(first_MD: Tensor, second_MD: Tensor, temperature: float) -> Tensor:
-    """InfoNCE on the M x M cosine similarities between two views, mean of both directions.
+def info_nce(first_UD: Tensor, second_UD: Tensor, temperature: float) -> Tensor:
+    """InfoNCE on the U x U cosine similarities between two views, mean of both directions.
 
-    Each view's row is a classification problem: which of the M other views is of the same image?
-    Projections (M, D), T > 0; in float32. With one image the loss is 0.
+    Each view's row is a classification problem: which of the U other views is of the same image?
+    Projections (U, D), T > 0; in float32. With one image the loss is 0.
     """
-    similarity_MM = cosines(first_MD, second_MD) / temperature
-    own_M = torch.arange(len(first_MD), device=first_MD.device)
-    return (F.cross_entropy(similarity_MM, own_M) + F.cross_entropy(similarity_MM.T, own_M)) / 2
+    similarity_UU = cosines(first_UD, second_UD) / temperature
+    own_U = torch.arange(len(first_UD), device=first_UD.device)
+    return (F.cross_entropy(similarity_UU, own_U) + F.cross_entropy(similarity_UU.T, own_U)) / 2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size
+from tune_ssl.base.spec import LossSpec, ModelSpec, OptimPart, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
@@ -42,7 +42,7 @@ class SimSiamSpec(ContrastSpec):
     predictor_hidden: Size = 512
     predictor: bool = Field(True, description="false: the projection itself is compared")
     stop_gradient: bool = Field(True, description="false: the target learns too")
-    # BatchNorm keeps one outlier among V collapsed views: their std is about 2 / sqrt(V), not 0
+    # BatchNorm keeps one outlier among U collapsed views: their std is about 2 / sqrt(U), not 0
     collapse_below: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.5, description="embedding_std under which a run counts as collapsed; 0: never"
     )
@@ -60,9 +60,9 @@ class SimSiamPretrain(PretrainStage[SimSiamSpec]):
         return {"predictor": network.predictor}
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
-        projected = network(torch.cat(batch.unlabeled))
-        first_UD, second_UD = projected.chunk(2)
-        predicted_first_UD, predicted_second_UD = network.predictor(projected).chunk(2)
+        # Each view by itself, as in the authors' code: BatchNorm normalises over the images of one view
+        first_UD, second_UD = map(network, batch.unlabeled)
+        predicted_first_UD, predicted_second_UD = map(network.predictor, (first_UD, second_UD))
         if self.spec.stop_gradient:
             first_UD, second_UD = first_UD.detach(), second_UD.detach()
         loss = similarity(predicted_first_UD, second_UD) + similarity(predicted_second_UD, first_UD)
@@ -72,7 +72,7 @@ class SimSiamPretrain(PretrainStage[SimSiamSpec]):
 class SimSiam(PretrainedMethod[SimSiamSpec]):
     name = "simsiam"
     Spec = SimSiamSpec
-    losses = {"similarity": LossSpec(), "supervised": LossSpec()}
+    losses = {"similarity": LossSpec(), "supervised": SupervisedLossSpec()}
     optim_parts = {**OPTIM_PARTS, "predictor": OptimPart(schedule="constant")}
     stage_types = (SimSiamPretrain, FinetuneStage, LinearProbeStage)
     searched = TRANSFER_SEARCHED

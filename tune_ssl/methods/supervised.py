@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec
-from tune_ssl.data.batch import Batch, Task
+from tune_ssl.base.spec import MethodSpec, ModelSpec, SupervisedLossSpec
+from tune_ssl.data.batch import Balance, Batch, Task
 from tune_ssl.methods.base import Method, Network, Prediction, Stage, StepOutput
 
 if TYPE_CHECKING:
+    import torch
     import torch.nn.functional as F
     from torch import Tensor, nn
 
     from tune_ssl import models
 else:
+    torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
     models = LazyModule("tune_ssl.models")
 
 SpecT = TypeVar("SpecT", bound="SupervisedSpec")
 LabeledView = Literal["none", "weak", "strong", "randaugment", "joint_classification"]
+WeakView = Literal["none", "weak", "joint_classification"]
+StrongView = Literal["weak", "strong", "randaugment"]
 
 
 class SupervisedSpec(MethodSpec):
@@ -41,7 +45,8 @@ class SupervisedStage(Stage[SpecT]):
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         _, logits_NK = network(batch.labeled[0])
-        return StepOutput({"supervised": supervised_loss(logits_NK, batch.labels_N)}, {})
+        loss = supervised_loss(logits_NK, batch.labels_N, batch.balance)
+        return StepOutput({"supervised": loss}, {})
 
     def predict(self, network: Network, images: Tensor) -> Prediction:
         return Prediction(*network(images))
@@ -50,7 +55,7 @@ class SupervisedStage(Stage[SpecT]):
 class Supervised(Method[SupervisedSpec]):
     name = "supervised"
     Spec = SupervisedSpec
-    losses = {"supervised": LossSpec()}
+    losses = {"supervised": SupervisedLossSpec()}
     stage_types = (SupervisedStage,)
     searched = {
         "optim.lr": {"log_uniform": [3e-4, 3e-2]},
@@ -59,6 +64,30 @@ class Supervised(Method[SupervisedSpec]):
     }
 
 
-def supervised_loss(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (N, K) against labels (N,) in [0, K), in float32."""
-    return F.cross_entropy(logits_NK.float(), labels_N)
+def supervised_loss(logits_NK: Tensor, labels_N: Tensor, balance: Balance | None = None) -> Tensor:
+    """Mean cross-entropy of logits (N, K) against labels (N,) in [0, K), in float32.
+
+    With a balance: the mean over the batch of weights_K[label] * CE(logits + offsets_K, label). It is not divided by
+    the weights' sum, so that equal parts of a batch add up to the whole.
+    """
+    if balance is None:
+        return F.cross_entropy(logits_NK.float(), labels_N)
+    losses_N = F.cross_entropy(logits_NK.float() + balance.offsets_K, labels_N, reduction="none")
+    return (balance.weights_K[labels_N] * losses_N).mean()
+
+
+def balance_of(how: str, labels_N: Tensor, num_classes: int) -> Balance | None:
+    """What `losses.<term>.balance` asks for, of all labeled images: n_k of N in class k.
+
+    `class_weights`: weights proportional to 1 / n_k, with mean 1 over the images. `logit_adjustment`: offsets
+    log(n_k / N), equation 10 of Menon et al. 2021 (arXiv 2007.07314) with tau 1. A class without a label has weight 0,
+    and the offset of one with a single label.
+    """
+    if how == "none":
+        return None
+    counts_K = torch.bincount(labels_N, minlength=num_classes).float()
+    least_K = counts_K.clamp(min=1)
+    if how == "class_weights":
+        seen_K = (counts_K > 0).float()
+        return Balance(seen_K * len(labels_N) / seen_K.sum() / least_K, torch.zeros_like(counts_K))
+    return Balance(torch.ones_like(counts_K), (least_K / len(labels_N)).log())

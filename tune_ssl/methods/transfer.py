@@ -62,7 +62,8 @@ class FinetuneStage(Stage[SpecT]):
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         _, logits_NK = network(batch.labeled[0])
-        return StepOutput({"supervised": supervised_loss(logits_NK, batch.labels_N)}, {})
+        loss = supervised_loss(logits_NK, batch.labels_N, batch.balance)
+        return StepOutput({"supervised": loss}, {})
 
     def predict(self, network: Network, images: Tensor) -> Prediction:
         return Prediction(*network(images))

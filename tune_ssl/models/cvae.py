@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from math import ceil
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from tune_ssl.data.batch import Task
 
 LOG_VARIANCE = 8.0  # the largest log-variance, up or down
-SMALLEST = 4  # pixels; maps are halved until their side is no larger
+SMALLEST = 4  # pixels; maps are halved until both sides are no larger
 
 
 class Gaussian(NamedTuple):
@@ -38,18 +39,18 @@ class Gaussian(NamedTuple):
 class ConditionalVAE(nn.Module):
     """p(z | x), q(z | x, x~) and a U-Net g(x, z) that adds to x what z says.
 
-    Images are normalised floats (N, C, side, side) of the task's side; the output is not squashed.
+    Images are normalised floats (N, C, height, width) of the task's size; the output is not squashed.
     The prior and the decoder share their features of x. z modulates the maps of every scale and adds
     to the smallest one place by place. Behaves alike in training and evaluation.
     """
 
     def __init__(self, task: Task, latent_dim: int = 64, width: int = 32) -> None:
         super().__init__()
-        sides, widths = [task.image_size], [width]
-        while sides[-1] > SMALLEST:
-            sides.append((sides[-1] + 1) // 2)
+        (high, wide), widths = task.size, [width]
+        while max(high, wide) > SMALLEST:
+            high, wide = ceil(high / 2), ceil(wide / 2)
             widths.append(min(2 * widths[-1], 4 * width))
-        smallest = (widths[-1], sides[-1], sides[-1])
+        smallest = (widths[-1], high, wide)
         self.condition = _Pyramid(task.channels, widths)  # of x
         self.recognition = _Pyramid(2 * task.channels, widths)  # of x and x~
         self.prior_head = nn.Linear(math.prod(smallest), 2 * latent_dim)
@@ -136,7 +137,7 @@ def reconstruction_loss(reconstruction: Tensor, perturbed: Tensor) -> Tensor:
 
 
 class _Pyramid(nn.Module):
-    """Maps at every scale, from the full side to the smallest. GroupNorm only: no batch statistics.
+    """Maps at every scale, from the full size to the smallest. GroupNorm only: no batch statistics.
 
     The shortcuts are not normalised, so that brightness and contrast reach the smallest maps.
     """

@@ -1,6 +1,6 @@
 """Encoders: images (N, C, H, W) to features (N, encoder.out_dim).
 
-Every encoder takes 1 or 3 channels. A `small` stem keeps the resolution (3x3 convolution, no
+Every encoder takes any number of channels. A `small` stem keeps the resolution (3x3 convolution, no
 pooling, He et al. 2016 section 4.2); a `large` stem reduces it at once by 4.
 """
 
@@ -157,7 +157,10 @@ def _with_stem(network: Any, channels: int, stem: str) -> nn.Module:
 
 
 class WideResNet(nn.Module):
-    """WRN-28-2 (arXiv 1605.07146) as FixMatch uses it: pre-activation, leaky ReLU 0.1."""
+    """WRN-28-2 (arXiv 1605.07146) as FixMatch's own code has it: pre-activation, leaky ReLU 0.1, He's initial weights.
+
+    Only the first block's shortcut reads activated maps. BatchNorm's momentum is torch's.
+    """
 
     def __init__(self, channels: int, stem: str, depth: int = 28, widen: int = 2) -> None:
         super().__init__()
@@ -171,6 +174,7 @@ class WideResNet(nn.Module):
                     widths[g] if b == 0 else widths[g + 1],
                     widths[g + 1],
                     stride=2 if b == 0 and (g > 0 or stem == "large") else 1,
+                    activated=g == 0,
                 )
                 for g in range(3)
                 for b in range(blocks)
@@ -179,6 +183,9 @@ class WideResNet(nn.Module):
         self.norm = nn.BatchNorm2d(widths[-1])
         self.out_dim = widths[-1]
         self.blocks_per_stage = blocks
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # deviation sqrt(2 / (k x k x filters))
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         maps = nn.functional.leaky_relu(self.norm(self.groups(self.conv(images))), 0.1)
@@ -186,8 +193,11 @@ class WideResNet(nn.Module):
 
 
 class _WideBlock(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    """Where the shape changes, a convolution is the shortcut: of the input, or, if `activated`, of what conv1 reads."""
+
+    def __init__(self, before: int, after: int, stride: int, activated: bool) -> None:
         super().__init__()
+        self.activated = activated
         self.norm1 = nn.BatchNorm2d(before)
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(after)
@@ -197,7 +207,9 @@ class _WideBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         active = nn.functional.leaky_relu(self.norm1(maps), 0.1)
-        residual = maps if self.shortcut is None else self.shortcut(active)
+        residual = maps
+        if self.shortcut is not None:
+            residual = self.shortcut(active if self.activated else maps)
         out: Tensor = self.conv2(nn.functional.leaky_relu(self.norm2(self.conv1(active)), 0.1))
         return out + residual
 

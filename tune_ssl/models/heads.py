@@ -5,7 +5,7 @@ Shapes: N images, K classes = clusters, D feature dimension.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +101,16 @@ class ClusterClassifier(Classifier):
 
 
 class Centroids(nn.Module):
-    """K unit-length centroids and the class that each stands for; buffers, never optimized."""
+    """K unit-length centroids and the class that each stands for; buffers, never optimized.
+
+    `matches` counts the calls of `match`. `_matches` is the same number without a wait for the device; None where it
+    must be read from the buffer.
+    """
 
     centers_KD: Tensor
     cluster_of_class: Tensor
     counts_KK: Tensor
+    matches: Tensor
 
     def __init__(self, num_classes: int, feature_dim: int) -> None:
         super().__init__()
@@ -113,19 +118,22 @@ class Centroids(nn.Module):
         self.register_buffer("centers_KD", centers_KD)
         self.register_buffer("cluster_of_class", torch.arange(num_classes))
         self.register_buffer("counts_KK", torch.zeros(num_classes, num_classes))
+        self.register_buffer("matches", torch.zeros((), dtype=torch.int64))
+        self._matches: int | None = 0
 
     @torch.no_grad()
     def start(self, how: str, labeled_ND: Tensor, labels_N: Tensor, unlabeled_UD: Tensor) -> None:
         """Place the centroids: `labeled_means` per class, `kmeans++` over all, or `random` images.
 
-        Features are rows of length 1. A class without an image in the sample keeps its random place.
+        Features are rows of length 1. A class without an image in the sample keeps its random place, and so do
+        the last centroids where there are fewer images than centroids.
         """
         features_MD = torch.cat([labeled_ND, unlabeled_UD])
         if how == "labeled_means":
             one_hot_NK = nn.functional.one_hot(labels_N, len(self.centers_KD)).float()
             self.update(labeled_ND, one_hot_NK, momentum=0.0)
             return
-        num_clusters = len(self.centers_KD)
+        num_clusters = min(len(self.centers_KD), len(features_MD))
         if how == "random":
             chosen = torch.randperm(len(features_MD))[:num_clusters].to(features_MD.device)
             centers_KD = features_MD[chosen]
@@ -153,15 +161,33 @@ class Centroids(nn.Module):
         self.centers_KD.copy_(torch.where(mass_K[:, None] > 1e-6, moved_KD, self.centers_KD))
 
     @torch.no_grad()
-    def match(self, clusters_N: Tensor, labels_N: Tensor, memory: float = 0.99) -> None:
-        """Assign clusters to classes one to one, by decayed counts of labeled images (class, cluster)."""
+    def match(
+        self, clusters_N: Tensor, labels_N: Tensor, every: int = 1, memory: float = 0.99
+    ) -> None:
+        """Assign clusters to classes one to one, by decayed counts of labeled images (class, cluster).
+
+        Each call counts; the first one and every `every`-th after it assign, which waits for the device.
+        """
         from scipy.optimize import linear_sum_assignment
 
         self.counts_KK.mul_(memory)
         ones_N = torch.ones_like(labels_N, dtype=self.counts_KK.dtype)
         self.counts_KK.index_put_((labels_N, clusters_N), ones_N, accumulate=True)
+        before = int(self.matches) if self._matches is None else self._matches
+        self._matches = before + 1
+        self.matches += 1
+        if before % every:
+            return
         _, columns = linear_sum_assignment(self.counts_KK.cpu().numpy(), maximize=True)
         self.cluster_of_class.copy_(torch.from_numpy(columns))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **named: Any
+    ) -> None:
+        # An older model has none
+        state_dict.setdefault(f"{prefix}matches", torch.zeros_like(self.matches))
+        super()._load_from_state_dict(state_dict, prefix, *others, **named)
+        self._matches = None
 
 
 class ProjectorNetwork(nn.Module):

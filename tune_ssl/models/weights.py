@@ -78,7 +78,8 @@ def pinned(model: ModelSpec) -> ModelSpec:
 def load_weights(encoder: nn.Module, model: ModelSpec, channels: int) -> None:
     """Load what a pinned `model.weights` names into `encoder`, whole or not at all.
 
-    Weights of a first layer for 3 channels are summed for 1, position embeddings interpolated where timm can.
+    Weights of a first layer for 3 channels are summed for 1 and repeated for others, position embeddings interpolated
+    where timm can.
 
     Raises:
         UserError: it cannot be fetched or read, would run code, or is of another network.
@@ -110,6 +111,7 @@ def statistics(model: ModelSpec, channels: int) -> Statistics | None:
     """(mean, deviation) of each channel, in 0..1, that the weights were trained with; None: the data's own.
 
     `model.mean` and `model.std` go first, then what lies beside a saved model, then what timm says of the encoder.
+    Images with other channels than 3 take the mean over those of the weights for each channel.
     """
     if model.mean is not None and model.std is not None:
         found: Statistics = (tuple(model.mean), tuple(model.std))
@@ -120,10 +122,10 @@ def statistics(model: ModelSpec, channels: int) -> Statistics | None:
     mean, std = found
     if len(mean) == channels:
         return found
-    if channels == 1:
-        return (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) == 1:
         return mean * channels, std * channels
+    if channels == 1 or (channels != 3 and model.mean is None):
+        return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     text = f"has {len(mean)} channels, but the images have {channels}"
     raise UserError(Problem(text, "model.mean"))
 

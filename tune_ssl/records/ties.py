@@ -12,3 +12,12 @@ def half_width(images: float) -> float:
     than this are a tie. 0.096 for 200 images, 0.019 for 5,000; nan where their number is not known.
     """
     return math.sqrt(math.log(40) / (2 * images)) if images and images > 0 else math.nan
+
+
+def at_chance(share: float, low: float, classes: int, images: int) -> bool:
+    """Whether a mean-class accuracy is what guessing gives: its interval reaches down to 1 / classes, or it lies within
+    two standard errors of that on so many images.
+    """
+    level = 1 / max(1, classes)
+    spread = 2 * math.sqrt(level * (1 - level) / max(1, images))
+    return low <= level or share <= level + spread

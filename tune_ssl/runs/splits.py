@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
-from tune_ssl.data.splits import make_split
+from tune_ssl.data.folder import first_names
+from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
 from tune_ssl.models import TIMM
 from tune_ssl.records import log
@@ -19,6 +22,7 @@ from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import override
 
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
+FEW_OF_A_CLASS = 5  # likewise, of which one image is 20 points of its class
 
 
 def check_data(
@@ -100,8 +104,29 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     lines = list(dict.fromkeys(line for store in unique.values() for line in store.remarks()))
     for condition in {c.cell: c for c in study.conditions}.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
-        count = validation_count(store, condition, seed)
-        labels = len(_split(store, condition, seed).labeled)
+        split = _split(store, condition, seed)
+        count, labels = validation_count(store, condition, seed), len(split.labeled)
+        per_class = _validation_counts(store, split)
+        thin = {
+            name: int(n)
+            for name, n in zip(store.class_names, per_class, strict=True)
+            if 0 < n < FEW_OF_A_CLASS
+        }
+        absent = [n for n, k in zip(store.class_names, per_class, strict=True) if not k]
+        if absent:
+            present = len(store.class_names) - len(absent)
+            lines.append(
+                f"{condition.cell}: {first_names(absent)} without validation image: mean_class_accuracy averages "
+                f"{present} of {len(store.class_names)} classes"
+            )
+        if thin:
+            least = min(thin, key=lambda name: thin[name])
+            jump = 100 / thin[least] / (len(store.class_names) - len(absent))
+            few = first_names([f"{name} {n}" for name, n in thin.items()])
+            lines.append(
+                f"{condition.cell}: few validation images of a class ({few}): one image of {least} moves "
+                f"mean_class_accuracy by {jump:.0f} points"
+            )
         points = 100 * half_width(count)
         if count < FEW_VALIDATION:
             lines.append(
@@ -114,6 +139,15 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
                 "data.validation=within_budget takes them out of the budget"
             )
     return lines
+
+
+def _validation_counts(store: Store, split: Split) -> Any:
+    """Validation images of each class, (K,)."""
+    if split.validation_part == "val" and store.val is not None:
+        labels = store.val.labels
+    else:
+        labels = store.train.labels[split.validation]
+    return np.bincount(labels, minlength=len(store.class_names))
 
 
 def record_splits(
@@ -145,7 +179,7 @@ def validation_count(store: Store, condition: Condition, seed: int) -> int:
     return len(_split(store, condition, seed).validation)
 
 
-def _split(store: Store, condition: Condition, seed: int) -> Any:
+def _split(store: Store, condition: Condition, seed: int) -> Split:
     spec = condition.spec.model_copy(update={"seed": seed})
     return make_split(
         store.train.labels,

@@ -115,6 +115,7 @@ def classifier(subject: Subject) -> dict[str, float]:
             logits_NK.softmax(dim=1).numpy(), labels_N
         ),
         "loss": float(nn.functional.cross_entropy(logits_NK, torch.from_numpy(labels_N))),
+        "classes": float(len(set(labels_N.tolist()))),
     }
 
 

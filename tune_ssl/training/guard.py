@@ -1,18 +1,24 @@
-"""What ends a run early: values that are not finite, and embeddings that collapse."""
+"""What ends a run early: values that are not finite or grow without bound, and embeddings that collapse."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 GRADIENT = "gradient"
+AT_ONCE, LATER = 1e6, 1e3  # times 1 + what a loss was at first: without bound
 
 
 class Diverged(ArithmeticError):
-    """A loss term or the gradient's norm stopped being finite: `quantity` first, at `step`."""
+    """A loss term or the gradient's norm stopped being finite: `quantity` first, at `step`.
 
-    def __init__(self, quantity: str, step: int, value: float) -> None:
-        super().__init__(f"{quantity} is {value} at step {step}")
+    Or a term grew without bound: then `text` says so.
+    """
+
+    def __init__(self, quantity: str, step: int, value: float, text: str = "") -> None:
+        super().__init__(text or f"{quantity} is {value} at step {step}")
         self.quantity, self.step, self.value = quantity, step, value
         self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
 
@@ -32,12 +38,17 @@ class Guard:
     """Sums watched quantities and raises Diverged for the first one that is not finite.
 
     `every` steps it looks at the values: each look waits for the device, so a GPU looks seldom.
+
+    `limits` say above which mean over an interval each has grown without bound: AT_ONCE x (1 + its first value) in the
+    first interval, LATER x (1 + its mean in the first one) from then on. `intervals` counts those that passed.
     """
 
     def __init__(self, names: tuple[str, ...], every: int) -> None:
         self.names, self.every = names, every
         self.pending: list[Tensor] = []
         self.sums = torch.zeros(len(names), dtype=torch.float64)
+        self.limits: list[float] = []
+        self.intervals = 0
 
     def add(self, values: Tensor, step: int) -> None:
         """`values` (len(names),) of the optimizer step that made the count `step`."""
@@ -56,6 +67,22 @@ class Guard:
             row, column = bad[0].tolist()
             raise Diverged(self.names[column], first + row, float(rows[row, column]))
         self.sums += rows.sum(dim=0)
+        if not self.limits:
+            self.limits = (AT_ONCE * (1 + rows[0].abs())).tolist()
+
+    def take_means(self, count: int, step: int, watched: Collection[str]) -> list[float]:
+        """Means over the `count` steps since the last call. Raises Diverged where a watched one is over its limit."""
+        means: Tensor = self.take_sums() / count
+        for name, value, limit in zip(self.names, means.tolist(), self.limits, strict=False):
+            if name in watched and value > limit:
+                text = f"loss {name} is {value:.3g} at step {step}: it grew without bound"
+                raise Diverged(name, step, value, text)
+        if self.limits:
+            self.intervals += 1
+        if self.intervals == 1:
+            self.limits = (LATER * (1 + means.abs())).tolist()
+        found: list[float] = means.tolist()
+        return found
 
     def take_sums(self) -> Tensor:
         sums, self.sums = self.sums, torch.zeros_like(self.sums)

@@ -34,6 +34,7 @@ from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
 from tune_ssl.training.evaluation import evaluate, outputs
 from tune_ssl.training.features import FrozenFeatures
 from tune_ssl.training.guard import Collapsed, Diverged
+from tune_ssl.training.rehearsal import known_failure
 from tune_ssl.training.stepper import Stepper
 
 __all__ = ["Collapsed", "Diverged", "Report", "Trained", "train"]
@@ -66,7 +67,7 @@ class Report:
     what to compare trials on, in the study's mode, while `result` lacks its metric. `waited` are those of the
     `seconds` that passed while another process trained what this trial reuses. `snapshot()` is all that
     `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
-    the weights are those of another trial's pretraining.
+    the weights are those of another trial's pretraining. `notes` say at a stage's end what taught nothing in it.
     """
 
     stage: str
@@ -81,6 +82,7 @@ class Report:
     waited: float
     trained: Trained
     snapshot: Callable[[], dict[str, Any]] | None
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -220,11 +222,14 @@ def train(
                     **spent,
                     trained=trained,
                     snapshot=None if reused else snapshot,
+                    notes=tuple(stepper.idle()) if stepper.step == steps else (),
                 )
         except (Diverged, Collapsed) as error:
             error.images_seen = images_before + stepper.images_seen
             error.seconds, error.waited = clock.seconds, clock.waited
             raise
+        except ValueError as error:
+            raise known_failure(error, spec) or error from error
         network = stepper.averaged.requires_grad_(True)
         steps_before += steps
         evaluations_before += len(targets)

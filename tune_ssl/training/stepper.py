@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tune_ssl.data.batch import Batch
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.spec import SupervisedLossSpec
+from tune_ssl.data.batch import Balance, Batch
 from tune_ssl.data.loading import Data, Loader
 from tune_ssl.methods.base import Ratio, Stage
 from tune_ssl.methods.contract import check_output
+from tune_ssl.methods.supervised import balance_of
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_precision
 from tune_ssl.training.guard import GRADIENT, Collapsed, Guard
@@ -24,7 +27,8 @@ from tune_ssl.training.schedules import ema_decay, learning_rate, ramp_up
 class Stepper:
     """Everything that changes while a stage trains; `state` and `load` carry it over an interruption.
 
-    `steps` are the stage's own, `before` those of the stages before it.
+    `steps` are the stage's own, `before` those of the stages before it. UserError where the stage contrasts images, and
+    a step has too few of them, or one of them twice.
     """
 
     def __init__(
@@ -48,11 +52,16 @@ class Stepper:
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
+        if stage.contrasts:
+            check_contrast(spec, self.loader)
         self.weights = dict(spec.losses.items())
+        self.balance = self._balance(data)
         self.parts = spec.compute.accumulate
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
         self.diagnostics: dict[str, Tensor] = {}  # sums over steps of (part, whole)
         self.reported = 0
+        # Of each diagnostic that `stage.idle` watches, over all intervals
+        self.largest: dict[str, float] = {}
 
     @property
     def averaged(self) -> nn.Module:
@@ -103,7 +112,7 @@ class Stepper:
         factors = self.factors(progress)
         for optim, optimizer in self.optimizers.values():
             set_rate(optimizer, optim.lr * learning_rate(progress, optim.schedule, optim.warmup))
-        batch = self.loader.next()
+        batch = self.loader.next()._replace(balance=self.balance)
         if self.channels_last:
             batch = batch._replace(
                 labeled=tuple(map(to_channels_last, batch.labeled)),
@@ -166,29 +175,39 @@ class Stepper:
     def take_means(self) -> dict[str, float]:
         """Mean losses and diagnostics since the last call, and the schedule's values at this step.
 
-        Raises Diverged as `advance` does, and Collapsed where a diagnostic is under its floor.
+        Raises Diverged as `advance` does, and where a term grew without bound; Collapsed where a diagnostic is under
+        its floor.
         """
         self.guard.check(self.before + self.step)
         count = max(self.step - self.reported, 1)
-        means = self.guard.take_sums() / count
-        values = {
-            f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means.tolist(), strict=False)
-        }
+        counted = [t for t in self.stage.loss_terms if self.weights[t].weight > 0]
+        means = self.guard.take_means(count, self.before + self.step, counted)
+        values = {f"loss/{t}": v for t, v in zip(self.stage.loss_terms, means, strict=False)}
         factors = self.factors(self.step / self.steps)
         values |= {f"weight/{term}": factor for term, factor in factors.items()}
         values["loss/total"] = sum(factors[t] * values[f"loss/{t}"] for t in self.stage.loss_terms)
-        values["gradient_norm"] = float(means[-1])
+        values["gradient_norm"] = means[-1]
         for part, (_, optimizer) in self.optimizers.items():
             top = optimizer.param_groups[0]  # the group next to the head comes first
             values[f"lr/{part}" if part else "lr"] = top["lr"] / top["lr_scale"]
         sums = {name: both.tolist() for name, both in self.diagnostics.items()}
         values |= {f"diag/{n}": part / whole if whole else nan for n, (part, whole) in sums.items()}
+        for name in self.stage.idle:
+            if name in sums:
+                value = values[f"diag/{name}"]
+                self.largest[name] = max(
+                    self.largest.get(name, 0.0), 0.0 if isnan(value) else value
+                )
         first, self.reported, self.diagnostics = self.reported + 1, self.step, {}
         for name, floor in self.stage.floors.items():
             if values[f"diag/{name}"] < floor:
                 at = (self.before + first, self.before + self.step)
                 raise Collapsed(name, values[f"diag/{name}"], floor, *at)
         return values
+
+    def idle(self) -> list[str]:
+        """The stage's sentences on diagnostics that were 0 in every interval so far."""
+        return [text for name, text in self.stage.idle.items() if self.largest.get(name) == 0]
 
     def state(self) -> dict[str, Any]:
         """Everything as tensors and plain values, so that it loads without running code."""
@@ -198,6 +217,8 @@ class Stepper:
             "averaged": self.averaged.state_dict(),
             "optimizers": {part: o.state_dict() for part, (_, o) in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
+            "limits": {"values": self.guard.limits, "intervals": self.guard.intervals},
+            "largest": dict(self.largest),
             "loader": self.loader.state(),
             "rng": torch.get_rng_state(),
             "rng_gpu": torch.cuda.get_rng_state(self.device) if self._on_gpu else None,
@@ -210,10 +231,21 @@ class Stepper:
         for part, (_, optimizer) in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][part])
         self.scaler.load_state_dict(state["scaler"])
+        self.guard.limits = list(state["limits"]["values"])
+        self.guard.intervals = state["limits"]["intervals"]
+        self.largest = dict(state["largest"])
         self.loader.load(state["loader"])
         torch.set_rng_state(state["rng"])
         if self._on_gpu and state["rng_gpu"] is not None:
             torch.cuda.set_rng_state(state["rng_gpu"], self.device)
+
+    def _balance(self, data: Data) -> Balance | None:
+        """What the stage's supervised term asks for, of all labeled images."""
+        terms = [self.weights[term] for term in self.stage.loss_terms]
+        how = next((term.balance for term in terms if isinstance(term, SupervisedLossSpec)), "none")
+        labels_N = torch.from_numpy(data.sets.labeled.labels)
+        found = balance_of(how, labels_N, data.task.num_classes)
+        return found and Balance(*(part.to(self.device) for part in found))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision is torch.float32:
@@ -301,7 +333,25 @@ def split(batch: Batch, parts: int) -> list[Batch]:
         for views in (batch.labeled, batch.unlabeled)
     )
     labels, hidden = cut(batch.labels_N), cut(batch.hidden_labels_U)
-    return [Batch(*part) for part in zip(labeled, labels, unlabeled, hidden, strict=True)]
+    return [
+        Batch(*part, batch.balance) for part in zip(labeled, labels, unlabeled, hidden, strict=True)
+    ]
+
+
+def check_contrast(spec: TrialSpec, loader: Loader) -> None:
+    """UserError unless a step has at least 2 unlabeled images, each another one."""
+    step, pool = loader.unlabeled.size, len(loader.unlabeled.labels)
+    has = (
+        f"is {spec.data.mu}, so that a step has {step} unlabeled image{'s' * (step != 1)} (data.batch_size "
+        f"{spec.data.batch_size})"
+    )
+    if step < 2:
+        must = "must leave at least 2: each is a negative of the others"
+    elif step > pool:
+        must = f"must leave at most the {pool} there are: each is a negative of the others"
+    else:
+        return
+    raise UserError(Problem(f"{has}, but {must}", "data.mu"))
 
 
 def to_channels_last(images: Tensor) -> Tensor:

@@ -163,6 +163,8 @@ class JobStream:
                 self.pretrained.add(job.pretraining)
         if note := report.get("note"):
             self._tell_once(note)
+        for note in report.get("notes", ()):
+            self._tell_once(f"{job.condition}: {note} (first seen in {job.trial})")
         status = report["status"]
         if report.get("split") not in (None, job.split):
             reason = f"its worker drew split {report['split']}, the driver {job.split}"
@@ -200,6 +202,7 @@ class JobStream:
         value = result.get(self.context.study.settings.metric)
         more = {"accumulate": parts} if (parts := report.get("accumulate", 1)) != 1 else {}
         more |= {"waited": waited} if (waited := report.get("waited")) else {}
+        more |= {"notes": notes} if (notes := report.get("notes")) else {}
         self._event(
             job,
             status,

@@ -238,6 +238,7 @@ def _plain(report: loop.Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "waited": report.waited,
         "split": report.trained.data.split.digest,
+        **({"notes": list(report.notes)} if report.notes else {}),
     }
 
 

@@ -1,0 +1,95 @@
+"""`tune-ssl data`: images prepared, looked at, and what is kept of them listed and deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tune_ssl.cli.options import DataRoot, Debug, Overrides, Plugins, all_overrides
+
+app = typer.Typer(help="Prepare datasets, look at them, and clean up.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_stores(debug: Debug = False) -> None:
+    """What this machine keeps between runs: stores of images, features, pretrained networks."""
+    from datetime import datetime
+
+    from tune_ssl.data.kept import kept
+
+    found = kept()
+    console = Console(highlight=False, soft_wrap=True)
+    width = max((len(one.name) for one in found), default=0)
+    for one in found:
+        used = f"{datetime.fromtimestamp(one.used):%Y-%m-%d %H:%M}"
+        images = f"{one.images} images of {one.about}" if one.images else ""
+        line = f"{one.name:{width}}  {one.kind:8}  {one.size / 1e6:9,.1f} MB  used {used}  {images}"
+        console.print(line.rstrip(), markup=False)
+    total = sum(one.size for one in found) / 1e6
+    console.print(f"{len(found)} folders, {total:,.1f} MB", markup=False)
+
+
+@app.command()
+def clean(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names, as `data list` has them.")
+    ] = None,
+    unused: Annotated[
+        float | None, typer.Option("--unused", help="All that was not used for so many days.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Delete what this machine keeps: tune-ssl data clean --unused 30. It is made anew when needed."""
+    from tune_ssl.data.kept import delete
+
+    gone = delete(names or (), unused)
+    size = sum(one.size for one in gone) / 1e6
+    console = Console(highlight=False, soft_wrap=True)
+    for one in gone:
+        console.print(f"deleted: {one.kind} {one.name}", markup=False)
+    console.print(f"{len(gone)} folders, {size:,.1f} MB", markup=False)
+
+
+@app.command()
+def prepare(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
+    _show_store(study, all_overrides(overrides, data_root), plugin)
+
+
+@app.command()
+def info(
+    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    debug: Debug = False,
+) -> None:
+    """Show what a dataset's store holds; builds it if it is not there yet."""
+    _show_store(study, all_overrides(overrides, data_root), plugin)
+
+
+def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:
+    from tune_ssl.data.store import prepare as prepare_store
+    from tune_ssl.study.study import load_fixed
+
+    if study is not None and "=" in str(study):
+        texts, study = [str(study), *texts], None
+    loaded = load_fixed(study, texts, plugins or ())
+    console = Console(highlight=False, soft_wrap=True)
+    with loaded.placing():
+        store = prepare_store(loaded.fixed.data)
+    said = ("notes", "left_out", "skipped", "duplicates")
+    for key, value in store.info().items():
+        if key not in said:
+            console.print(f"{key}: {value}", markup=False)
+    for line in store.remarks():
+        console.print(f"note: {line}", markup=False)
