@@ -190,17 +190,20 @@ def test_data_that_is_gone_or_was_changed_is_refused(tmp_path, monkeypatch, caps
 
     changed = tmp_path / "images" / "train" / "dog" / "3.png"
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(changed)
-    monkeypatch.setattr("tune_ssl.data.loading._store", lambda spec: prepare(spec))
-    from tune_ssl.data.store import prepare
+    code, out, err = neighbors("f")
+    assert code == 0, "the images that the run began with are kept"
+    grid.unlink()
+    from tune_ssl.runs.folder import stores_of
 
+    shutil.rmtree(next(iter(stores_of(tmp_path / "runs" / "f").values()))[1])
     code, out, err = neighbors("f")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
-    assert err.startswith("the data of c0-confirm-s0 has digest ")
-    assert "now, but the model was trained on " in err
+    assert err.startswith("the data of c0-confirm-s0: folder has digest ")
+    assert "but the run began with " in err
     shutil.rmtree(tmp_path / "images")
     code, out, err = neighbors("f")
     assert (code, out) == (2, "")
-    assert err.startswith("the data of c0-confirm-s0: data.root is 'images', but has no folder")
+    assert err.startswith("the data of c0-confirm-s0: data.root is 'images', but there is no such")
     assert len(err.splitlines()) == 1 and not grid.exists()
 
 

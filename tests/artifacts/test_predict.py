@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.runs import run_here
+from tests.support.runs import called, run_here
 from tune_ssl.artifacts.model_files import load_model, read_card
-from tune_ssl.data.folder import decode_image
+from tune_ssl.data.image_files import Decoding, decode
 from tune_ssl.data.loading import load_data
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
@@ -169,18 +169,22 @@ def test_images_from_outside_are_decoded_as_a_folder_dataset_is(exported):
     written("out", "b/large.png", rng.integers(0, 256, (30, 41), dtype=np.uint8))
     written("out", "a/colour.jpg", rng.integers(0, 256, (9, 8, 3), dtype=np.uint8))
     written("out", "alpha.png", rng.integers(0, 256, (8, 12, 4), dtype=np.uint8))
-    written("out", "deep.tif", rng.integers(0, 65536, (8, 8), dtype=np.uint16))
     Path("out/.hidden.png").write_bytes(b"")
     Path("out/notes.txt").write_text("no image")
     shutil.copy("out/alpha.png", "unnamed")
-    code, out, _ = exported("predict", "model", "out", "unnamed", "out/alpha.png")
+    code, out, err = exported("predict", "model", "out", "unnamed", "out/alpha.png")
+    assert err.splitlines() == [
+        "out: left out: 1 files, hidden (.hidden.png)",
+        "out: left out: 1 files, no image by its content (notes.txt)",
+    ]
     found = rows(out)
-    names = ["out/a/colour.jpg", "out/alpha.png", "out/b/large.png", "out/deep.tif", "unnamed"]
+    names = ["out/a/colour.jpg", "out/alpha.png", "out/b/large.png", "unnamed"]
     assert code == 0 and sorted(row["path"] for row in found) == names
     model = load_model(Path("model"))
     data = load_data(model.spec.data, model.spec.split_seed, torch.device("cpu"))
     for row, shares_K in zip(found, columns(found), strict=True):
-        pixels = torch.from_numpy(decode_image(Path(row["path"]), 1, 8).copy())[None]
+        content = Path(row["path"]).read_bytes()
+        pixels = torch.from_numpy(decode(content, Decoding(1, 8)).copy())[None]
         with torch.no_grad():
             logits = model.stage.predict(model.network, data.normalize(pixels)).logits_NK
         assert np.abs(logits.softmax(dim=1).numpy()[0] - shares_K).max() < 1e-5
@@ -194,8 +198,7 @@ def test_an_unreadable_image_is_a_line_and_the_others_are_predicted(exported):
     assert (code, out) == (1, "predictions: p.csv (1 images)\n")
     assert err.splitlines() == [
         "images/empty.png cannot be read: is empty",
-        "images/text.jpg cannot be read: UnidentifiedImageError: cannot identify image file "
-        "'images/text.jpg'",
+        "images/text.jpg cannot be read: is no image by its content",
         "2 of 3 images cannot be read",
     ]
     assert [row["path"] for row in rows(Path("p.csv").read_text())] == ["images/good.png"]
@@ -267,6 +270,142 @@ def test_a_process_that_predicts_loads_neither_ray_nor_optuna_nor_pandas(exporte
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["predictions: p.csv (1 images)", "LOADED torch"]
+
+
+def test_a_text_in_a_folder_is_one_line_and_no_failure(exported):
+    written("images", "a.png", np.zeros((8, 8), np.uint8))
+    Path("images/notes.txt").write_text("no image")
+    code, out, err = exported("predict", "model", "images")
+    assert (code, len(rows(out))) == (0, 1)
+    assert err == "images: left out: 1 files, no image by its content (notes.txt)\n"
+
+
+def digit() -> np.ndarray:
+    """(8, 8), of which the network is sure, but for noise at its upper edge."""
+    from sklearn.datasets import load_digits
+
+    return np.round(load_digits().images[0] * (255 / 16)).astype(np.uint8)
+
+
+def test_turned_and_transparent_copies_are_classified_as_the_plain_file_is(exported):
+    plain = digit()
+    written("images", "a-plain.png", plain)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = Image.fromarray(plain).transpose(Image.Transpose.ROTATE_90)
+    turned.save("images/b-turned.png", exif=exif)
+    turned.save("images/b-turned.tif", exif=exif)
+    alpha = np.dstack([plain, plain, plain, np.full((8, 8), 255, np.uint8)])
+    written("images", "c-opaque.png", alpha)
+    framed = np.pad(alpha, ((0, 0), (4, 4), (0, 0)))  # transparent, and cut off
+    written("images", "d-framed.png", framed)
+    code, out, err = exported("predict", "model", "images")
+    assert (code, err) == (0, "")
+    found = columns(rows(out))
+    assert len(found) == 5 and np.abs(found - found[0]).max() < 1e-6
+
+
+def test_what_is_transparent_is_seen_as_the_background(exported):
+    plain = digit()
+    written("images", "a.png", np.where(np.arange(8) < 3, 255, plain).astype(np.uint8))
+    alpha = np.broadcast_to(np.where(np.arange(8) < 3, 0, 255), (8, 8)).astype(np.uint8)
+    written("images", "b.png", np.dstack([plain, alpha]))
+    found = columns(rows(exported("predict", "model", "images")[1]))
+    assert len(found) == 2 and np.abs(found[0] - found[1]).max() < 1e-6
+
+
+def test_a_gif_in_a_folder_is_classified_as_the_file_alone_is(exported):
+    Path("images").mkdir()
+    first, second = Image.fromarray(digit()), Image.new("L", (8, 8), 200)
+    first.save("images/a.gif", save_all=True, append_images=[second])
+    first.save("images/plain.png")
+    code, in_folder, err = exported("predict", "model", "images")
+    assert (code, err) == (0, "")
+    code, alone, _ = exported("predict", "model", "images/a.gif")
+    assert code == 0 and rows(alone) == rows(in_folder)[:1]
+    found = columns(rows(in_folder))
+    assert np.abs(found[0] - found[1]).max() < 1e-6, "its first picture"
+
+
+def test_the_csv_is_text_whatever_bytes_a_name_has(exported):
+    name = os.fsdecode(b"caf\xe9.png")
+    written("images", name, np.zeros((8, 8), np.uint8))
+    (Path("images") / os.fsdecode(b"bad\xff.png")).write_bytes(b"")
+    code, _, err = exported("predict", "model", "images", "-o", "p.csv")
+    assert code == 1
+    assert "images/bad\\xff.png cannot be read: is empty\n" in err
+    found = rows(Path("p.csv").read_bytes().decode("utf-8"))
+    assert [row["path"] for row in found] == ["images/caf\\xe9.png"]
+
+
+def test_an_image_of_more_than_8_bits_is_refused_by_a_network_that_never_saw_one(exported):
+    written("images", "deep.tif", np.full((8, 8), 40_000, np.uint16))
+    code, out, err = exported("predict", "model", "images")
+    assert (code, rows(out)) == (1, [])
+    assert err.splitlines()[0].startswith(
+        "images/deep.tif cannot be read: has more than 8 bits a channel, and no training image says "
+        "their range"
+    )
+
+
+# ---- a network of images with 16 bits ------------------------------------------------------------
+
+
+def frame(rng: np.random.Generator, warm: bool) -> np.ndarray:
+    """Counts within 7200..7610: a square of 7510, or of 7590 where it is warm."""
+    values = rng.integers(7200, 7400, (16, 16))
+    y, x = rng.integers(1, 7, 2)
+    values[y : y + 8, x : x + 8] = (7510, 7590)[warm] + rng.integers(-20, 20, (8, 8))
+    return values.astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def thermal(tmp_path_factory) -> Path:
+    """The folder of a network that tells cold from warm."""
+    folder = tmp_path_factory.mktemp("thermal")
+    rng = np.random.default_rng(0)
+    for index in range(80):
+        warm = index % 2 == 1
+        written(str(folder / "data" / ("cold", "warm")[warm]), f"{index}.png", frame(rng, warm))
+    body = (
+        f"fixed: {{data: {{dataset: folder, root: '{folder / 'data'}', batch_size: 16}}, "
+        "model: {feature_dim: 16, hidden_dim: 16}, method: {name: supervised, labeled_view: none}, "
+        "budget: {steps: 60, eval_every: 60}}\n"
+        "study: {num_trials: 1, finalists: 1, seeds: [0]}\n"
+    )
+    return run_here(folder, body) / "models" / "0"
+
+
+def test_16_bit_files_are_classified_by_the_range_that_the_training_images_had(
+    thermal, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(1)
+    for index in range(20):
+        written(
+            "new", f"{'warm' if index % 2 else 'cold'}-{index:02d}.png", frame(rng, index % 2 == 1)
+        )
+    written("new", "zz-hot.tif", np.full((16, 16), 65535, np.uint16))  # changes no other's range
+    code, out, err = called(monkeypatch, capsys, "predict", thermal, "new")
+    assert (code, err) == (0, "")
+    found = {row["path"]: row["class"] for row in rows(out)}
+    assert found.pop("new/zz-hot.tif") in ("cold", "warm")
+    assert len(found) == 20
+    assert np.mean([path.startswith(f"new/{name}") for path, name in found.items()]) >= 0.9
+    ((low, high),) = read_card(thermal).decoding["ranges"]
+    assert 7200 <= low < 7210 and 7600 < high <= 7610
+
+
+def test_a_16_bit_file_has_the_same_class_alone_as_in_a_folder(
+    thermal, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for index in range(4):
+        written("new", f"{index}.tif", frame(np.random.default_rng(index), index % 2 == 1))
+    _, whole, _ = called(monkeypatch, capsys, "predict", thermal, "new")
+    for index, row in enumerate(rows(whole)):
+        _, alone, _ = called(monkeypatch, capsys, "predict", thermal, f"new/{index}.tif")
+        assert np.abs(columns(rows(alone)) - columns([row])).max() < 1e-5
 
 
 def test_a_plugins_network_needs_its_plugin(exported, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_help_checks_and_the_schema_load_nothing_heavy(run, tmp_path):
         ("--help",): 0,
         ("search", "--help"): 0,
         ("check", "sound.yaml", "optim.lr=-1", "x=1"): 2,
-        ("check", "sound.yaml"): 0,
+        ("check", "sound.yaml", "--fast"): 0,
         ("check", "--schema"): 0,
         ("list",): 2,  # there is none
     }
@@ -81,7 +81,7 @@ def test_check_prints_every_problem_on_its_own_line_of_stderr(run):
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "override fixd.x=1: fixd.x is not a known key; did you mean 'fixed'? (known: data, model, "
-        "method, losses, optim, budget, compute, seed, fixed, conditions, search, ablate, compare, study)",
+        "method, losses, optim, views, budget, compute, seed, fixed, conditions, search, ablate, compare, study)",
         "override optim.weight_decay=-1: optim.weight_decay is -1, but must be at least 0",
     ]
 
@@ -107,11 +107,11 @@ def test_check_prints_a_schema_that_is_json(run):
         ),
         (
             ["data.dataset=folder"],
-            "sound.yaml:2: data.root is not set, but dataset 'folder' needs the folder that has",
+            "sound.yaml:2: data.root is not set, but dataset 'folder' needs the folder of the images, or data.labels",
         ),
         (
             ["data.dataset=folder", "data.root=missing"],
-            "override data.root=missing: data.root is 'missing', but has no folder train/",
+            "override data.root=missing: data.root is 'missing', but there is no such folder",
         ),
         (
             ["data.dataset=mnist", "data.root=missing"],
@@ -176,7 +176,7 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(run, monkeypat
         (["data", "info", "data.dataset=digit"], "did you mean 'digits'?"),
         (
             ["data", "prepare", "data.dataset=folder", "data.root=missing"],
-            "override data.root=missing: data.root is 'missing', but has no folder train/",
+            "override data.root=missing: data.root is 'missing', but there is no such folder",
         ),
         (
             ["data", "info", "sound.yaml", "data.dataset=folder"],

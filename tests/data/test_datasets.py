@@ -217,7 +217,7 @@ def test_a_channel_that_is_the_same_everywhere_is_said_and_gives_no_infinite_val
         Image.fromarray(values).save(file)
     store = built(root)
     assert store.remarks() == [
-        "channel 2 is the same in nearly all training images; it is not scaled"
+        "channel 2 is the same in nearly all training images, and not scaled"
     ]
     assert store.std[2] == 1 and 0 < store.std[0] < 0.5
 

@@ -256,9 +256,9 @@ def test_a_constant_channel_trains_as_if_it_were_not_there(view, flat_blue):
 
 
 def test_what_is_known_of_a_store_says_which_channel_never_changes(flat_blue):
-    note = store.prepare(flat_blue.data).info()["note"]
-    assert note == ("channel 2 is the same in nearly all training images; it is not scaled")
-    assert "note" not in store.prepare(small_spec().data).info()
+    remarks = store.prepare(flat_blue.data).remarks()
+    assert "channel 2 is the same in nearly all training images, and not scaled" in remarks
+    assert store.prepare(small_spec().data).remarks() == []
 
 
 # ---- the control of a pretraining ----------------------------------------------------------------

@@ -265,7 +265,7 @@ COLLAPSING = """
 fixed:
   data: {dataset: digits, batch_size: 16, num_labels: 20}
   model: {feature_dim: 16, hidden_dim: 16}
-  method: {name: simsiam, projector_hidden: 32, projector_dim: 32, predictor_hidden: 8, collapse_below: 0.7}
+  method: {name: simsiam, projector_hidden: 32, projector_dim: 32, predictor_hidden: 8, collapse_below: 0.8}
   optim: {lr: 0.05, finetune: {lr: 0.001}}
   budget: {steps: {pretrain: 30, finetune: 2}, eval_every: 10}
   compute: {cache: false}

@@ -10,6 +10,7 @@ EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 LONGEST = 80  # characters of a value in a message
+JOINER = "\u200d"  # within composed emoji
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def printable(text: str) -> str:
     """One line that moves no cursor and turns no direction: control and format characters as escapes."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    kept = (
+        c if c.isprintable() or c == JOINER else c.encode("unicode_escape").decode() for c in text
+    )
+    return "".join(kept)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -81,7 +81,7 @@ def build(dataset: Dataset, spec: DataSpec, listing: Listing | None, target: Pat
             source = source.without(_source_rows(source, copies.rows))
             written = _write(source, kind, temp, target)
             written.hashes = hashes | written.hashes
-        meta = _meta(dataset, spec, source, kind, written, record)
+        meta = _meta(dataset, spec, source, kind, written, record, listing)
         if listing is not None:
             with writing(target):
                 np.savez(temp / "files.npz", **_table(listing, written.hashes))  # type: ignore[arg-type]
@@ -200,6 +200,7 @@ def _meta(
     kind: str,
     written: Written,
     copies: dict[str, Any],
+    listing: Listing | None,
 ) -> dict[str, Any]:
     """What meta.json says. UserError for bad images that are refused, or a class of which none is left."""
     if source.bad and spec.on_bad_image == "refuse":
@@ -237,6 +238,7 @@ def _meta(
         "std": np.sqrt(np.maximum(variance, 0)).tolist(),
         "digest": written.digest,
         "root": spec.root or spec.labels,
+        "files_root": None if listing is None else str(listing.root.absolute()),
         "decoding": None if how is None else how.to_record(),
         "skipped": {shown_name(path): why for path, why in sorted(source.bad.items())},
         "left_out": {

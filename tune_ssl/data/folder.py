@@ -11,7 +11,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,10 +123,10 @@ def list_images(spec: DataSpec) -> Listing:
     if root is None:
         text = "is not set, but dataset 'folder' needs the folder of the images, or data.labels"
         raise UserError(Problem(text, "data.root"))
-    flat = not (root / "train").is_dir()
+    flat, roots = not (root / "train").is_dir(), _roots(spec)
     tops = {"train": root if flat else root / "train"}
     tops |= {part: root / part for part in PARTS[1:] if (root / part).is_dir()}
-    return list_parts(root, tops | _roots(spec), spec.class_depth)
+    return list_parts(root, tops | roots, spec.class_depth)
 
 
 def list_parts(root: Path, tops: Mapping[str, Path], depth: int = 1) -> Listing:
@@ -137,7 +137,11 @@ def list_parts(root: Path, tops: Mapping[str, Path], depth: int = 1) -> Listing:
     for part in LABELED:
         if part in tops:
             top = tops[part]
-            skip = PARTS if top == root else ()
+            others = [other for name, other in tops.items() if name != part]
+            inside = {
+                o.relative_to(top).parts[0] for o in others if o != top and o.is_relative_to(top)
+            }
+            skip = {*PARTS, *inside} if top == root else inside
             found[part] = _by_class(top, root, depth, skip, left_out)
             notes += _nested(found[part], part, depth)
     names = tuple(sorted(found["train"]))
@@ -190,7 +194,7 @@ def find_images(
             path = f"{name}/{entry.name}" if name else entry.name
             if why:
                 left_out.setdefault(why, []).append(path)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 todo.append((entry.path, path))
             else:
                 try:
@@ -245,7 +249,7 @@ def _roots(spec: DataSpec) -> dict[str, Path]:
 
 def _subfolders(path: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        return sorted(entry.name for entry in os.scandir(path) if _is_folder(entry))
     except OSError:
         return []
 
@@ -265,6 +269,13 @@ def _entries(folder: str | Path) -> Iterator[tuple[os.DirEntry[str], str]]:
         raise _unreadable(folder, error) from None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _unreadable(folder: str | Path, error: OSError) -> UserError:
     text = f"has a folder '{shown_name(str(folder))}' that cannot be read: {first_line(error)}"
     return UserError(Problem(text, "data.root"))
@@ -278,7 +289,7 @@ def _name_in(path: Path, root: Path) -> str:
 
 
 def _by_class(
-    top: Path, root: Path, depth: int, skip: tuple[str, ...], left_out: dict[str, list[str]]
+    top: Path, root: Path, depth: int, skip: Collection[str], left_out: dict[str, list[str]]
 ) -> dict[str, list[ImageFile]]:
     """Class -> its files, for the folders `depth` levels below `top`. Names that Unicode holds equal are one class."""
     found: dict[str, list[ImageFile]] = {}
@@ -288,7 +299,7 @@ def _by_class(
         for entry, why in _entries(folder):
             if level == 0 and entry.name in skip:
                 continue
-            if why or not entry.is_dir():
+            if why or not _is_folder(entry):
                 where = f"{_name_in(folder, root)}/{entry.name}".lstrip("/")
                 left_out.setdefault(why or "in no class folder", []).append(where)
                 continue
@@ -393,13 +404,16 @@ def _with_roots(listing: Listing, roots: Mapping[str, Path], depth: int) -> List
             text = f"is '{top}', which has {first_names(others)}, but the table has no such label"
             raise UserError(Problem(text, f"data.{part}_root"))
         sizes = [len(classes.get(name, ())) for name in listing.class_names]
-        files[part] = [f for name in listing.class_names for f in classes.get(name, ())]
-        labels[part] = np.repeat(np.arange(len(sizes)), sizes)
+        more = [f for name in listing.class_names for f in classes.get(name, ())]
+        files[part] = [*files.get(part, []), *more]
+        own = labels.get(part, np.zeros(0, np.int64))
+        labels[part] = np.concatenate([own, np.repeat(np.arange(len(sizes)), sizes)])
     return replace(listing, files=files, labels=labels, left_out=left_out)
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(FILE:line, the row) of a CSV or Parquet file. UserError where it cannot be read, or lacks a column."""
+    lines: list[int] = []
     try:
         if table.suffix.lower() in (".parquet", ".pq"):
             import pyarrow.parquet as parquet
@@ -412,7 +426,10 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 file.seek(0)
                 delimiter = max(",;\t", key=head.count)
                 reader = csv.DictReader(file, delimiter=delimiter)
-                rows, columns = list(reader), list(reader.fieldnames or [])
+                rows = [row for row in reader if lines.append(reader.line_num) is None]
+                columns = list(reader.fieldnames or [])
+            if any("\udc80" <= c <= "\udcff" for c in head) or "\0" in head:
+                raise ValueError("it is not UTF-8 text")
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
         text = f"is '{table}', which cannot be read: {first_line(error)}"
         raise UserError(Problem(text, "data.labels")) from None
@@ -421,8 +438,8 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             near = nearest(name, columns)
             text = f"is '{table}', but has no column {name}{near} (columns: {', '.join(map(str, columns))})"
             raise UserError(Problem(text, "data.labels"))
-    for number, row in enumerate(rows, 2):
-        yield f"{table}:{number}", row
+    for number, row in enumerate(rows):
+        yield f"{table}:{lines[number] if lines else number + 1}", row
 
 
 def _placed(row: Mapping[str, Any], base: Path) -> tuple[str, str, ImageFile]:
@@ -438,7 +455,7 @@ def _placed(row: Mapping[str, Any], base: Path) -> tuple[str, str, ImageFile]:
         raise ValueError(f"part is {shown(part)}, but must be one of: {', '.join(PARTS)}")
     if empty and part in LABELED:
         raise ValueError(f"label is missing, but part {part} needs one")
-    full = base / path
+    full = Path(os.path.normpath(base / path))
     try:
         info = full.stat()
     except OSError as error:

@@ -36,9 +36,11 @@ FORMATS = (
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 WIDE = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 ORIENTATION, BITS, SAMPLES, SAMPLE_FORMAT = 274, 258, 277, 339  # tags
+DESCRIPTION, PHOTOMETRIC, WHITE_IS_0 = 270, 262, 0
 PNG, NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MOST_PAGES = 16  # unnamed pages of a TIFF file that are taken for its channels
 MOST_BANDS = 64  # the last axis of an array is its channels where it is no longer than this, and the shortest
 GAP = (
     2.0  # a JPEG is decoded at the smallest scale that is at least so many times what is asked for
@@ -132,13 +134,15 @@ def decode(content: bytes, how: Decoding) -> Uint8s:
 
 
 def values_of(content: bytes, most: int, max_pixels: int) -> Floats:
-    """At most `most` evenly spaced finite pixels (m, C) of a wide file, as they are in the file."""
+    """At most `most` finite pixels, always the same ones, (m, C) of a wide file, as they are in the file."""
     image = _opened(io.BytesIO(content), content[:32], max_pixels)
     values_HWC, alpha_HW = _values(content, image)
     rows = values_HWC.reshape(-1, values_HWC.shape[2])
     if alpha_HW is not None:
         rows = rows[alpha_HW.ravel() > 0]
-    rows = rows[:: max(1, len(rows) // most)].astype(np.float64)
+    if len(rows) > most:  # by chance, for a step through the rows might see one column alone
+        rows = rows[np.random.default_rng(0).integers(0, len(rows), most)]
+    rows = rows.astype(np.float64)
     finite: Floats = rows[np.isfinite(rows).all(axis=1)]
     return finite
 
@@ -162,6 +166,7 @@ def _pillow() -> Any:
     Image.MAX_IMAGE_PIXELS = None
     # What is wrong with a file is said by us, beside its name
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         import pillow_heif  # type: ignore[import-untyped]
@@ -203,12 +208,32 @@ def _opened(file: Any, magic: bytes, max_pixels: int, name: str = "") -> Image.I
 
 def _header(image: Image.Image, magic: bytes) -> Header:
     width, height = image.size
-    # Of a PNG file Pillow would read all pixels to look for a tag behind them; of a TIFF file it gives the turned size
-    if image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info):
+    # Of a PNG file Pillow reads all pixels to find a tag behind them; of a TIFF file it gives the turned size
+    if image.format != "TIFF" and (image.format != "PNG" or _png_has_exif(image)):
         width, height = (height, width) if _orientation(image) >= 5 else (width, height)
     frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP", "PNG") else 1
     grey = image.mode in GREY or (_is_wide(image, magic) and magic[25] in (0, 4))
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB") or [0, 1, 0]).reshape(-1, 3)
+        grey = bool((palette == palette[:, :1]).all())
     return Header(1 if grey else 3, (width, height), _is_wide(image, magic), frames)
+
+
+def _png_has_exif(image: Image.Image) -> bool:
+    """Whether a chunk before or behind the pixels has EXIF tags; only the chunks' heads are read."""
+    file: Any = image.fp
+    before, at = file.tell(), len(PNG)
+    try:
+        while True:
+            file.seek(at)
+            head = file.read(8)
+            if len(head) < 8 or head[4:] == b"IEND":
+                return False
+            if head[4:] == b"eXIf":
+                return True
+            at += 12 + int.from_bytes(head[:4], "big")
+    finally:
+        file.seek(before)
 
 
 def _is_wide(image: Image.Image, magic: bytes) -> bool:
@@ -220,14 +245,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _cut_down(image: Any) -> bool:
-    """Whether a TIFF file has more than Pillow reads of it: bands, bits, or pictures that may be bands."""
+    """Whether a TIFF file has more than Pillow reads of it: bands, bits, or pages that are bands."""
     tags = image.tag_v2
     bits, kinds = tags.get(BITS) or (1,), tags.get(SAMPLE_FORMAT) or (1,)
     deep = max(bits) > 8 or any(kind != 1 for kind in kinds)
     whole = image.mode in WIDE and (max(bits) == 16 or kinds[0] in (2, 3))
     bands = {"LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4, "CMYK": 4, "YCbCr": 3, "LAB": 3}
     samples = tags.get(SAMPLES, 1)
-    return (deep and not whole) or samples != bands.get(image.mode, 1) or image.n_frames > 1
+    about = str(tags.get(DESCRIPTION, ""))
+    axes = about.startswith("ImageJ=") or "<OME" in about or '"shape"' in about
+    return (deep and not whole) or samples != bands.get(image.mode, 1) or axes
 
 
 def _check_pixels(size: tuple[int, int], most: int) -> None:
@@ -271,7 +298,8 @@ def _tiff_axes(tiff: Any) -> tuple[tuple[int, ...], int, str]:
     """
     axes, shape = tiff.series[0].axes, tiff.series[0].shape
     # Q is an axis that tifffile itself wrote without a name: perhaps channels, as in a .npy file
-    kept = "".join(a for a in axes if a in "YXSC" or (a == "Q" and len(axes) == 3))
+    some = len(axes) == 3 and min(shape[0], shape[-1]) <= MOST_PAGES
+    kept = "".join(a for a in axes if a in "YXSC" or (a == "Q" and some))
     sizes = dict(zip(axes, shape, strict=True))
     others = [a for a in axes if a not in kept]
     frames = int(np.prod([sizes[a] for a in others])) if others else 1
@@ -321,13 +349,13 @@ def _check_kind(dtype: Any) -> None:
 
 def _values(content: bytes, image: Image.Image | None) -> tuple[NDArray[Any], Floats | None]:
     """(H, W, C) as it is in the file, upright, and its alpha (H, W) in 0..1 where it has one."""
-    turn, alpha_at = 1, None
+    turn, alpha_at, multiplied = 1, None, False
     if content.startswith(NPY):
         values = np.load(io.BytesIO(content), allow_pickle=False)
         if values.ndim == 3 and _channels_last(values.shape) != values.shape:
             values = np.moveaxis(values, 0, -1)
     elif image is None:
-        values, turn, alpha_at = _tiff_values(content)
+        values, turn, alpha_at, multiplied = _tiff_values(content)
     elif content.startswith(PNG) and content[24] == 16 and image.mode not in WIDE:
         import torch
         from torchvision.io import decode_image  # type: ignore[import-untyped]
@@ -337,41 +365,77 @@ def _values(content: bytes, image: Image.Image | None) -> tuple[NDArray[Any], Fl
         alpha_at = values.shape[2] - 1 if values.shape[2] in (2, 4) else None
         turn = _orientation(image)
     else:
-        values, turn = np.asarray(image), _orientation(image)
+        values, turn = _grey_values(image), _orientation(image)
     _check_kind(values.dtype)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
     if values.ndim == 2:
         values = values[..., None]
-    return _without_alpha(TURNS.get(turn, np.asarray)(values), alpha_at)
+    return _without_alpha(TURNS.get(turn, np.asarray)(values), alpha_at, multiplied)
 
 
-def _tiff_values(content: bytes) -> tuple[NDArray[Any], int, int | None]:
-    """(H, W) or (H, W, C) of the first picture, the tag that turns it upright, and where its alpha is."""
+def _grey_values(image: Any) -> NDArray[Any]:
+    """A wide grey image as its file has it: Pillow stretches a PGM's values, and does not turn white-is-0 around."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    largest = image.tile[0][3][-1] if image.format == "PPM" and image.tile else 0
+    values = np.asarray(image)
+    if isinstance(largest, int) and largest > 255:
+        return np.rint(values * (largest / 65535)).astype(np.int32)
+    return _inverted(values) if tags.get(PHOTOMETRIC) == WHITE_IS_0 else values
+
+
+def _tiff_values(content: bytes) -> tuple[NDArray[Any], int, int | None, bool]:
+    """(H, W) or (H, W, C) of the first picture, the tag that turns it upright, where its alpha is, and whether the
+    colours are multiplied by it.
+    """
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
         shape, _, kept = _tiff_axes(tiff)
         series, page = tiff.series[0], tiff.pages.first
-        if len(kept) == page.ndim and set(series.axes) > set(kept):  # several pictures, each a page
-            values = page.asarray()
-        else:
-            values = series.asarray()
-            values = values[tuple(slice(None) if a in kept else 0 for a in series.axes)]
+        try:
+            if len(kept) == page.ndim and set(series.axes) > set(
+                kept
+            ):  # several pictures, each a page
+                values = page.asarray()
+            else:
+                values = series.asarray()
+                values = values[tuple(slice(None) if a in kept else 0 for a in series.axes)]
+        except (NotImplementedError, ValueError) as error:
+            if isinstance(error, NotImplementedError) or "COMPRESSION" in str(error):
+                text = "is packed in a way that needs: pip install imagecodecs"
+                raise BadImage(text) from None
+            raise
+        if page.tags.valueof(PHOTOMETRIC) == WHITE_IS_0:
+            values = _inverted(values)
         values = values.transpose([kept.index(a) for a in _bands_last(kept)])
         if values.ndim == 3 and not {*"SC"} & {*kept} and _channels_last(shape) != shape:
             values = np.moveaxis(values, 0, -1)
         samples = 1 if values.ndim == 2 else values.shape[2]
-        return values, int(page.tags.valueof(ORIENTATION, 1)), _tiff_alpha(page, samples)
+        at = _tiff_alpha(page, samples)
+        multiplied = at is not None and int(page.extrasamples[0]) == 1
+        return values, int(page.tags.valueof(ORIENTATION, 1)), at, multiplied
+
+
+def _inverted(values: NDArray[Any]) -> NDArray[Any]:
+    """Of a file in which 0 is white, as in 8 bits."""
+    if values.dtype.kind == "u":
+        return np.asarray(np.iinfo(values.dtype).max - values)
+    return ~values if values.dtype == np.bool_ else -values
 
 
 def _without_alpha(
-    values_HWC: NDArray[Any], alpha_at: int | None
+    values_HWC: NDArray[Any], alpha_at: int | None, multiplied: bool = False
 ) -> tuple[NDArray[Any], Floats | None]:
+    """The colours, and alpha in 0..1; `multiplied` says that the file has them multiplied already."""
     if alpha_at is None:
         return values_HWC, None
     whole = np.iinfo(values_HWC.dtype).max if values_HWC.dtype.kind in "ui" else 1
-    return values_HWC[..., :alpha_at], values_HWC[..., alpha_at].astype(np.float64) / whole
+    alpha_HW = values_HWC[..., alpha_at].astype(np.float64) / whole
+    colours = values_HWC[..., :alpha_at]
+    if multiplied:
+        colours = colours / np.where(alpha_HW > 0, alpha_HW, 1)[..., None]
+    return colours, alpha_HW
 
 
 def _measured(content: bytes, image: Image.Image | None, how: Decoding) -> Uint8s:
@@ -383,7 +447,7 @@ def _measured(content: bytes, image: Image.Image | None, how: Decoding) -> Uint8
     pixels_HWC = values_HWC
     if values_HWC.dtype != np.uint8 or (how.every and how.ranges):
         if how.ranges is None:
-            text = "has more than 8 bits a channel, and no training image says their range: set data.range"
+            text = "has more than 8 bits a channel, and no training image has: data.range says what 0 and 255 stand for"
             raise BadImage(text)
         pixels_HWC = scaled(values_HWC, how.ranges)
     if alpha_HW is not None:
@@ -417,6 +481,9 @@ def scaled(values_HWC: NDArray[Any], ranges: tuple[Range, ...]) -> Uint8s:
 def _photograph(image: Image.Image, how: Decoding) -> Uint8s:
     from PIL import ImageOps
 
+    if how.channels not in (1, 3):
+        channels = 1 if image.mode in GREY else 3
+        raise BadImage(f"has {channels} channels, but the other images have {how.channels}")
     if how.side is not None and image.format == "JPEG":
         width, height = image.size
         short = max(width, height) if how.resize == "pad" else min(width, height)
@@ -424,16 +491,13 @@ def _photograph(image: Image.Image, how: Decoding) -> Uint8s:
         image.draft(image.mode, (int(width * share), int(height * share)))
     image.load()
     image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        behind = _pillow().new("RGBA", image.size, how.background)
+        image = _pillow().alpha_composite(behind, image)
     mode = "L" if how.channels == 1 else "RGB"
     if image.mode != mode:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            behind = _pillow().new("RGBA", image.size, how.background)
-            image = _pillow().alpha_composite(behind, image)
         image = image.convert(mode)
-    if how.channels not in (1, 3):
-        channels = 1 if image.mode == "L" else 3
-        raise BadImage(f"has {channels} channels, but the other images have {how.channels}")
     if how.every and how.ranges:
         pixels = np.asarray(image)
         pixels = scaled(pixels[..., None] if pixels.ndim == 2 else pixels, how.ranges)

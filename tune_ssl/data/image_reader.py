@@ -82,7 +82,11 @@ class ImageReader:
                     with self._lock:
                         self.no_images[file.path] = str(error)
             except Exception as error:
-                self._note(file, error)
+                if isinstance(error, BadImage) or has_image_suffix(file.path):
+                    self._note(file, error)
+                else:  # a text that begins as some format does
+                    with self._lock:
+                        self.no_images[file.path] = f"no image ({reason_of(error, file.size)})"
             else:
                 with self._lock:
                     self.headers[file.path] = found
@@ -98,7 +102,11 @@ class ImageReader:
         ranges: tuple[Range, ...] | None = None
         if spec.range != "auto":
             ranges = ((spec.range[0], spec.range[1]),)
-        elif any(self.headers[f.path].wide for f in train if f.path in self.headers):
+        elif any(
+            self.headers[f.path].wide
+            for f in train
+            if f.path in self.headers and f.path not in self.bad
+        ):
             ranges = self._ranges(train, channels)
         return Decoding(
             channels=channels,
@@ -179,9 +187,10 @@ class ImageReader:
     def _channels(self) -> int:
         """1 where all are grey, 3 where some have colour; else what most of them have: the others are bad."""
         found = Counter(header.channels for header in self.headers.values())
-        if set(found) <= {1, 3}:
-            return 3 if 3 in found else 1
-        most = found.most_common(1)[0][0]
+        photos = found.pop(1, 0), found.pop(3, 0)
+        most, count = max(found.items(), key=lambda pair: (pair[1], pair[0]), default=(0, 0))
+        if sum(photos) >= count:
+            most = 3 if photos[1] else 1
         for path, header in self.headers.items():
             if header.channels != most and {header.channels, most} != {1, 3}:
                 self.bad[path] = f"has {header.channels} channels, but most images have {most}"
@@ -189,7 +198,11 @@ class ImageReader:
 
     def _ranges(self, train: Sequence[ImageFile], channels: int) -> tuple[Range, ...]:
         """What the wide files of the train part hold, but for outliers: of grey and colour one range for all."""
-        wide = [f for f in train if f.path in self.headers and self.headers[f.path].wide]
+        wide = [
+            f
+            for f in train
+            if f.path not in self.bad and f.path in self.headers and self.headers[f.path].wide
+        ]
         some = wide[:: max(1, -(-len(wide) // RANGE_FILES))]
 
         def one(file: ImageFile) -> NDArray[np.float64] | None:

@@ -237,7 +237,7 @@ class EndlessShuffle:
 class BalancedShuffle:
     """An endless walk in which each class comes equally often: its own shuffled walk gives the image.
 
-    Classes take turns in a new order each round, so that counts within a step differ by at most 1.
+    Counts within a step differ by at most 1; which classes have one more is a shuffled walk of its own.
     """
 
     def __init__(self, labels: Tensor, generator: Generator) -> None:
@@ -248,7 +248,11 @@ class BalancedShuffle:
 
     def draw(self, count: int, steps: int = 1) -> Tensor:
         """Positions (steps x count,), step by step."""
-        chosen = torch.cat([self.turns._step(count) for _ in range(steps)]).tolist()
+        whole, rest = divmod(count, len(self.rows))
+        every = torch.arange(len(self.rows)).repeat(whole)
+        chosen = torch.cat(
+            [torch.cat([every, self.turns._step(rest)]) for _ in range(steps)]
+        ).tolist()
         return torch.stack([self.rows[k][self.walks[k]._step(1)[0]] for k in chosen])
 
     def state(self) -> dict[str, Any]:

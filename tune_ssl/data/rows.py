@@ -41,7 +41,7 @@ class EncodedImages:
     def __getitem__(self, rows: Any) -> Uint8s:
         """uint8 of the same axes as an array's would have: a row number, a slice or row numbers (m,)."""
         if isinstance(rows, (int, np.integer)):
-            return self._decoded(int(rows))
+            return self._decoded(range(len(self))[rows])
         wanted = np.arange(len(self))[rows]
         out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
 

@@ -111,10 +111,12 @@ class Store:
             )
         same = [channel for channel, std in enumerate(self.meta["std"]) if std < LEAST_STD]
         if same:
-            channels = ", ".join(map(str, same))
-            lines.append(
-                f"channel {channels} is the same in nearly all training images; it is not scaled"
+            which = (
+                f"channel {same[0]} is"
+                if len(same) == 1
+                else f"channels {', '.join(map(str, same))} are"
             )
+            lines.append(f"{which} the same in nearly all training images, and not scaled")
         return [*lines, *self.meta["notes"]]
 
     def info(self) -> dict[str, Any]:
@@ -265,17 +267,19 @@ def _same_files(store: Store, listing: Listing) -> bool:
     mtimes = np.array([file.mtime_ns for file in every], np.int64)
     if len(mtimes) != len(table["mtimes"]):
         return False
-    touched = np.flatnonzero(mtimes != table["mtimes"]).tolist()
+    elsewhere = store.meta["files_root"] != str(listing.root.absolute())
+    touched = np.flatnonzero((mtimes != table["mtimes"]) | elsewhere).tolist()
     for at in progress(touched, "reading touched files", len(touched)):
         known = table["digests"][at].tobytes()
+        if known == bytes(16):  # it was no image, and has as many bytes as then
+            continue
         try:
             content = (listing.root / every[at].path).read_bytes()
         except OSError:
             return False
-        # What was not read then was no image, and may be one now
-        if known == bytes(16) or hash_of(content) != known:
+        if hash_of(content) != known:
             return False
-    if touched:
+    if touched and not elsewhere:
         with contextlib.suppress(OSError):
             write_atomically(
                 store.path / "files.npz",
