@@ -16,8 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec, OptimPart
-    from tune_ssl.data.batch import Batch, Task
+    from tune_ssl.base.spec import LossSpec, MethodSpec, ModelSpec, OptimPart, SupervisedLossSpec
+    from tune_ssl.data.batch import Balance, Batch, Sample, Task
     from tune_ssl.methods.base import Method, Network, Prediction, Ratio, Stage, StepOutput
     from tune_ssl.models import Classifier
     from tune_ssl.study.study import load_study
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Balance",
     "Batch",
     "Classifier",
     "LossSpec",
@@ -36,16 +37,24 @@ __all__ = [
     "OptimPart",
     "Prediction",
     "Ratio",
+    "Sample",
     "Stage",
     "StepOutput",
+    "SupervisedLossSpec",
     "Task",
     "load_study",
     "run_study",
     "train",
 ]
 _HOMES = {
-    "tune_ssl.base.spec": ("LossSpec", "MethodSpec", "ModelSpec", "OptimPart"),
-    "tune_ssl.data.batch": ("Batch", "Task"),
+    "tune_ssl.base.spec": (
+        "LossSpec",
+        "MethodSpec",
+        "ModelSpec",
+        "OptimPart",
+        "SupervisedLossSpec",
+    ),
+    "tune_ssl.data.batch": ("Balance", "Batch", "Sample", "Task"),
     "tune_ssl.methods.base": ("Method", "Network", "Prediction", "Ratio", "Stage", "StepOutput"),
     "tune_ssl.models": ("Classifier",),
     "tune_ssl.study.study": ("load_study",),

@@ -343,7 +343,7 @@ def test_an_image_of_more_than_8_bits_is_refused_by_a_network_that_never_saw_one
     code, out, err = exported("predict", "model", "images")
     assert (code, rows(out)) == (1, [])
     assert err.splitlines()[0].startswith(
-        "images/deep.tif cannot be read: has more than 8 bits a channel, and no training image says "
+        "images/deep.tif cannot be read: has more than 8 bits a channel, and no training image has: "
         "their range"
     )
 

@@ -429,7 +429,7 @@ def test_how_the_files_differ_from_those_of_a_store_is_counted(root):
     (root / "dog" / "10.png").unlink()
     for name in ("00", "01"):
         photo(root / "cat" / f"{name}.png", 98)
-    assert changes_since(store, spec_of(root)) == "1 more, 1 fewer, 2 changed or touched"
+    assert changes_since(store, spec_of(root)) == "1 more, 1 fewer, 2 changed"
     assert changes_since(prepare(DIGITS), DIGITS) == ""
 
 

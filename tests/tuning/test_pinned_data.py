@@ -103,7 +103,7 @@ def test_a_run_that_goes_on_says_that_its_folder_changed_and_uses_the_store_it_b
     began = stores_of(run)["all"]
     assert (stores["all"].digest, str(stores["all"].path)) == began
     assert changed_folders(study, stores) == [
-        "the images have changed since this run began (1 more, 1 fewer, 1 changed or touched): it goes on with those "
+        "the images have changed since this run began (1 more, 1 fewer, 1 changed): it goes on with those "
         f"of {began[1]}"
     ]
     shutil.rmtree(images)

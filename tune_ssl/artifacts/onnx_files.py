@@ -101,7 +101,20 @@ def usage(card: Card, difference: float) -> list[str]:
     mode, array = (
         ("L", "pixels[None, None]") if grey else ("RGB", "pixels.transpose(2, 0, 1)[None]")
     )
-    size = f"({width}, {card.image_size}), Image.Resampling.BILINEAR"
+    how = card.decoding or {}
+    kind = {"pad": "pad", "squash": "squash"}.get(how.get("resize", "crop"), "fit")
+    size = f"({width}, {card.image_size})"
+    upright = f'ImageOps.exif_transpose(Image.open("photo.png")).convert("{mode}")'
+    scaled = {
+        "fit": f"ImageOps.fit({upright}, {size}, Image.Resampling.BILINEAR)",
+        "pad": f'ImageOps.pad({upright}, {size}, Image.Resampling.BILINEAR, "{how.get("background")}")',
+        "squash": f"{upright}.resize({size}, Image.Resampling.BILINEAR)",
+    }[kind]
+    deep = how.get("ranges")
+    about = [
+        f"Values of images of more than 8 bits a channel become 0 to 255 between {deep} (one pair for all channels, or "
+        "one for each), which this example does not do."
+    ]
     return [
         "## How to use it without tune-ssl",
         "",
@@ -113,7 +126,7 @@ def usage(card: Card, difference: float) -> list[str]:
         "    import json, numpy, onnxruntime",
         "    from PIL import Image, ImageOps",
         f'    session = onnxruntime.InferenceSession("{ONNX}")',
-        f'    pixels = numpy.asarray(ImageOps.fit(Image.open("photo.png").convert("{mode}"), {size}))',
+        f"    pixels = numpy.asarray({scaled})",
         f'    probabilities, logits = session.run(None, {{"images": {array}}})',
         '    print(json.loads(session.get_modelmeta().custom_metadata_map["classes"])'
         "[probabilities[0].argmax()])",
@@ -121,6 +134,7 @@ def usage(card: Card, difference: float) -> list[str]:
         f"Its probabilities differ from those of `tune-ssl predict` by at most {difference:.1e}, measured on random "
         "images of this size.",
         "An image of another size is scaled by Pillow here, nearly but not exactly as `tune-ssl predict` scales it.",
+        *(about if deep else ()),
         "",
     ]
 

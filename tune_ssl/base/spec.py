@@ -57,6 +57,13 @@ class Spec(BaseModel):
     )
 
 
+OF_A_TRIAL = (
+    *("labeled_ratio", "num_labels", "split", "split_seed", "validation", "val_ratio"),
+    *("batch_size", "mu", "balanced", "flip"),
+)
+"""Keys of `data` that say what a trial does with the images, and not which they are."""
+
+
 class DataSpec(Spec):
     """Which images, and which of them are labeled."""
 
@@ -129,6 +136,10 @@ class DataSpec(Spec):
                 f"has store_size {self.store_size}, but must have at least image_size, {self.image_size}"
             )
         return self
+
+    def of_images(self) -> DataSpec:
+        """The keys that a store of images depends on; the others as they are by default."""
+        return self.model_copy(update={k: type(self).model_fields[k].default for k in OF_A_TRIAL})
 
     @property
     def stored_size(self) -> int | None:

@@ -145,9 +145,11 @@ def compare(
         _refuse_with_resume(given or name or data_root or no_cache, plugin)
         run = _run(resume, console, report, **options)
     else:
-        study, file = _comparison(given, all_overrides(None, data_root, no_cache), plugin, console)
+        study, file, stores = _comparison(
+            given, all_overrides(None, data_root, no_cache), plugin, console
+        )
         name = _run_name(name or study.settings.name, file or study.name)
-        run = _run(study, console, report, name=name, **options)
+        run = _run(study, console, report, name=name, stores=stores, **options)
     if confirm:
         _answer(run, console)
 
@@ -408,8 +410,9 @@ def _refuse_with_resume(given: object, plugin: list[Path] | None) -> None:
 
 def _comparison(
     given: list[str], more: list[str], plugin: list[Path] | None, console: Console
-) -> tuple[Any, str | None]:
-    """The study of `compare`'s arguments, with what was chosen said, and its file's name."""
+) -> tuple[Any, str | None, dict[str, Any]]:
+    """The study of `compare`'s arguments, with what was chosen said, its file's name, and its images."""
+    from tune_ssl.runs.splits import check_data
     from tune_ssl.study.proposal import load_comparison
     from tune_ssl.tuning.estimate import has_gpu, minutes, side_carried, why_no_weights
 
@@ -428,9 +431,10 @@ def _comparison(
         reachable=why_no_weights,
         side=side_carried,
     )
-    for line in (*lines, *minutes(study)):
+    stores = check_data(study)
+    for line in (*lines, *minutes(study, stores)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return study, path.stem if path else None
+    return study, path.stem if path else None, stores
 
 
 def _answer(run: Path, console: Console) -> None:

@@ -137,9 +137,9 @@ def list_parts(root: Path, tops: Mapping[str, Path], depth: int = 1) -> Listing:
     for part in LABELED:
         if part in tops:
             top = tops[part]
-            others = [other for name, other in tops.items() if name != part]
+            elsewhere = [other for name, other in tops.items() if name != part]
             inside = {
-                o.relative_to(top).parts[0] for o in others if o != top and o.is_relative_to(top)
+                o.relative_to(top).parts[0] for o in elsewhere if o != top and o.is_relative_to(top)
             }
             skip = {*PARTS, *inside} if top == root else inside
             found[part] = _by_class(top, root, depth, skip, left_out)
@@ -426,7 +426,10 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 file.seek(0)
                 delimiter = max(",;\t", key=head.count)
                 reader = csv.DictReader(file, delimiter=delimiter)
-                rows = [row for row in reader if lines.append(reader.line_num) is None]
+                rows = []
+                for row in reader:
+                    rows.append(row)
+                    lines.append(reader.line_num)
                 columns = list(reader.fieldnames or [])
             if any("\udc80" <= c <= "\udcff" for c in head) or "\0" in head:
                 raise ValueError("it is not UTF-8 text")

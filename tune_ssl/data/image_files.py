@@ -219,9 +219,9 @@ def _header(image: Image.Image, magic: bytes) -> Header:
     return Header(1 if grey else 3, (width, height), _is_wide(image, magic), frames)
 
 
-def _png_has_exif(image: Image.Image) -> bool:
+def _png_has_exif(image: Any) -> bool:
     """Whether a chunk before or behind the pixels has EXIF tags; only the chunks' heads are read."""
-    file: Any = image.fp
+    file = image.fp
     before, at = file.tell(), len(PNG)
     try:
         while True:

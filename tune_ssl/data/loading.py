@@ -30,7 +30,6 @@ from tune_ssl.data.splits import Split, make_split, stratified_rows
 from tune_ssl.data.store import Store, prepare
 
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
-PER_TRIAL = ("labeled_ratio", "num_labels", "split_seed")  # keys that no store depends on
 START_LABELED, START_UNLABELED = 512, 2048  # images that a stage starts from, at least
 START_EACH = 4  # likewise, for each class
 EVALUATED_PIXELS = 1 << 19  # likewise, for an evaluation: 512 images of 32 x 32
@@ -140,7 +139,7 @@ def load_data(
 
     `statistics` says what images of so many channels are normalised with; None: their own.
     """
-    store = store or _store(spec.model_copy(update=dict.fromkeys(PER_TRIAL)))
+    store = store or _store(spec.of_images())
     split = make_split(
         store.train.labels, store.class_names, spec, seed=seed, has_val=store.val is not None
     )

@@ -197,13 +197,21 @@ def changes_since(store: Store, spec: DataSpec) -> str:
     if dataset.listing is None or table is None:
         return ""
     names = bytes(table["names"]).split(b"\0")
-    known = dict(zip(names, zip(table["sizes"], table["mtimes"], strict=True), strict=True))
-    listed = [file for files in dataset.listing(spec).files.values() for file in files]
-    now = {os.fsencode(file.path): (file.size, file.mtime_ns) for file in listed}
+    known = dict(
+        zip(names, zip(table["sizes"], table["mtimes"], table["digests"], strict=True), strict=True)
+    )
+    listing = dataset.listing(spec)
+    listed = [file for files in listing.files.values() for file in files]
+    now = {os.fsencode(file.path): file for file in listed}
+    changed = 0
+    for name in set(now) & set(known):
+        size, mtime, digest = known[name]
+        if now[name].size != size or now[name].mtime_ns != mtime:
+            changed += not _holds(listing.root / now[name].path, digest.tobytes())
     counts = {
         "more": len(set(now) - set(known)),
         "fewer": len(set(known) - set(now)),
-        "changed or touched": sum(now[name] != known[name] for name in set(now) & set(known)),
+        "changed": changed,
     }
     return ", ".join(f"{count} {how}" for how, count in counts.items() if count)
 
@@ -270,14 +278,7 @@ def _same_files(store: Store, listing: Listing) -> bool:
     elsewhere = store.meta["files_root"] != str(listing.root.absolute())
     touched = np.flatnonzero((mtimes != table["mtimes"]) | elsewhere).tolist()
     for at in progress(touched, "reading touched files", len(touched)):
-        known = table["digests"][at].tobytes()
-        if known == bytes(16):  # it was no image, and has as many bytes as then
-            continue
-        try:
-            content = (listing.root / every[at].path).read_bytes()
-        except OSError:
-            return False
-        if hash_of(content) != known:
+        if not _holds(listing.root / every[at].path, table["digests"][at].tobytes()):
             return False
     if touched and not elsewhere:
         with contextlib.suppress(OSError):
@@ -286,6 +287,14 @@ def _same_files(store: Store, listing: Listing) -> bool:
                 lambda file: np.savez(file, **{**table, "mtimes": mtimes}),  # type: ignore[arg-type]
             )
     return True
+
+
+def _holds(path: Path, digest: bytes) -> bool:
+    """Whether a file has the bytes of that digest; zeros: it was no image, and of a size that it still has."""
+    try:
+        return digest == bytes(16) or hash_of(path.read_bytes()) == digest
+    except OSError:
+        return False
 
 
 def _files_of(path: Path) -> dict[str, Any] | None:

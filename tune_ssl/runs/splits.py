@@ -34,21 +34,24 @@ def check_data(
     """
     stores: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
-    opened: dict[str, Store] = {}  # by what several methods may share
+    opened: dict[str, Store] = {}  # by the keys that say which images they are
+    drawn: set[str] = set()  # by all keys of `data` that methods share
     for condition in study.conditions:
         try:
-            data = condition.spec.data.model_dump_json(exclude={"batch_size", "mu"})
-            if data not in opened:
+            spec = condition.spec.data
+            images = spec.of_images().model_dump_json()
+            if images not in opened:
                 pinned = began.get(condition.id) if began else None
-                spec = condition.spec.data
-                store = (
+                opened[images] = (
                     prepare(spec) if pinned is None else pinned_store(spec, pinned[1], pinned[0])
                 )
-                for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
+            store = stores[condition.id] = opened[images]
+            data = spec.model_dump_json(exclude={"batch_size", "mu"})
+            for seed in (*study.settings.tuning_seeds, *study.settings.seeds):
+                if data not in drawn:
                     _split(store, condition, seed)
-                opened[data] = store
-            stores[condition.id] = opened[data]
-            check_models(condition, opened[data])
+            drawn.add(data)
+            check_models(condition, store)
         except UserError as error:
             for problem in error.problems:
                 place = problem.where or study.where(problem.key, condition.method)

@@ -30,7 +30,11 @@ CHECKED = ("searcher", "sampler", "metric", "mode")  # still checked when anothe
 SEEDS = ("seed", "data.split_seed")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # What decides which images are labeled is the same for all trials of a condition.
-LABELING = ("dataset", "root", "labeled_ratio", "num_labels", "split", "validation", "val_ratio")
+LABELING = (
+    *("dataset", "root", "labels", "val_root", "test_root", "unlabeled_root", "class_depth"),
+    *("on_bad_image", "duplicates", "max_pixels"),
+    *("labeled_ratio", "num_labels", "split", "validation", "val_ratio"),
+)
 
 
 class Checks:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.data.store import Store
+from tune_ssl.data.store import Store, prepare
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
 
@@ -61,7 +61,8 @@ def rehearse_all(study: Study, stores: Mapping[str, Store]) -> list[str]:
             break
         done += 1
         try:
-            rehearse(spec, stores[condition.id])
+            same = spec.data.of_images() == condition.spec.data.of_images()
+            rehearse(spec, stores[condition.id] if same else prepare(spec.data))
         except UserError as error:
             for problem in error.problems:
                 where = problem.where or study.where(problem.key, condition.method)

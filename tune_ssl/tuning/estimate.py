@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from tune_ssl.data.batch import Task
 from tune_ssl.data.folder import list_images
 from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
-from tune_ssl.runs.splits import check_data
 from tune_ssl.study.domains import repeats_of, trials_of
 from tune_ssl.study.study import Condition, Study
 
@@ -72,9 +72,8 @@ def side_carried(fixed: dict[str, Any]) -> int:
     )
 
 
-def minutes(study: Study) -> list[str]:
+def minutes(study: Study, stores: Mapping[str, Store]) -> list[str]:
     """One sentence: how many trials of how many seconds, and how long they take together here."""
-    stores = check_data(study)
     settings = study.settings
     slots = max(1, int((os.cpu_count() or 1) // settings.cpus_per_trial))
     total, trials, kept = 0.0, 0, {}

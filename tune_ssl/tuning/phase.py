@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import UserError
-from tune_ssl.base.spec import digest
-from tune_ssl.data.store import Store
+from tune_ssl.base.spec import DataSpec, digest
+from tune_ssl.data.store import Store, prepare
 from tune_ssl.records import log
 from tune_ssl.records.ledger import OPEN, Ledger
 from tune_ssl.records.log import Record
@@ -36,6 +36,17 @@ class RunContext:
     writer: Writer
     checkpoints: Checkpoints
     tell: Callable[[str], None]
+    others: dict[str, Store] = field(default_factory=dict)
+
+    def store_of(self, condition: Condition, data: DataSpec) -> Store:
+        """The images of a trial: those of its condition, unless its config is about them (data.image_size)."""
+        images = data.of_images()
+        if images == condition.spec.data.of_images():
+            return self.stores[condition.id]
+        key = images.model_dump_json()
+        if key not in self.others:
+            self.others[key] = prepare(images)
+        return self.others[key]
 
     @property
     def ledger(self) -> Ledger:
@@ -85,8 +96,10 @@ class Phase:
         settings = context.study.settings
         try:
             spec = override(self.condition.spec, {**config, "seed": seed})
+            store = context.store_of(self.condition, spec.data)
         except UserError as error:  # both ends of each domain fit, but not each pair of values
             spec, unfit = self.condition.spec, "; ".join(map(str, error.problems))
+            store = context.stores[self.condition.id]
         return Job(
             trial=trial,
             phase=self.name,
@@ -105,8 +118,8 @@ class Phase:
             variant=variant,
             keep=keep,
             whole_at=whole_at,
-            data=context.stores[self.condition.id].digest,
-            store=str(context.stores[self.condition.id].path),
+            data=store.digest,
+            store=str(store.path),
             unfit=unfit,
             pretraining=shared_pretraining_key(spec),
             pretraining_steps=next(iter(spec.stage_steps().values())),

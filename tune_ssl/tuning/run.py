@@ -87,11 +87,13 @@ def run_study(
     address: str | None = None,
     verbose: bool = False,
     console: Console | None = None,
+    stores: dict[str, Store] | None = None,
 ) -> Path:
     """Run a study in a new run folder, or go on with the run of that name; returns the folder.
 
     It is searched and, with `confirm`, confirmed; with an `ablation` its rows are trained instead: of a run
-    the chosen configs are taken apart, of a new study its fixed part.
+    the chosen configs are taken apart, of a new study its fixed part. `stores` are a new study's images, where
+    `check_data` has found them already.
 
     Raises:
         UserError: unusable data, a name that is taken, a request no machine here can serve, a run on other
@@ -110,7 +112,7 @@ def run_study(
                 raise UserError(Problem(text, "search", str(study.source)))
             study, home = place_new(study, name, runs)
             run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
-            stores = check_data(study)
+            stores = stores or check_data(study)
             refuse_existing(run)
         else:
             home = find_home(study, runs)
