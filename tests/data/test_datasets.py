@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.image_folders import try_one
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.sets import build_sets
@@ -386,3 +387,10 @@ def test_imagenette_is_scaled_to_160_and_its_val_folder_is_the_test_part(tmp_pat
     assert store.train.images.shape == (6, 3, 160, 160)
     assert store.class_names == ("tench", "parachute")
     assert open_test(store).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_folder_of_any_kind_is_read_or_refused_and_no_image_is_lost_without_a_word(seed):
+    what, words = try_one(seed)
+    assert what in ("read", "refused") and words is not None, words
+    assert "Traceback" not in words
