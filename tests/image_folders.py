@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import DataSpec
+from tune_ssl.data.folder import list_images
 from tune_ssl.data.store import open_test, prepare
 
 NAMES = (
@@ -273,6 +274,7 @@ def try_one(seed: int) -> tuple[str, str]:
         meta = store.meta
         known = sum(meta["counts"].values()) + len(meta["skipped"])
         known += sum(kind["count"] for kind in meta["left_out"].values())
+        known += sum(len(paths) for paths in list_images(spec).left_out.values())
         equal = meta["duplicates"]["equal"]
         if spec.duplicates == "drop":
             known += sum(

@@ -338,13 +338,20 @@ def test_the_csv_is_text_whatever_bytes_a_name_has(exported):
     assert [row["path"] for row in found] == ["images/caf\\xe9.png"]
 
 
-def test_an_image_of_more_than_8_bits_is_refused_by_a_network_that_never_saw_one(exported):
-    written("images", "deep.tif", np.full((8, 8), 40_000, np.uint16))
+def test_an_image_of_16_bits_is_seen_as_in_8_and_a_float_is_refused_by_a_network_that_never_saw_one(
+    exported,
+):
+    written("images", "a.png", np.full((8, 8), 40_000, np.uint16))
+    written("images", "b.png", np.full((8, 8), 156, np.uint8))
     code, out, err = exported("predict", "model", "images")
+    first, second = rows(out)
+    assert (code, err) == (0, "")
+    assert first["confidence"] == second["confidence"]
+    np.save("images/deep.npy", np.full((8, 8), 0.5, np.float32))
+    code, out, err = exported("predict", "model", "images/deep.npy")
     assert (code, rows(out)) == (1, [])
     assert err.splitlines()[0].startswith(
-        "images/deep.tif cannot be read: has more than 8 bits a channel, and no training image has: "
-        "their range"
+        "images/deep.npy cannot be read: has more than 8 bits a channel, and no training image has: "
     )
 
 

@@ -90,6 +90,35 @@ def test_with_train_what_lies_beside_it_is_no_class(root, tmp_path):
     assert listed(root=root).class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("train, val", [("Train", "Val"), ("training", "validation")])
+def test_parts_of_other_names_are_no_classes_and_the_refusal_names_keys_that_work(
+    tmp_path, train, val
+):
+    root = tmp_path / "data"
+    pictures(*(root / part / name for part in (train, val) for name in ("cat", "dog")))
+    [text] = refused(root=root)
+    assert text == (
+        f"data.root is '{root}', whose folders are no classes: rename {train}/ train/, {val}/ val/, or give "
+        f"data.root={root / train} data.val_root={root / val}"
+    )
+    found = listed(root=root / train, val_root=root / val)
+    assert found.class_names == ("cat", "dog") and len(found.files["val"]) == 10
+
+
+def test_whole_numbers_with_gaps_in_a_parquet_file_are_classes_without_a_point(root, tmp_path):
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    labels = [0, 1, 0, 1, None, *[1] * (len(names) - 5)]
+    parquet.write_table(
+        pyarrow.table({"path": names, "label": [None if x is None else float(x) for x in labels]}),
+        tmp_path / "t.parquet",
+    )
+    found = listed(root=root, labels=tmp_path / "t.parquet")
+    assert found.class_names == ("0", "1") and len(found.files["unlabeled"]) == 1
+
+
 def test_the_other_parts_may_lie_elsewhere(root, tmp_path):
     for part in ("val", "test"):
         picture(tmp_path / part / "cat" / "a.png")
@@ -144,8 +173,9 @@ def test_folders_of_systems_and_what_is_hidden_are_no_images(root, tmp_path):
         (root / "dog" / name).write_bytes(b"x")
     store = built(tmp_path / "cache", root=root)
     assert store.class_names == ("cat", "dog") and sum(store.meta["counts"].values()) == 10
-    left_out = {reason: found["count"] for reason, found in store.meta["left_out"].items()}
+    left_out = {reason: len(paths) for reason, paths in listed(root=root).left_out.items()}
     assert left_out == {"thumbnails and system files": 8, "hidden": 3}
+    assert sum(line.startswith("left out") for line in store.remarks()) == 2
 
 
 def test_a_pipe_is_left_out_and_not_waited_for(root):
@@ -348,7 +378,7 @@ def test_all_wrong_rows_of_a_table_are_named_by_their_lines(photos, tmp_path):
         f"{labels}:12: path is missing",
         f"{labels}:13: path is 'photos/none.png', but '{photo / 'none.png'}': No such file or directory",
         f"{labels}:14: label is missing, but part val needs one",
-        f"{labels}:15: part is 'tset', but must be one of: train, val, test, unlabeled",
+        f"{labels}:15: part is 'tset', but must be one of: train, val, test, unlabeled; did you mean 'test'?",
         f"{labels}:16: path 'photos/0.png' stands in {labels}:2 too",
         f"{labels}:17: path is 'photos', but '{photo}' is no file",
     ]

@@ -213,13 +213,45 @@ def test_8_bit_pixels_stay_as_they_are_beside_deeper_ones_and_follow_a_range_tha
     assert np.abs(found[0] - expected).max() < 0.51
 
 
-def test_without_a_range_more_than_8_bits_are_refused(tmp_path):
-    path = png(tmp_path / "a.png", ramp(1, np.uint16, 65535))
+def test_without_a_range_16_bits_mean_what_8_do_and_floats_are_refused(tmp_path):
+    values = ramp(1, np.uint16, 65535)
+    found = pixels(png(tmp_path / "a.png", values), 1)
+    assert np.abs(found[0] - values[..., 0] / 257).max() <= 0.51
+    np.save(tmp_path / "a.npy", np.zeros((HEIGHT, WIDTH), np.float32))
     with pytest.raises(BadImage) as caught:
-        pixels(path, 1)
+        pixels(tmp_path / "a.npy", 1)
     assert str(caught.value) == (
         "has more than 8 bits a channel, and no training image has: data.range says what 0 and 255 stand for"
     )
+
+
+def test_a_colour_that_stands_for_transparency_counts_in_16_bits_too(tmp_path):
+    values = ramp(1, np.uint16, 65535)
+    values[:2] = 777
+    image = Image.fromarray(values[..., 0])
+    image.save(tmp_path / "a.png", transparency=777)
+    found = decode((tmp_path / "a.png").read_bytes(), Decoding(1, ranges=((0, 65535),)))
+    assert (found[0, :2] == 255).all() and np.abs(
+        found[0, 2:] - values[2:, :, 0] / 257
+    ).max() < 0.51
+
+
+def test_an_imagej_file_with_a_palette_has_its_colours(tmp_path):
+    indices = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+    colours = np.zeros((3, 256), np.uint16)
+    colours[1] = 65535  # all of them green
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, indices, imagej=True, photometric="palette", colormap=colours)
+    assert look(path, MANY).channels == 3
+    assert pixels(path, 3)[:, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_a_file_of_pictures_of_several_sizes_is_said_to_hold_several(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(np.zeros((4, 4), np.uint8))
+        file.write(np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert look(path, MANY).frames == 2
 
 
 # ---- bands and several pictures ------------------------------------------------------------------

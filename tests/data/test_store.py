@@ -418,7 +418,8 @@ def test_changed_files_without_the_store_that_a_run_began_with_are_one_line_with
         pinned_store(spec_of(root), str(first.path), first.digest)
     assert str(caught.value) == (
         f"folder has digest {prepare(spec_of(root)).digest} on this machine, but the run began with "
-        f"{first.digest}: the data changed, and the store {first.path} is gone"
+        f"{first.digest}: the data changed, and the store {first.path} is gone; bring "
+        "the images back as they were, or start a new run"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,13 @@ def clean(
     size = sum(one.size for one in gone) / 1e6
     console = Console(highlight=False, soft_wrap=True)
     for one in gone:
-        console.print(f"deleted: {one.kind} {one.name}", markup=False)
+        ago = max(0.0, time.time() - one.used) / 60
+        last = (
+            f" (used {ago:.0f} minutes ago: a run that needs it reads its images again)"
+            if ago < 60
+            else ""
+        )
+        console.print(f"deleted: {one.kind} {one.name}{last}", markup=False)
     console.print(f"{len(gone)} folders, {size:,.1f} MB", markup=False)
 
 

@@ -412,7 +412,7 @@ def _comparison(
     given: list[str], more: list[str], plugin: list[Path] | None, console: Console
 ) -> tuple[Any, str | None, dict[str, Any]]:
     """The study of `compare`'s arguments, with what was chosen said, its file's name, and its images."""
-    from tune_ssl.runs.splits import check_data
+    from tune_ssl.runs.splits import check_data, without_negatives
     from tune_ssl.study.proposal import load_comparison
     from tune_ssl.tuning.estimate import has_gpu, minutes, side_carried, why_no_weights
 
@@ -422,16 +422,26 @@ def _comparison(
     if len(files) > 1:
         raise UserError(f"is given {len(files)} study files ({', '.join(files)}), but takes one")
     path = Path(files[0]) if files else None
-    study, lines = load_comparison(
-        path,
-        [name for name in names if name not in files],
-        overrides,
-        plugin or (),
-        gpu=has_gpu(),
-        reachable=why_no_weights,
-        side=side_carried,
-    )
-    stores = check_data(study)
+    named = [name for name in names if name not in files]
+
+    def loaded(methods: list[str]) -> tuple[Any, list[str]]:
+        return load_comparison(
+            path,
+            methods,
+            overrides,
+            plugin or (),
+            gpu=has_gpu(),
+            reachable=why_no_weights,
+            side=side_carried,
+        )
+
+    study, lines = loaded(named)
+    proposed = path is None and not named
+    stores = check_data(study, negatives=not proposed)
+    if proposed and (left := without_negatives(study, stores)):
+        study, lines = loaded([e.label for e in study.entries if e.label not in left])
+        lines += [f"{method} is left out: {why}" for method, why in left.items()]
+        stores = {condition.id: stores[condition.id] for condition in study.conditions}
     for line in (*lines, *minutes(study, stores)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return study, path.stem if path else None, stores

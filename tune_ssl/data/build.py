@@ -210,7 +210,10 @@ def _meta(
     lost = [source.class_names[k] for k in np.flatnonzero(sizes == 0).tolist()]
     lost += [f"the {name} part" for name in ("val", "test") if counts.get(name) == 0]
     if lost:
-        raise UserError(f"no image of {first_names(lost)} can be read, or none is left for it")
+        why = "can be read, or none is left for it"
+        if spec.duplicates == "drop" and copies["equal"]:
+            why += "; data.duplicates: drop took copies of other images, perhaps of other classes"
+        raise UserError(f"no image of {first_names(lost)} {why}")
     pixels = counts["train"] * source.shape[1] * source.shape[2]
     level = np.arange(256, dtype=np.int64)
     mean = written.histogram @ level / (255 * pixels)

@@ -223,7 +223,8 @@ def folder(spec: DataSpec, listing: Listing) -> Source:
 
     Without a test part a fixed stratified 20 % of the train part are the test part.
     """
-    return _from_files(listing, spec)
+    # What the listing itself left out is said by whoever lists: another folder may share the store
+    return _from_files(replace(listing, left_out={}, notes=()), spec)
 
 
 def _from_files(listing: Listing, spec: DataSpec) -> Source:

@@ -11,7 +11,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,13 @@ LABELED = PARTS[:3]
 LISTED = 5  # names in one message
 MOST_PROBLEMS = 20  # lines of one table
 COLUMNS = ("path", "label", "part")
+SYNONYMS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("unlabeled", "unlabelled", "unlabeled_images"), "unlabeled"),
+}
+"""What folders of parts are called elsewhere."""
 SYSTEM = "thumbnails and system files"
 SYSTEM_FOLDERS = frozenset(
     {
@@ -70,6 +77,13 @@ class Listing:
             for file, label in zip(files, self.labels[part].tolist(), strict=True):
                 hasher.update(os.fsencode(f"{file.path}\0{file.size}\0{label}\n"))
         return hasher.hexdigest()
+
+    def remarks(self) -> list[str]:
+        """What belongs to no part, and how classes were understood: a sentence for each."""
+        return [
+            *(left_out(reason, sorted(paths)) for reason, paths in self.left_out.items()),
+            *self.notes,
+        ]
 
     def without(self, reasons: Mapping[str, str]) -> Listing:
         """All but the files of these paths, which are left out for their reasons."""
@@ -126,7 +140,24 @@ def list_images(spec: DataSpec) -> Listing:
     flat, roots = not (root / "train").is_dir(), _roots(spec)
     tops = {"train": root if flat else root / "train"}
     tops |= {part: root / part for part in PARTS[1:] if (root / part).is_dir()}
-    return list_parts(root, tops | roots, spec.class_depth)
+    tops |= roots
+    called = {name: part for name in _subfolders(root) if (part := _sounds_like(name))}
+    if flat and "train" in called.values():
+        raise UserError(Problem(_misnamed(root, called), "data.root"))
+    listing = list_parts(root, tops, spec.class_depth)
+    used = {
+        top.relative_to(root).parts[0]
+        for top in tops.values()
+        if top != root and top.is_relative_to(root)
+    }
+    notes = [
+        f"{name}/ is no part: data.{part}_root={root / name} makes it the {part} part"
+        for name, part in called.items()
+        if part != "train" and part not in tops
+    ]
+    beside = [] if flat else [e.name for e, why in _entries(root) if not why and e.name not in used]
+    out = {**listing.left_out, **({"beside train/ and in no part": beside} if beside else {})}
+    return replace(listing, notes=(*listing.notes, *notes), left_out=out)
 
 
 def list_parts(root: Path, tops: Mapping[str, Path], depth: int = 1) -> Listing:
@@ -209,6 +240,11 @@ def find_images(
     return sorted(found)
 
 
+def left_out(reason: str, paths: Sequence[str]) -> str:
+    """The sentence about files that are not used."""
+    return f"left out: {len(paths)} {'file' if len(paths) == 1 else 'files'}, {reason} ({first_names(paths)})"
+
+
 def first_names(names: Iterable[str], limit: int = LISTED) -> str:
     """The first names, printable on any terminal, and how many more there are."""
     names = [shown_name(name) for name in names]
@@ -239,6 +275,21 @@ def _folder(key: str, text: str) -> Path:
         text = f"is '{path}', but there is no such folder{near}"
         raise UserError(Problem(text, key))
     return path
+
+
+def _sounds_like(name: str) -> str:
+    """The part that a folder's name means without being it: Train, validation; empty if none."""
+    meant = SYNONYMS.get(name.lower(), "")
+    return "" if meant == name else meant
+
+
+def _misnamed(root: Path, called: Mapping[str, str]) -> str:
+    keys = [
+        f"data.{'root' if part == 'train' else f'{part}_root'}={root / name}"
+        for name, part in called.items()
+    ]
+    names = ", ".join(f"{name}/ {part}/" for name, part in called.items())
+    return f"is '{root}', whose folders are no classes: rename {names}, or give {' '.join(keys)}"
 
 
 def _roots(spec: DataSpec) -> dict[str, Path]:
@@ -426,6 +477,7 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 file.seek(0)
                 delimiter = max(",;\t", key=head.count)
                 reader = csv.DictReader(file, delimiter=delimiter)
+                reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
                 rows = []
                 for row in reader:
                     rows.append(row)
@@ -445,17 +497,23 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{table}:{lines[number] if lines else number + 1}", row
 
 
-def _placed(row: Mapping[str, Any], base: Path) -> tuple[str, str, ImageFile]:
+def _placed(row: Mapping[Any, Any], base: Path) -> tuple[str, str, ImageFile]:
     """The part, the label and the file of a row. ValueError says what is wrong with it."""
     path = str(row.get("path") or "").strip()
+    if None in row:
+        raise ValueError("has more fields than there are columns")
     if not path:
         raise ValueError("path is missing")
     given = row.get("label")
+    if isinstance(given, float) and given.is_integer():  # whole numbers with gaps between them
+        given = int(given)
     empty = given is None or given != given or str(given).strip() == ""
     label = "" if empty else unicodedata.normalize("NFC", shown_name(str(given).strip()))
     part = str(row.get("part") or "").strip() or ("unlabeled" if empty else "train")
     if part not in PARTS:
-        raise ValueError(f"part is {shown(part)}, but must be one of: {', '.join(PARTS)}")
+        meant = SYNONYMS.get(part.lower())
+        hint = f"; did you mean '{meant}'?" if meant else nearest(part, PARTS)
+        raise ValueError(f"part is {shown(part)}, but must be one of: {', '.join(PARTS)}{hint}")
     if empty and part in LABELED:
         raise ValueError(f"label is missing, but part {part} needs one")
     full = Path(os.path.normpath(base / path))

@@ -254,7 +254,8 @@ def _cut_down(image: Any) -> bool:
     samples = tags.get(SAMPLES, 1)
     about = str(tags.get(DESCRIPTION, ""))
     axes = about.startswith("ImageJ=") or "<OME" in about or '"shape"' in about
-    return (deep and not whole) or samples != bands.get(image.mode, 1) or axes
+    pages = axes and image.mode in GREY and image.n_frames > 1
+    return (deep and not whole) or samples != bands.get(image.mode, 1) or pages
 
 
 def _check_pixels(size: tuple[int, int], most: int) -> None:
@@ -302,7 +303,7 @@ def _tiff_axes(tiff: Any) -> tuple[tuple[int, ...], int, str]:
     kept = "".join(a for a in axes if a in "YXSC" or (a == "Q" and some))
     sizes = dict(zip(axes, shape, strict=True))
     others = [a for a in axes if a not in kept]
-    frames = int(np.prod([sizes[a] for a in others])) if others else 1
+    frames = max(int(np.prod([sizes[a] for a in others])) if others else 1, len(tiff.series))
     first = tuple(sizes[a] for a in _bands_last(kept))
     return first, frames, kept
 
@@ -371,7 +372,11 @@ def _values(content: bytes, image: Image.Image | None) -> tuple[NDArray[Any], Fl
         values = values.astype(np.uint8) * np.uint8(255)
     if values.ndim == 2:
         values = values[..., None]
-    return _without_alpha(TURNS.get(turn, np.asarray)(values), alpha_at, multiplied)
+    values = TURNS.get(turn, np.asarray)(values)
+    hidden = None if image is None else image.info.get("transparency")
+    if hidden is not None and alpha_at is None:  # one colour of a PNG file stands for transparency
+        return values, 1.0 - (values == np.array(hidden)).all(axis=2)
+    return _without_alpha(values, alpha_at, multiplied)
 
 
 def _grey_values(image: Any) -> NDArray[Any]:
@@ -446,10 +451,13 @@ def _measured(content: bytes, image: Image.Image | None, how: Decoding) -> Uint8
         raise BadImage(f"has {found} channels, but the other images have {how.channels}")
     pixels_HWC = values_HWC
     if values_HWC.dtype != np.uint8 or (how.every and how.ranges):
-        if how.ranges is None:
+        ranges = how.ranges
+        if ranges is None and values_HWC.dtype.kind == "u":  # as of 16-bit photos among 8-bit ones
+            ranges = ((0.0, float(np.iinfo(values_HWC.dtype).max)),)
+        if ranges is None:
             text = "has more than 8 bits a channel, and no training image has: data.range says what 0 and 255 stand for"
             raise BadImage(text)
-        pixels_HWC = scaled(values_HWC, how.ranges)
+        pixels_HWC = scaled(values_HWC, ranges)
     if alpha_HW is not None:
         behind = np.array(_background(how.background, found), np.float64)
         laid = behind + (pixels_HWC - behind) * alpha_HW[..., None]

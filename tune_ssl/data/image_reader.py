@@ -177,6 +177,11 @@ class ImageReader:
                 "data.resize: pad or squash shows all of them"
             )
         wide = sum(header.wide for header in self.headers.values())
+        if wide and how.ranges is None:
+            notes.append(
+                f"{wide} images have more than 8 bits a channel, and no training image has: all that their type holds "
+                "becomes 0 to 255"
+            )
         if wide and how.ranges is not None and not how.every:
             ends = ", ".join(f"{low:g} to {high:g}" for low, high in how.ranges[:LISTED])
             notes.append(

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.batch import Task
 from tune_ssl.data.build import build, writing
 from tune_ssl.data.datasets import Dataset, find_dataset
-from tune_ssl.data.folder import Listing, first_names
+from tune_ssl.data.folder import Listing, first_names, left_out
 from tune_ssl.data.image_files import Decoding
 from tune_ssl.data.image_reader import hash_of
 from tune_ssl.data.rows import EncodedImages, ImageRows, mapped
@@ -62,7 +62,8 @@ class Store:
 
     `flip` says whether a left-right flip keeps the class. `mean` and `std` are those of the train
     part's channels, in 0..1, 1 where it is below LEAST_STD. `digest` is of all images and labels (12 hex digits).
-    `meta` has counts, what was left out and why, notes and build seconds. Pickling carries the path only.
+    `meta` has counts, what was left out and why, notes and build seconds; `listed` are sentences about the folder that
+    was listed to find it. Pickling carries the path only.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class Store:
     std: tuple[float, ...]
     digest: str
     meta: dict[str, Any]
+    listed: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.path,)
@@ -99,11 +101,10 @@ class Store:
 
     def remarks(self) -> list[str]:
         """What one should know of the data before training: a sentence for each."""
-        lines = []
+        lines = [*self.listed]
         for reason, files in self.meta["left_out"].items():
             more = files["count"] - len(files["first"])
-            some = first_names([*files["first"], *[""] * more])
-            lines.append(f"left out: {files['count']} files, {reason} ({some})")
+            lines.append(left_out(reason, [*files["first"], *[""] * more]))
         if skipped := self.meta["skipped"]:
             named = [f"{path} ({reason})" for path, reason in skipped.items()]
             lines.append(
@@ -138,7 +139,7 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
     base = _base(dataset, spec, listing, cache)
     store = _found(base, listing)
     if store is not None:
-        return store
+        return _listed(store, spec, listing)
     from filelock import FileLock
 
     with writing(base):
@@ -154,7 +155,15 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
             store = open_store(target)
     finally:
         lock.release()
-    return store
+    return _listed(store, spec, listing)
+
+
+def _listed(store: Store, spec: DataSpec, listing: Listing | None) -> Store:
+    """The store with what is to be said of this folder: another one may have the same images."""
+    if listing is None:
+        return store
+    meta = {**store.meta, "root": spec.root or spec.labels}
+    return replace(store, meta=meta, listed=tuple(listing.remarks()))
 
 
 def find_store(spec: DataSpec, *, cache: Path | None = None) -> Store | None:
@@ -184,7 +193,7 @@ def pinned_store(spec: DataSpec, path: str, digest: str) -> Store:
     if store.digest != digest:
         text = (
             f"has digest {store.digest} on this machine, but the run began with {digest}: the data changed, and the "
-            f"store {path} is gone"
+            f"store {path} is gone; bring the images back as they were, or start a new run"
         )
         raise UserError(Problem(text, spec.dataset))
     return store

@@ -19,18 +19,19 @@ from tune_ssl.models import TIMM
 from tune_ssl.records import log
 from tune_ssl.records.ties import half_width
 from tune_ssl.study.study import Condition, Study
-from tune_ssl.study.trial import override
+from tune_ssl.study.trial import check_contrast, override
 
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 FEW_OF_A_CLASS = 5  # likewise, of which one image is 20 points of its class
 
 
 def check_data(
-    study: Study, began: Mapping[str, tuple[str, str]] | None = None
+    study: Study, began: Mapping[str, tuple[str, str]] | None = None, negatives: bool = True
 ) -> dict[str, Store]:
     """Open (or build) the store of each condition and draw its split. UserError with file:line.
 
     `began` has the (digest, path) of the store that each condition of a run began with: those are used again.
+    `negatives` asks whether there are images enough for what contrasts them.
     """
     stores: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
@@ -52,6 +53,8 @@ def check_data(
                     _split(store, condition, seed)
             drawn.add(data)
             check_models(condition, store)
+            if negatives:
+                check_contrast(condition.spec, pool_of(store, condition, study))
         except UserError as error:
             for problem in error.problems:
                 place = problem.where or study.where(problem.key, condition.method)
@@ -67,6 +70,23 @@ def check_data(
             for p, ids in found.items()
         )
     return stores
+
+
+def pool_of(store: Store, condition: Condition, study: Study) -> int:
+    """How many images a trial of the condition may take for unlabeled ones."""
+    own = len(_split(store, condition, study.settings.tuning_seed).unlabeled)
+    return own + (len(store.unlabeled.labels) if store.unlabeled else 0)
+
+
+def without_negatives(study: Study, stores: Mapping[str, Store]) -> dict[str, str]:
+    """method -> why its steps have too few or too many images to contrast, of a comparison's conditions."""
+    found = {}
+    for condition in study.conditions:
+        try:
+            check_contrast(condition.spec, pool_of(stores[condition.id], condition, study))
+        except UserError as error:
+            found[condition.method or ""] = str(error.problems[0])
+    return found
 
 
 def check_models(condition: Condition, store: Store) -> None:

@@ -117,6 +117,20 @@ def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     return spec
 
 
+def check_contrast(spec: TrialSpec, pool: int) -> None:
+    """UserError if a stage contrasts images, and its steps have fewer than 2 of them or more than the `pool` has."""
+    size, mu = spec.data.batch_size, spec.data.mu
+    if not any(stage.contrasts for stage in spec.stages()) or 2 <= size * mu <= pool:
+        return
+    has = f"is {mu}, so that a step has {size * mu} unlabeled image{'s' * (size * mu != 1)} (data.batch_size {size})"
+    if size * mu < 2:
+        text = f"{has}, but must leave at least 2: each is a negative of the others"
+    else:
+        way = f"data.mu={pool // size}" if size <= pool else f"data.batch_size={pool} data.mu=1"
+        text = f"{has}, but there are {pool}, and each is a negative of the others; {way} does"
+    raise UserError(Problem(text, "data.mu"))
+
+
 def override(spec: TrialSpec, values: Mapping[str, Any]) -> TrialSpec:
     """`spec` with dotted keys replaced: `{"optim.lr": 0.01}`. UserError names what does not fit."""
     raw = spec.model_dump()

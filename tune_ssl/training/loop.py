@@ -25,6 +25,8 @@ from tune_ssl.data.sets import LabeledSet, UnlabeledSet
 from tune_ssl.data.store import Store
 from tune_ssl.methods import find_method
 from tune_ssl.methods.base import Stage
+from tune_ssl.models import TIMM
+from tune_ssl.models.fit import check_fit
 from tune_ssl.models.heads import encoded
 from tune_ssl.models.weights import statistics
 from tune_ssl.study.shared_pretraining import sees_no_label
@@ -120,6 +122,8 @@ def train(
     known = partial(statistics, spec.model)
     data = load_data(spec.data, spec.split_seed, device, known, spec.views, store)
     data.precision = pick_precision(spec.compute, device)
+    if spec.model.encoder.startswith(TIMM):  # not each takes images of each size
+        check_fit(spec.model, data.task)
 
     network: nn.Module | None = None
     steps_before = evaluations_before = images_before = 0

@@ -18,6 +18,8 @@ from tune_ssl.data.loading import load_data
 from tune_ssl.data.sets import Sets, UnlabeledSet
 from tune_ssl.data.store import Store
 from tune_ssl.methods.base import Stage
+from tune_ssl.models import TIMM
+from tune_ssl.models.fit import check_fit
 from tune_ssl.models.weights import statistics
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_device, pick_precision
@@ -44,6 +46,8 @@ def rehearse(spec: TrialSpec, store: Store) -> None:
         spec.data, spec.split_seed, device, partial(statistics, spec.model), spec.views, store
     )
     data.precision = pick_precision(spec.compute, device)
+    if spec.model.encoder.startswith(TIMM):
+        check_fit(spec.model, data.task)
     few = copy.copy(data)
     few.sets = _some(data.sets, max(FEW, spec.data.batch_size * spec.data.mu))
     torch.manual_seed(spec.seed)

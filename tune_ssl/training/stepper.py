@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.spec import SupervisedLossSpec
 from tune_ssl.data.batch import Balance, Batch
 from tune_ssl.data.loading import Data, Loader
 from tune_ssl.methods.base import Ratio, Stage
 from tune_ssl.methods.contract import check_output
 from tune_ssl.methods.supervised import balance_of
-from tune_ssl.study.trial import TrialSpec
+from tune_ssl.study.trial import TrialSpec, check_contrast
 from tune_ssl.training.device import pick_precision
 from tune_ssl.training.guard import GRADIENT, Collapsed, Guard
 from tune_ssl.training.optimizers import build_optimizers, set_rate
@@ -53,7 +52,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.loader = Loader(data, spec.data, stage.labeled_views, stage.unlabeled_views, spec.seed)
         if stage.contrasts:
-            check_contrast(spec, self.loader)
+            check_contrast(spec, len(self.loader.unlabeled.labels))
         self.weights = dict(spec.losses.items())
         self.balance = self._balance(data)
         self.parts = spec.compute.accumulate
@@ -336,22 +335,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return [
         Batch(*part, batch.balance) for part in zip(labeled, labels, unlabeled, hidden, strict=True)
     ]
-
-
-def check_contrast(spec: TrialSpec, loader: Loader) -> None:
-    """UserError unless a step has at least 2 unlabeled images, each another one."""
-    step, pool = loader.unlabeled.size, len(loader.unlabeled.labels)
-    has = (
-        f"is {spec.data.mu}, so that a step has {step} unlabeled image{'s' * (step != 1)} (data.batch_size "
-        f"{spec.data.batch_size})"
-    )
-    if step < 2:
-        must = "must leave at least 2: each is a negative of the others"
-    elif step > pool:
-        must = f"must leave at most the {pool} there are: each is a negative of the others"
-    else:
-        return
-    raise UserError(Problem(f"{has}, but {must}", "data.mu"))
 
 
 def to_channels_last(images: Tensor) -> Tensor:
