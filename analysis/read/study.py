@@ -12,6 +12,7 @@ from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.yaml_file import read_yaml
 from tune_ssl.records import log
 from tune_ssl.records.log import Record
+from tune_ssl.records.ties import at_chance
 
 BASELINE = "supervised"
 REQUIRED = ("name", "method", "dataset", "metric", "mode", "conditions")
@@ -53,6 +54,29 @@ class Study:
     @property
     def dataset(self) -> Mapping[str, Any]:
         return dict(self.raw["dataset"])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out of the images, and what else the run says of them."""
+        found = self.dataset.get("remarks")
+        return [str(remark) for remark in found] if isinstance(found, (list, tuple)) else []
+
+    def is_chance(self, mean: float, low: float) -> bool:
+        """Whether a mean-class accuracy on the test images, from `low` on, is what guessing gives."""
+        classes, counts = self.dataset.get("classes"), self.dataset.get("counts")
+        images = counts.get("test") if isinstance(counts, Mapping) else 0
+        if (
+            not isinstance(classes, (list, tuple))
+            or len(classes) < 2
+            or not isinstance(images, int)
+        ):
+            return False
+        return at_chance(mean, low, len(classes), images)
+
+    @property
+    def num_classes(self) -> int:
+        classes = self.dataset.get("classes")
+        return len(classes) if isinstance(classes, (list, tuple)) else 0
 
     @property
     def searched(self) -> list[str]:

@@ -11,7 +11,6 @@ from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
 from analysis.read.load import Runs, load_runs
 from analysis.words.display import ends, p_value, share
-from tune_ssl.records.ties import at_chance
 
 
 def answer(run: Path) -> list[str]:
@@ -49,13 +48,12 @@ def place(question: Question) -> str:
 
 def _guess(runs: Runs) -> Callable[[Interval], str]:
     """What to add to a score that guessing would reach."""
-    dataset = runs.studies[0].dataset
-    classes = len(dataset.get("classes") or ())
-    images = (dataset.get("counts") or {}).get("test") or 0
+    study = runs.studies[0]
 
     def said(score: Interval) -> str:
-        guessed = classes > 1 and at_chance(score.mean, score.low, classes, images)
-        return f" (chance level for {classes} classes)" if guessed else ""
+        if not study.is_chance(score.mean, score.low):
+            return ""
+        return f" (chance level for {study.num_classes} classes)"
 
     return said
 

@@ -18,7 +18,6 @@ from analysis.words.answer import answer_lines
 from analysis.words.display import ends, metric_value, share, text
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
-from tune_ssl.records.ties import at_chance
 
 MEASURE = "mean per-class accuracy on test"
 NOT_A_RESULT = (
@@ -218,22 +217,17 @@ def _brief(row: pd.Series) -> str:
 
 def _data(runs: Runs) -> Iterator[str]:
     """What was left out of the data, and what else is to be known of them; once for runs on the same ones."""
-    remarks = [remark for study in runs.studies for remark in study.dataset.get("remarks") or ()]
-    for remark in dict.fromkeys(map(str, remarks)):
+    for remark in dict.fromkeys(remark for study in runs.studies for remark in study.remarks):
         yield f"Data: {remark}."
 
 
 def _guessed(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
     """Results that guessing would reach."""
     for _, row in results.dropna(subset=["mean"]).iterrows():
-        dataset = next(s.dataset for s in runs.studies if s.label == row["method"])
-        classes = len(dataset.get("classes") or ())
-        images = (dataset.get("counts") or {}).get("test") or 0
-        if classes > 1 and at_chance(row["mean"], row["low"], classes, images):
-            where = place(results, row)
-            yield (
-                f"{row['method']} {where} is at chance level: {100 * row['mean']:.1f} % with {classes} classes."
-            )
+        study = next(study for study in runs.studies if study.label == row["method"])
+        if study.is_chance(row["mean"], row["low"]):
+            where, value = place(results, row), f"{100 * row['mean']:.1f} %"
+            yield f"{row['method']} {where} is at chance level: {value} with {study.num_classes} classes."
 
 
 def _progress(runs: Runs) -> Iterator[str]:

@@ -76,3 +76,16 @@ def test_caveats(tmp_path, write_run, event):
         "the locked trial c0-t0001 is not the one that the rule picks",
     ):
         assert sentence in text, sentence
+
+
+def test_what_guessing_reaches_and_what_was_left_out_of_the_data_is_said(tmp_path, write_run):
+    path = write_run(tmp_path / "a", labels=(50,), confirm={100: 0.35, 101: 0.3, 102: 0.32})
+    study = path / log.STUDY
+    remark = "left out: 3 files, no image by its content (a.txt, b.txt, c.txt)"
+    study.write_text(
+        study.read_text().replace("dataset:\n", f"dataset:\n  remarks: ['{remark}']\n")
+    )
+    text = text_of(path)
+    assert f"Data: {remark}." in text
+    assert "is at chance level: 32.3 % with " in text
+    assert "chance level" not in text_of(write_run(tmp_path / "b", labels=(50,), confirm={1: 0.9}))
