@@ -335,3 +335,11 @@ def test_a_run_of_other_data_than_the_drivers_leaves_nothing(confirming):
         stream.report(job, report)
     assert not (stream.context.run / log.GALLERIES).exists()
     assert not (stream.context.run / log.MODELS).exists()
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
+def test_images_of_any_number_of_channels_are_shown(channels, mode):
+    from tune_ssl.artifacts.galleries import sheet
+
+    drawn = sheet([np.full((2, channels, 8, 8), 9, np.uint8)], 8)
+    assert drawn.mode == mode and drawn.getpixel((4, 4)) == (9 if mode == "L" else (9, 9, 9))

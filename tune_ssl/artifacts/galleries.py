@@ -223,8 +223,11 @@ def shown_side(side: int) -> int:
 def sheet(rows: Sequence[Uint8s], side: int, below: int = 0) -> Image.Image:
     """Rows of images (n, C, H, H), each `side` pixels large, left to right in a grey frame.
 
-    A cell is `side + GAP` wide; `below` each row that many pixels are left free for text.
+    A cell is `side + GAP` wide; `below` each row that many pixels are left free for text. Of other than 1 or 3 channels
+    the first three are shown, of two the first.
     """
+    shown = 3 if rows[0].shape[1] >= 3 else 1
+    rows = [row[:, :shown] for row in rows]
     channels = rows[0].shape[1]
     cell, width = side + GAP, max(len(row) for row in rows)
     mode, grey = ("L", GREY) if channels == 1 else ("RGB", (GREY,) * 3)
