@@ -305,6 +305,21 @@ def test_a_saved_model_needs_nothing_but_its_files_and_says_the_same(method, sca
     assert torch.equal(ours.features_ND, theirs.features_ND)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_model_on_a_pretrained_encoder_needs_nothing_but_its_files(method, tmp_path):
+    torch.manual_seed(0)
+    torch.save(build_encoder("small_cnn", 1, "small", (8, 8)).state_dict(), tmp_path / "w.pt")
+    own = {"model.encoder": "small_cnn", "model.weights": str(tmp_path / "w.pt")}
+    spec = small_spec(method, **own)
+    trained = fitted(spec).trained
+    save_model(tmp_path, trained, trial="t", condition="c", spec=spec.model_dump(mode="json"))
+    (tmp_path / "w.pt").unlink()
+    model, on = load_model(tmp_path), trained.data.sets.validation
+    ours = predict(trained.stage, trained.network, trained.data, on)
+    theirs = predict(model.stage, model.network, trained.data, on)
+    assert torch.equal(ours.logits_NK, theirs.logits_NK)
+
+
 def test_a_bank_of_another_size_is_loaded_whole():
     torch.manual_seed(0)
     filled, empty = Neighbors(4, 3, 5), Neighbors(4, 3, 5)

@@ -132,7 +132,8 @@ def load_model(folder: Path, device: str = "cpu") -> Model:
     card = read_card(folder)
     try:
         # All that counts is in the saved weights: those that it began with may be gone
-        spec = build_trial(set_dotted(renewed(card.spec), {"model.weights": "none"}))
+        bare = set_dotted(renewed(card.spec), {"model.weights": "none"})
+        spec = build_trial(bare, saved=True)
     except UserError as error:
         where = str(folder / log.MODEL)
         raise UserError(Problem(str(problem), where=where) for problem in error.problems) from None

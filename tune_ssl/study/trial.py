@@ -85,8 +85,11 @@ def _trial_model(method: type[Method[Any]]) -> type[TrialSpec]:
     return create_model(f"TrialSpec[{method.name}]", __base__=TrialSpec, **fields)
 
 
-def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
-    """A TrialSpec from nested plain values, its weights pinned. UserError with every problem, keys dotted."""
+def build_trial(raw: Mapping[str, Any], *, saved: bool = False) -> TrialSpec:
+    """A TrialSpec from nested plain values, its weights pinned. UserError with every problem, keys dotted.
+
+    `saved` says that it is a saved network's, which has its weights whatever it began with.
+    """
     problems: list[Problem] = []
     model: type[TrialSpec] = TrialSpec
     wrong = _method_problem(raw.get("method"))
@@ -109,7 +112,7 @@ def build_trial(raw: Mapping[str, Any]) -> TrialSpec:
     if not problems:
         problems += _check_steps(spec)
         problems += _check_parts(spec)
-        problems += _check_encoder(spec)
+        problems += _check_encoder(spec, saved)
     if problems:
         raise UserError(problems)
     if spec.model.weights != "none":
@@ -218,10 +221,11 @@ def _check_parts(spec: TrialSpec) -> Iterator[Problem]:
         yield Problem(text, "compute.accumulate")
 
 
-def _check_encoder(spec: TrialSpec) -> Iterator[Problem]:
+def _check_encoder(spec: TrialSpec, saved: bool) -> Iterator[Problem]:
     """What no weights train or bring says nothing of an image; and a stem is what our own encoders have."""
     model = spec.model
-    if model.weights == "none" and model.encoder != "pixels" and all(s.fits for s in spec.stages()):
+    random = model.weights == "none" and model.encoder != "pixels" and not saved
+    if random and all(s.fits for s in spec.stages()):
         text = (
             f"is {model.encoder} with random weights, which {spec.method.name} does not train: give model.weights, or "
             "model.encoder: pixels"
