@@ -105,6 +105,17 @@ def test_parts_of_other_names_are_no_classes_and_the_refusal_names_keys_that_wor
     assert found.class_names == ("cat", "dog") and len(found.files["val"]) == 10
 
 
+def test_a_class_may_be_called_train_beside_other_classes(tmp_path):
+    pictures(*(tmp_path / "data" / name for name in ("Car", "Plane", "Train")))
+    assert listed(root=tmp_path / "data").class_names == ("Car", "Plane", "Train")
+
+
+def test_a_class_too_small_for_the_fixed_test_part_is_said(root, tmp_path):
+    picture(root / "emu" / "0.png")
+    store = built(tmp_path / "cache", root=root)
+    assert "test has no image of emu" in store.remarks()
+
+
 def test_whole_numbers_with_gaps_in_a_parquet_file_are_classes_without_a_point(root, tmp_path):
     import pyarrow
     import pyarrow.parquet as parquet

@@ -38,10 +38,8 @@ Uint8s = NDArray[np.uint8]
 BLOCK_BYTES = 4 << 20
 PIXELS_UP_TO = 8_000_000_000  # bytes of pixels, from which a smaller store of files is taken (data.store: auto)
 NAMED = 20  # files of a kind that meta.json names
-LEVELS, MASS = (
-    64,
-    0.998,
-)  # a folder whose pixels lie within so many of 256 levels is said to use few
+LEVELS = 64  # of 256, within which nearly all pixels lie of a folder that is said to use few
+MASS = 0.998  # of the pixels: nearly all
 
 
 @dataclass

@@ -231,13 +231,15 @@ def _from_files(listing: Listing, spec: DataSpec) -> Source:
     """What the files hold; those that are no images are left out, and named."""
     reader = ImageReader(listing.root, spec)
     reader.look([file for files in listing.files.values() for file in files])
-    listing = listing.without(reader.no_images).checked()
-    files, labels = dict(listing.files), dict(listing.labels)
-    if "test" not in files:
+    listing = listing.without(reader.no_images)
+    files = {part: found for part, found in listing.files.items() if found}
+    labels = dict(listing.labels)
+    if "test" not in files and files.get("train"):
         train, test = hold_out(labels["train"])
         whole, known = files["train"], labels["train"]
         for part, rows in (("train", train), ("test", test)):
             files[part], labels[part] = [whole[row] for row in rows], known[rows]
+    listing = replace(listing, files={"train": [], **files}, labels=labels).checked()
     how = reader.decoding(files["train"])
     shape = reader.shape(how)
 

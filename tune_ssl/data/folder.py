@@ -100,7 +100,7 @@ class Listing:
         return replace(self, files=files, labels=labels, left_out=left_out)
 
     def checked(self) -> Listing:
-        """Itself, without empty parts, if each class has an image to train on; what val or test lack is noted.
+        """Itself, if each class has an image to train on; what val or test lack is noted.
 
         UserError with all that cannot be.
         """
@@ -121,8 +121,7 @@ class Listing:
             raise UserError(
                 Problem(f"is '{self.root}', which {text}", "data.root") for text in problems
             )
-        files = {part: files for part, files in self.files.items() if files}
-        return replace(self, files=files, notes=tuple(notes))
+        return replace(self, notes=tuple(notes))
 
 
 def list_images(spec: DataSpec) -> Listing:
@@ -141,8 +140,9 @@ def list_images(spec: DataSpec) -> Listing:
     tops = {"train": root if flat else root / "train"}
     tops |= {part: root / part for part in PARTS[1:] if (root / part).is_dir()}
     tops |= roots
-    called = {name: part for name in _subfolders(root) if (part := _sounds_like(name))}
-    if flat and "train" in called.values():
+    inner = [name for name in _subfolders(root) if not name.startswith(".")]
+    called = {name: part for name in inner if (part := _sounds_like(name))}
+    if flat and "train" in called.values() and {*inner} <= {*called, *PARTS}:
         raise UserError(Problem(_misnamed(root, called), "data.root"))
     listing = list_parts(root, tops, spec.class_depth)
     used = {
