@@ -116,6 +116,27 @@ def test_a_class_too_small_for_the_fixed_test_part_is_said(root, tmp_path):
     assert "test has no image of emu" in store.remarks()
 
 
+def test_a_class_keeps_its_only_image_and_without_a_spare_one_a_test_part_is_asked_for(tmp_path):
+    pictures(*(tmp_path / "data" / name for name in "abc"), count=1)
+    with pytest.raises(UserError) as caught:
+        built(tmp_path / "cache", root=tmp_path / "data")
+    assert str(caught.value) == (
+        f"data.root is '{tmp_path / 'data'}', which has no image to spare for a test part: data.test_root gives one"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b"path,label\ncat/0.png,\xe9t\xe9\n", b"path,label,label\ncat/0.png,a,b\n"]
+)
+def test_a_table_that_would_be_misread_is_refused(root, tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    [text] = refused(root=root, labels=tmp_path / "t.csv")
+    assert (
+        "which is not UTF-8: save the table as UTF-8" in text
+        or "has the column label twice" in text
+    )
+
+
 def test_whole_numbers_with_gaps_in_a_parquet_file_are_classes_without_a_point(root, tmp_path):
     import pyarrow
     import pyarrow.parquet as parquet

@@ -326,7 +326,7 @@ def test_by_itself_the_kind_follows_from_the_size_of_the_pixels_and_kept_files_a
     store = prepare(spec)
     assert store.meta["kind"] == "encoded"
     assert (
-        "the files' own bytes are kept, and decoded for each batch: their pixels would take 0.0 GB "
+        "the files' own bytes are kept, and decoded for each batch: their pixels would take 0 MB "
         "(data.store)"
     ) in store.remarks()
     monkeypatch.setattr("tune_ssl.data.build.PIXELS_UP_TO", 300_000)
@@ -494,9 +494,9 @@ def test_equal_images_in_other_files_are_counted_and_named_with_what_it_means(co
         "2 images of train are in test too (cat/00.png = test/cat/cat-00.bmp, dog/10.png = "
         "test/dog/dog-10.bmp): what is measured on test is too good; data.duplicates: drop takes them "
         "out of train",
-        "1 images of train are there more than once (cat/cat-02.bmp = cat/02.png); data.duplicates: "
+        "1 image of train is there more than once (cat/cat-02.bmp = cat/02.png); data.duplicates: "
         "drop keeps one of each",
-        "1 images of unlabeled are in train too (unlabeled/cat-01.bmp = cat/01.png); "
+        "1 image of unlabeled is in train too (unlabeled/cat-01.bmp = cat/01.png); "
         "data.duplicates: drop keeps one of each",
     ]
 
@@ -536,8 +536,8 @@ def test_refused_copies_are_one_line_for_each_kind_and_leave_no_store(copied):
     lines = str(caught.value).splitlines()
     assert [line.partition(" (")[0] for line in lines] == [
         "data.duplicates is 'refuse', but 2 images of train are in test too",
-        "data.duplicates is 'refuse', but 1 images of train are there more than once",
-        "data.duplicates is 'refuse', but 1 images of unlabeled are in train too",
+        "data.duplicates is 'refuse', but 1 image of train is there more than once",
+        "data.duplicates is 'refuse', but 1 image of unlabeled is in train too",
     ]
     assert stores(copied) == []
 
@@ -551,9 +551,9 @@ def test_equal_images_with_different_labels_are_said(root):
     own_test_images(root)
     shutil.copy(root / "cat" / "00.png", root / "dog" / "copy.png")
     assert prepare(spec_of(root)).remarks() == [
-        "1 images of train are there more than once (dog/copy.png = cat/00.png); data.duplicates: "
+        "1 image of train is there more than once (dog/copy.png = cat/00.png); data.duplicates: "
         "drop keeps one of each",
-        "1 of the equal images in train have different labels",
+        "1 of the equal images have different labels",
     ]
 
 

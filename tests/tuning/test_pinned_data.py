@@ -15,13 +15,14 @@ from tests.support.runs import drive, endings, events, write_study
 from tune_ssl.artifacts.model_files import read_card
 from tune_ssl.base.errors import Stopped
 from tune_ssl.base.yaml_file import read_yaml
-from tune_ssl.data.store import cache_folder
+from tune_ssl.data.store import cache_folder, open_store
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import create, reopen, stores_of
 from tune_ssl.runs.splits import changed_folders, check_data
 from tune_ssl.study.study import load_study
 from tune_ssl.tuning import worker
+from tune_ssl.tuning.job import Job
 from tune_ssl.tuning.run import open_run, searching
 from tune_ssl.tuning.stream import JobStream
 
@@ -127,3 +128,36 @@ def test_a_worker_that_finds_other_images_ends_the_trial_with_one_line(tmp_path,
         in reason
     )
     assert os.path.exists(images)
+
+
+SIZES = """
+fixed:
+  data: {dataset: folder, root: IMAGES, batch_size: 8, num_labels: 8}
+  method: {name: supervised}
+  budget: {steps: 2, eval_every: 2}
+search:
+  data.image_size: {choice: [8, 16]}
+  data.resize: {choice: [crop, pad]}
+study: {num_trials: 4, finalists: 1, seeds: [0], searcher: grid, scheduler: none}
+"""
+
+
+def test_images_of_several_sizes_are_searched_by_size_each_trial_on_its_own_store(tmp_path, images):
+    save(images / "train" / "a" / "long.png", np.zeros((8, 30)))
+    study = load_study(write_study(tmp_path, SIZES.replace("IMAGES", str(images))))
+    stores = check_data(study)
+    run = create(study, stores, tmp_path / "runs", "one", "")
+    context = open_run(run, study, stores, Ledger(), lambda line: None)
+    stream, shapes = JobStream(context, searching(context)), {}
+
+    def work(config):
+        job = Job.from_config(config)
+        store = open_store(Path(job.store))
+        shapes[job.config["data.image_size"], job.config["data.resize"]] = store
+        assert store.digest == job.data
+        worker.train_job(config)
+
+    drive(stream, work)
+    assert set(endings(run).values()) == {log.FINISHED}
+    assert {size: store.shape[1] for (size, _), store in shapes.items()} == {8: 8, 16: 16}
+    assert len({store.path for store in shapes.values()}) == 4

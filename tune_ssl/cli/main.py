@@ -324,9 +324,10 @@ def _say_chance(last: Any, console: Console) -> None:
     value, classes = last.result.get("val/mean_class_accuracy"), last.trained.data.task.num_classes
     images = len(last.trained.data.sets.validation)
     if value is not None and at_chance(value, value, classes, images):
+        near = value <= 1.2 / classes
+        how = "is at chance level" if near else f"on {images} images cannot be told from chance"
         console.print(
-            f"val/mean_class_accuracy {value:.4f} is at chance level: guessing among {classes} classes gives "
-            f"{1 / classes:.4f}"
+            f"val/mean_class_accuracy {value:.4f} {how}: guessing among {classes} classes gives {1 / classes:.4f}"
         )
 
 

@@ -70,7 +70,7 @@ def build(dataset: Dataset, spec: DataSpec, listing: Listing | None, target: Pat
         temp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         written = _write(source, kind, temp, target)
-        copies = find_copies(written.fingerprints, written.labels["train"])
+        copies = find_copies(written.fingerprints, written.labels)
         record = copies.to_record()
         if copies.pairs and spec.duplicates == "refuse":
             raise _copied(record)
@@ -219,7 +219,7 @@ def _meta(
     how = source.decoding
     notes = [*source.notes, *_levels(written.histogram)]
     if kind == "encoded":
-        size = f"{_pixel_bytes(source) / 1e9:.1f} GB"
+        size = f"{_pixel_bytes(source) / 1e6:,.0f} MB"
         notes.append(
             f"the files' own bytes are kept, and decoded for each batch: their pixels would take {size} (data.store)"
         )

@@ -236,6 +236,9 @@ def _from_files(listing: Listing, spec: DataSpec) -> Source:
     labels = dict(listing.labels)
     if "test" not in files and files.get("train"):
         train, test = hold_out(labels["train"])
+        if not len(test):
+            text = f"is '{listing.root}', which has no image to spare for a test part: data.test_root gives one"
+            raise UserError(Problem(text, key="data.root"))
         whole, known = files["train"], labels["train"]
         for part, rows in (("train", train), ("test", test)):
             files[part], labels[part] = [whole[row] for row in rows], known[rows]

@@ -47,8 +47,8 @@ class Fingerprints:
 class Copies:
     """What was found: `pairs` ("train in test" -> its copies as (copy, original)), and the rows to drop of each part.
 
-    `conflicts` are the copies within train whose labels differ, `near` how many test and val images look like one to
-    train on, and are not equal to one.
+    `conflicts` are the copies whose label is another one than the original's, `near` how many test and val images look
+    like one to train on, and are not equal to one.
     """
 
     pairs: dict[str, list[tuple[str, str]]]
@@ -68,8 +68,8 @@ class Copies:
         }
 
 
-def find_copies(parts: Mapping[str, Fingerprints], train_labels: Ints) -> Copies:
-    """Each image's copies in its own part and in those after it in ORDER."""
+def find_copies(parts: Mapping[str, Fingerprints], labels: Mapping[str, Ints]) -> Copies:
+    """Each image's copies in its own part and in those after it in ORDER; `labels` of each part, -1 where unknown."""
     names: list[tuple[str, int]] = []
     digests: list[bytes] = []
     for part in ORDER:
@@ -89,8 +89,8 @@ def find_copies(parts: Mapping[str, Fingerprints], train_labels: Ints) -> Copies
         pairs.setdefault(f"{part} in {owner}", []).append(pair)
         if part in DROPPED:
             rows.setdefault(part, []).append(row)
-        if part == owner == "train":
-            conflicts += int(train_labels[row] != train_labels[original])
+        both = int(labels[part][row]), int(labels[owner][original])
+        conflicts += min(both) >= 0 and both[0] != both[1]
     dropped = {part: np.array(found, np.int64) for part, found in rows.items()}
     return Copies(pairs, dropped, conflicts, _near(parts))
 
@@ -104,6 +104,7 @@ def sentences(record: Mapping[str, Any], dropped: bool) -> list[str]:
         some = first_names([*shown, *[""] * (count - len(shown))], 2)
         where = "there more than once" if part == owner else f"in {owner} too"
         said = f"{count} images of {part} are {where} ({some})"
+        said = said if count > 1 else f"1 image of {part} is {where} ({some})"
         if dropped and part in DROPPED:
             said += ": taken out of it"
         elif owner in ("test", "val") and part != owner:
@@ -112,7 +113,7 @@ def sentences(record: Mapping[str, Any], dropped: bool) -> list[str]:
             said += "; data.duplicates: drop keeps one of each"
         lines.append(said)
     if record["conflicts"]:
-        lines.append(f"{record['conflicts']} of the equal images in train have different labels")
+        lines.append(f"{record['conflicts']} of the equal images have different labels")
     if record["near"]:
         lines.append(
             f"{record['near']} images of test and val look nearly like one that is trained on (not equal, and kept)"

@@ -488,6 +488,10 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
         text = f"is '{table}', which cannot be read: {first_line(error)}"
         raise UserError(Problem(text, "data.labels")) from None
+    twice = [name for name in COLUMNS if list(columns).count(name) > 1]
+    if twice:
+        text = f"is '{table}', which has the column {twice[0]} twice"
+        raise UserError(Problem(text, "data.labels"))
     for name in COLUMNS[:2]:
         if name not in columns:
             near = nearest(name, columns)
@@ -507,6 +511,12 @@ def _placed(row: Mapping[Any, Any], base: Path) -> tuple[str, str, ImageFile]:
     given = row.get("label")
     if isinstance(given, float) and given.is_integer():  # whole numbers with gaps between them
         given = int(given)
+    if isinstance(given, bytes):
+        given = given.decode("utf-8", "surrogateescape")
+    if any("\udc80" <= c <= "\udcff" for c in str(given)):
+        raise ValueError(
+            f"label is {shown_name(str(given))!r}, which is not UTF-8: save the table as UTF-8"
+        )
     empty = given is None or given != given or str(given).strip() == ""
     label = "" if empty else unicodedata.normalize("NFC", shown_name(str(given).strip()))
     part = str(row.get("part") or "").strip() or ("unlabeled" if empty else "train")

@@ -30,7 +30,7 @@ Range = tuple[float, float]
 
 FORMATS = (
     *("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "DIB", "WEBP", "AVIF", "HEIF", "TIFF", "PPM"),
-    *("TGA", "PCX", "SGI", "ICO", "QOI", "DDS", "PSD", "FITS"),
+    *("TGA", "PCX", "SGI", "ICO", "QOI", "DDS", "PSD"),
 )
 """Pillow's names. What runs another program (EPS) or draws (WMF) is not read."""
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -503,6 +503,8 @@ def _photograph(image: Image.Image, how: Decoding) -> Uint8s:
         image = image.convert("RGBA")
         behind = _pillow().new("RGBA", image.size, how.background)
         image = _pillow().alpha_composite(behind, image)
+    if image.mode == "LAB":  # which becomes grey by way of RGB alone
+        image = image.convert("RGB")
     mode = "L" if how.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)

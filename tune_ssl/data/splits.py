@@ -177,7 +177,9 @@ def _drawn(
 def hold_out(labels: Ints) -> tuple[Ints, Ints]:
     """Rows of the (train, test) parts for a dataset without a test part: a fixed stratified 20 %."""
     order = _Order.draw(np.random.PCG64(HOLD_OUT_SEED), len(labels), int(labels.max()) + 1)
-    test = order.proportional(labels, keep_one=True)[: _nearest(HOLD_OUT_RATIO * len(labels))]
+    spare = len(labels) - len(np.unique(labels))  # a class's last image stays
+    count = min(_nearest(HOLD_OUT_RATIO * len(labels)), spare)
+    test = order.proportional(labels, keep_one=True)[:count]
     test = np.sort(test)
     return _others(len(labels), test), test
 
@@ -267,7 +269,10 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
     each = 2 if spec.validation == "within_budget" else 1
     if budget < each * classes:
         least: float = each * classes
-        if spec.labeled_ratio is not None:
+        if least > pool:
+            text = f"is '{spec.validation}', which takes {least} labels, but the pool has {pool} images"
+            raise UserError(Problem(text, key="data.validation"))
+        if spec.num_labels is None:
             least = math.ceil(1e4 * least / pool) / 1e4
         what = "one label" if each == 1 else "one label and one validation image"
         text = f"is {value}, but must be at least {least} ({what} for each of {classes} classes)"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.folder import first_names
 from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
@@ -21,6 +22,7 @@ from tune_ssl.records.ties import half_width
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import check_contrast, override
 
+SIZES = ("data.image_size", "data.store_size")
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 FEW_OF_A_CLASS = 5  # likewise, of which one image is 20 points of its class
 
@@ -39,7 +41,7 @@ def check_data(
     drawn: set[str] = set()  # by all keys of `data` that methods share
     for condition in study.conditions:
         try:
-            spec = condition.spec.data
+            spec = prepared_spec(condition)
             images = spec.of_images().model_dump_json()
             if images not in opened:
                 pinned = began.get(condition.id) if began else None
@@ -70,6 +72,13 @@ def check_data(
             for p, ids in found.items()
         )
     return stores
+
+
+def prepared_spec(condition: Condition) -> DataSpec:
+    """The condition's images; where their size is searched alone, those of its first value."""
+    spec = condition.spec
+    ends = {k: d.ends()[0] for k, d in condition.search.items() if k in SIZES}
+    return spec.data if spec.data.image_size or not ends else override(spec, ends).data
 
 
 def pool_of(store: Store, condition: Condition, study: Study) -> int:
@@ -150,7 +159,7 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
                 f"{condition.cell}: few validation images of a class ({few}): one image of {least} moves "
                 f"mean_class_accuracy by {jump:.0f} points"
             )
-        points = 100 * half_width(count)
+        points = min(100.0, 100 * half_width(count))
         if count < FEW_VALIDATION:
             lines.append(
                 f"{condition.cell}: {count} validation images: a share of them is known to +-{points:.0f} points, so "
