@@ -61,6 +61,7 @@ def clean(
 
 
 @app.command()
+@app.command("info", help="Show what a dataset's store holds; builds it if it is not there yet.")
 def prepare(
     study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
     overrides: Overrides = None,
@@ -69,28 +70,13 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Build a dataset's store: tune-ssl data prepare data.dataset=folder data.root=PATH"""
-    _show_store(study, all_overrides(overrides, data_root), plugin)
-
-
-@app.command()
-def info(
-    study: Annotated[Path | None, typer.Argument(help="A study's YAML file, or key=value.")] = None,
-    overrides: Overrides = None,
-    data_root: DataRoot = None,
-    plugin: Plugins = None,
-    debug: Debug = False,
-) -> None:
-    """Show what a dataset's store holds; builds it if it is not there yet."""
-    _show_store(study, all_overrides(overrides, data_root), plugin)
-
-
-def _show_store(study: Path | None, texts: list[str], plugins: list[Path] | None) -> None:
     from tune_ssl.data.store import prepare as prepare_store
     from tune_ssl.study.study import load_fixed
 
+    texts = all_overrides(overrides, data_root)
     if study is not None and "=" in str(study):
         texts, study = [str(study), *texts], None
-    loaded = load_fixed(study, texts, plugins or ())
+    loaded = load_fixed(study, texts, plugin or ())
     console = Console(highlight=False, soft_wrap=True)
     with loaded.placing():
         store = prepare_store(loaded.fixed.data)
