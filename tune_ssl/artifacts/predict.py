@@ -19,7 +19,7 @@ from tune_ssl.base.files import write_atomically
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.folder import ImageFile, as_text, find_images, first_names
-from tune_ssl.data.image_files import Decoding, NoImage, Uint8s, has_image_suffix, look
+from tune_ssl.data.image_files import Decoding, Uint8s
 from tune_ssl.data.image_reader import ImageReader
 from tune_ssl.methods import method_names
 from tune_ssl.methods.plugins import load_plugins
@@ -46,12 +46,16 @@ def image_files(paths: Iterable[Path], tell: Tell) -> list[ImageFile]:
     for path in paths:
         if path.is_dir():
             left_out: dict[str, list[str]] = {}
-            files = []
-            for file in find_images(path, path, left_out):
-                if why := _no_image(path / file.path):
-                    left_out.setdefault(why, []).append(file.path)
-                else:
-                    files.append(file._replace(path=str(path / file.path)))
+            reader = ImageReader(path, DataSpec(max_pixels=sys.maxsize))
+            listed = find_images(path, path, left_out)
+            reader.look(listed)
+            for name, why in reader.no_images.items():
+                left_out.setdefault(why, []).append(name)
+            files = [
+                file._replace(path=str(path / file.path))
+                for file in listed
+                if file.path not in reader.no_images
+            ]
             if not files:
                 problems.append(Problem("is a folder without images", str(path)))
             for reason, names in left_out.items():
@@ -67,17 +71,6 @@ def image_files(paths: Iterable[Path], tell: Tell) -> list[ImageFile]:
     if problems:
         raise UserError(problems)
     return list(found.values())
-
-
-def _no_image(path: Path) -> str:
-    """Why a file in a folder is none; empty where it is one, or says by its name that it is."""
-    try:
-        look(path, sys.maxsize)
-    except NoImage as error:
-        return "" if has_image_suffix(path.name) else str(error)
-    except Exception:  # an image: what is wrong with it is said when it is read
-        return ""
-    return ""
 
 
 def load(folder: Path, device: str, plugins: Sequence[Path] = ()) -> Model:
