@@ -61,8 +61,8 @@ def disturb(images: Path) -> None:
     save(images / "train" / "b" / "5.png", np.zeros((8, 8)))
 
 
-def begin(tmp_path: Path, images: Path) -> tuple[Path, JobStream]:
-    study = load_study(write_study(tmp_path, STUDY.replace("IMAGES", str(images))))
+def begin(tmp_path: Path, images: Path, body: str = STUDY) -> tuple[Path, JobStream]:
+    study = load_study(write_study(tmp_path, body.replace("IMAGES", str(images))))
     stores = check_data(study)
     run = create(study, stores, tmp_path / "runs", "one", "")
     context = open_run(run, study, stores, Ledger(), lambda line: None)
@@ -144,11 +144,8 @@ study: {num_trials: 4, finalists: 1, seeds: [0], searcher: grid, scheduler: none
 
 def test_images_of_several_sizes_are_searched_by_size_each_trial_on_its_own_store(tmp_path, images):
     save(images / "train" / "a" / "long.png", np.zeros((8, 30)))
-    study = load_study(write_study(tmp_path, SIZES.replace("IMAGES", str(images))))
-    stores = check_data(study)
-    run = create(study, stores, tmp_path / "runs", "one", "")
-    context = open_run(run, study, stores, Ledger(), lambda line: None)
-    stream, shapes = JobStream(context, searching(context)), {}
+    run, stream = begin(tmp_path, images, SIZES)
+    shapes = {}
 
     def work(config):
         job = Job.from_config(config)

@@ -183,7 +183,7 @@ def _data_by_store(study: Study, stores: Mapping[str, Store]) -> dict[str, DataS
     """condition -> its data, the first condition of each store."""
     found: dict[Path, tuple[str, DataSpec]] = {}
     for condition in study.conditions:
-        found.setdefault(stores[condition.id].path, (condition.id, condition.spec.data))
+        found.setdefault(stores[condition.id].path, (condition.id, condition.data))
     return dict(found.values())
 
 

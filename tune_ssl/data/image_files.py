@@ -42,9 +42,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MOST_PAGES = 16  # unnamed pages of a TIFF file that are taken for its channels
 MOST_BANDS = 64  # the last axis of an array is its channels where it is no longer than this, and the shortest
-GAP = (
-    2.0  # a JPEG is decoded at the smallest scale that is at least so many times what is asked for
-)
+GAP = 2.0  # a JPEG is decoded at the smallest scale that has so many times the pixels a side
 REDUCING_GAP = 3.0  # likewise, for what averages blocks of pixels before it interpolates
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow's "L"
 

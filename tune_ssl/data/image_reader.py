@@ -33,14 +33,9 @@ from tune_ssl.data.image_files import (
 )
 
 THREADS_FROM_BYTES = 16_384  # mean file size; threads made smaller files slower, by up to 2x
-RANGE_FILES, RANGE_PIXELS = (
-    2000,
-    4096,
-)  # files, and pixels of each, that say what values the train part has
+RANGE_FILES, RANGE_PIXELS = 2000, 4096  # files, and pixels of each, that the range is found in
 ROBUST = 0.1  # per cent of the values at each end that do not count
-MARGIN = (
-    0.5  # of the robust range's width, by which it may grow towards the least and largest value
-)
+MARGIN = 0.5  # of the robust range's width, by which it may grow towards the extremes
 CUT = 0.6  # of an image's area: what a centre crop must show, or it is said
 SAID_FROM = 0.05  # share of the images from which something about them is said
 

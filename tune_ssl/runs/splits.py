@@ -22,7 +22,6 @@ from tune_ssl.records.ties import half_width
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import check_contrast, override
 
-SIZES = ("data.image_size", "data.store_size")
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 FEW_OF_A_CLASS = 5  # likewise, of which one image is 20 points of its class
 
@@ -41,7 +40,7 @@ def check_data(
     drawn: set[str] = set()  # by all keys of `data` that methods share
     for condition in study.conditions:
         try:
-            spec = prepared_spec(condition)
+            spec = condition.data
             images = spec.of_images().model_dump_json()
             if images not in opened:
                 pinned = began.get(condition.id) if began else None
@@ -56,7 +55,7 @@ def check_data(
             drawn.add(data)
             check_models(condition, store)
             if negatives:
-                check_contrast(condition.spec, pool_of(store, condition, study))
+                check_negatives(condition, store, study)
         except UserError as error:
             for problem in error.problems:
                 place = problem.where or study.where(problem.key, condition.method)
@@ -74,17 +73,25 @@ def check_data(
     return stores
 
 
-def prepared_spec(condition: Condition) -> DataSpec:
-    """The condition's images; where their size is searched alone, those of its first value."""
-    spec = condition.spec
-    ends = {k: d.ends()[0] for k, d in condition.search.items() if k in SIZES}
-    return spec.data if spec.data.image_size or not ends else override(spec, ends).data
+def store_of(
+    condition: Condition, data: DataSpec, stores: Mapping[str, Store], others: dict[str, Store]
+) -> Store:
+    """The images of a trial: those of its condition, unless its config is about them: then of `others`."""
+    images = data.of_images()
+    if images == condition.data.of_images():
+        return stores[condition.id]
+    key = images.model_dump_json()
+    if key not in others:
+        others[key] = prepare(images)
+    return others[key]
 
 
-def pool_of(store: Store, condition: Condition, study: Study) -> int:
-    """How many images a trial of the condition may take for unlabeled ones."""
-    own = len(_split(store, condition, study.settings.tuning_seed).unlabeled)
-    return own + (len(store.unlabeled.labels) if store.unlabeled else 0)
+def check_negatives(condition: Condition, store: Store, study: Study) -> None:
+    """UserError where a trial contrasts more images in a step than it may take for unlabeled ones."""
+    if any(stage.contrasts for stage in condition.spec.stages()):
+        own = len(_split(store, condition, study.settings.tuning_seed).unlabeled)
+        more = len(store.unlabeled.labels) if store.unlabeled else 0
+        check_contrast(condition.spec, own + more)
 
 
 def without_negatives(study: Study, stores: Mapping[str, Store]) -> dict[str, str]:
@@ -92,7 +99,7 @@ def without_negatives(study: Study, stores: Mapping[str, Store]) -> dict[str, st
     found = {}
     for condition in study.conditions:
         try:
-            check_contrast(condition.spec, pool_of(stores[condition.id], condition, study))
+            check_negatives(condition, stores[condition.id], study)
         except UserError as error:
             found[condition.method or ""] = str(error.problems[0])
     return found
@@ -107,7 +114,7 @@ def check_models(condition: Condition, store: Store) -> None:
         if model.encoder.startswith(TIMM) or not plain:  # else there is nothing to load torch for
             from tune_ssl.models.fit import check_fit
 
-            check_fit(model, store.task(condition.spec.data))
+            check_fit(model, store.task(condition.data))
 
 
 def changed_folders(study: Study, stores: dict[str, Store]) -> list[str]:
@@ -118,7 +125,7 @@ def changed_folders(study: Study, stores: dict[str, Store]) -> list[str]:
         if store.path in lines:
             continue
         try:
-            changes = changes_since(store, condition.spec.data)
+            changes = changes_since(store, condition.data)
         except UserError as error:
             changes = str(error.problems[0])
         lines[store.path] = changes and (
@@ -137,8 +144,9 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     for condition in {c.cell: c for c in study.conditions}.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
         split = _split(store, condition, seed)
-        count, labels = validation_count(store, condition, seed), len(split.labeled)
-        per_class = _validation_counts(store, split)
+        validated, labels = _validation_labels(store, split), len(split.labeled)
+        count = len(validated)
+        per_class = np.bincount(validated, minlength=len(store.class_names))
         thin = {
             name: int(n)
             for name, n in zip(store.class_names, per_class, strict=True)
@@ -173,13 +181,11 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     return lines
 
 
-def _validation_counts(store: Store, split: Split) -> Any:
-    """Validation images of each class, (K,)."""
+def _validation_labels(store: Store, split: Split) -> Any:
+    """The class of each validation image, (N,)."""
     if split.validation_part == "val" and store.val is not None:
-        labels = store.val.labels
-    else:
-        labels = store.train.labels[split.validation]
-    return np.bincount(labels, minlength=len(store.class_names))
+        return store.val.labels
+    return store.train.labels[split.validation]
 
 
 def record_splits(
@@ -206,9 +212,7 @@ def record_splits(
 
 def validation_count(store: Store, condition: Condition, seed: int) -> int:
     """Images that a trial of this condition is validated on."""
-    if store.val is not None and condition.spec.data.validation == "split":
-        return len(store.val.labels)
-    return len(_split(store, condition, seed).validation)
+    return len(_validation_labels(store, _split(store, condition, seed)))
 
 
 def _split(store: Store, condition: Condition, seed: int) -> Split:

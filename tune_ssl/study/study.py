@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.base.spec import StudySpec
+from tune_ssl.base.spec import DataSpec, StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
 from tune_ssl.records.domain import Domain
@@ -22,6 +22,8 @@ from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.study.variants import Variant, variants_from_file
+
+SIZES = ("data.image_size", "data.store_size")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Condition:
     ablate: dict[str, dict[str, Any]]
     method: str
     cell: str
+
+    @property
+    def data(self) -> DataSpec:
+        """Which images its store holds; where their size is searched alone, of the first size."""
+        first = {k: d.ends()[0] for k, d in self.search.items() if k in SIZES}
+        given = self.spec.data
+        return given if given.image_size or not first else override(self.spec, first).data
 
     @property
     def variants(self) -> list[Variant]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tune_ssl.base.errors import Problem, UserError
-from tune_ssl.data.store import Store, prepare
+from tune_ssl.data.store import Store
+from tune_ssl.runs.splits import store_of
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
 
@@ -55,14 +56,14 @@ def rehearse_all(study: Study, stores: Mapping[str, Store]) -> list[str]:
         if i < len(own)
     ]
     began, done = time.monotonic(), 0
+    others: dict[str, Store] = {}
     found: dict[Problem, list[str]] = {}
     for condition, spec in wanted:
         if done and time.monotonic() - began > LONGEST:
             break
         done += 1
         try:
-            same = spec.data.of_images() == condition.spec.data.of_images()
-            rehearse(spec, stores[condition.id] if same else prepare(spec.data))
+            rehearse(spec, store_of(condition, spec.data, stores, others))
         except UserError as error:
             for problem in error.problems:
                 where = problem.where or study.where(problem.key, condition.method)

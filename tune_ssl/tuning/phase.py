@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tune_ssl.base.errors import UserError
-from tune_ssl.base.spec import DataSpec, digest
-from tune_ssl.data.store import Store, prepare
+from tune_ssl.base.spec import digest
+from tune_ssl.data.store import Store
 from tune_ssl.records import log
 from tune_ssl.records.ledger import OPEN, Ledger
 from tune_ssl.records.log import Record
+from tune_ssl.runs.splits import store_of
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.study.shared_pretraining import shared_pretraining_key
 from tune_ssl.study.study import Condition, Study
@@ -36,17 +37,7 @@ class RunContext:
     writer: Writer
     checkpoints: Checkpoints
     tell: Callable[[str], None]
-    others: dict[str, Store] = field(default_factory=dict)
-
-    def store_of(self, condition: Condition, data: DataSpec) -> Store:
-        """The images of a trial: those of its condition, unless its config is about them (data.image_size)."""
-        images = data.of_images()
-        if images == condition.spec.data.of_images():
-            return self.stores[condition.id]
-        key = images.model_dump_json()
-        if key not in self.others:
-            self.others[key] = prepare(images)
-        return self.others[key]
+    others: dict[str, Store] = field(default_factory=dict)  # of searched images
 
     @property
     def ledger(self) -> Ledger:
@@ -96,7 +87,7 @@ class Phase:
         settings = context.study.settings
         try:
             spec = override(self.condition.spec, {**config, "seed": seed})
-            store = context.store_of(self.condition, spec.data)
+            store = store_of(self.condition, spec.data, context.stores, context.others)
         except UserError as error:  # both ends of each domain fit, but not each pair of values
             spec, unfit = self.condition.spec, "; ".join(map(str, error.problems))
             store = context.stores[self.condition.id]
