@@ -33,7 +33,7 @@ fixed:
   data: {dataset: digits, num_labels: 40, batch_size: 16}
   model: {feature_dim: 16, hidden_dim: 16}
   method: {name: soft_kmeans}
-  budget: {steps: 400, eval_every: 40}
+  budget: {steps: 1600, eval_every: 40}
 search:
   optim.lr: {log_uniform: [1e-3, 1e-2]}
 study: {num_trials: 3, searcher: random, scheduler: none, finalists: 1, seeds: [0, 1], checkpoint_seconds: 0}
