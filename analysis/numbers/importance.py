@@ -71,6 +71,11 @@ def importance_notes(runs: Runs) -> list[str]:
             notes.append(f"{where}{some} varied among finished trials, of at least 2 needed.")
         elif ended["value"].nunique() < 2:
             notes.append(f"{where}all {len(ended)} finished trials have the same value.")
+        elif conditional := [key.name for key in searched_keys(study) if key.when]:
+            names = ", ".join(conditional)
+            notes.append(
+                f"{study.label}, {condition}: {names}: active in some trials only, and without importance."
+            )
     return notes
 
 
@@ -153,9 +158,13 @@ def ped_anova(trials: pd.DataFrame, keys: Sequence[Key], mode: str) -> Callable[
 
 
 def _usable(study: Study, trials: pd.DataFrame) -> tuple[pd.DataFrame, list[Key]]:
-    """The finished trials that have every key, and the keys that vary among them."""
+    """The finished trials that have every key, and the keys that vary among them.
+
+    A key that only some configs have (`when`) is left out: its share of all trials' variance has no meaning.
+    """
     ended = finished(trials)
-    keys = [key for key in searched_keys(study) if f"config.{key.name}" in trials]
+    every = [key for key in searched_keys(study) if not key.when]
+    keys = [key for key in every if f"config.{key.name}" in trials]
     whole = pd.Series(True, index=ended.index)
     for key in keys:
         whole &= key.column(ended).notna()
@@ -236,7 +245,7 @@ def _distribution(key: Key) -> Any:
 
     if key.choices:  # by position, as True, 1 and 1.0 are one choice to Optuna
         return CategoricalDistribution(range(len(key.choices)))
-    if key.whole:
+    if key.counted:
         return IntDistribution(int(key.low), int(key.high))
     return FloatDistribution(float(key.scaled(key.low)), float(key.scaled(key.high)))
 
@@ -248,4 +257,4 @@ def _optuna_values(key: Key, trials: pd.DataFrame) -> list[Any]:
     # A logarithm may leave the domain by a rounding error.
     inside = np.clip(values, key.low, key.high)
     scaled = np.clip(key.scaled(inside), key.scaled(key.low), key.scaled(key.high))
-    return list(scaled.astype(int) if key.whole else scaled)
+    return list(scaled.astype(int) if key.counted else scaled)

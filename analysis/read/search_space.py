@@ -21,7 +21,7 @@ from tune_ssl.records.domain import Domain
 class Key(Domain):
     """One searched key: its domain, over columns of numbers. Choices stand at their places 0, 1, ..."""
 
-    name: str
+    name: str = ""
 
     def column(self, trials: pd.DataFrame) -> pd.Series:
         """Each trial's number, or the place of its choice; nan where it has none."""
@@ -34,21 +34,26 @@ class Key(Domain):
         return pd.Series(found, index=trials.index, dtype=float)
 
     def scaled(self, values: Any) -> Any:
-        """Numbers as the search spread them: the decimal logarithm of a log_uniform key's."""
+        """Numbers as the search spread them: the decimal logarithm where equal factors count alike."""
         return np.log10(values) if self.log else values
 
     def unit(self, values: Any) -> Any:
         """Numbers as parts of the domain, 0 to 1; each whole number and choice has an even share."""
         low, high = self.scaled(self.low), self.scaled(self.high)
-        half = 0.5 if self.whole or self.choices else 0.0
+        half = 0.5 if self.counted else 0.0
         return np.clip((self.scaled(values) - low + half) / (high - low + 2 * half), 0, 1)
 
     def place(self, parts: Any) -> Any:
         """The number at a part of the domain: the inverse of `unit`."""
         low, high = self.scaled(self.low), self.scaled(self.high)
-        half = 0.5 if self.whole or self.choices else 0.0
+        half = 0.5 if self.counted else 0.0
         found = low - half + parts * (high - low + 2 * half)
         return 10**found if self.log else found
+
+    @property
+    def counted(self) -> bool:
+        """Whether its values stand side by side, each with an even share: choices, and whole numbers off the log."""
+        return bool(self.choices) or (self.whole and not self.log)
 
     def texts(self, values: pd.Series) -> list[str]:
         """Numbers with four digits, or the names of choices; nan is empty."""
@@ -73,7 +78,7 @@ def searched_keys(study: Study) -> list[Key]:
     for name, leaf in search.items():
         with contextlib.suppress(ValueError):  # somebody changed the file: no figure needs the key
             domain = Domain.of(leaf)
-            found.append(Key(domain.kind, domain.values, str(name)))
+            found.append(Key(domain.kind, domain.values, domain.step, domain.when, str(name)))
     return [key for key in found if key.low < key.high]
 
 

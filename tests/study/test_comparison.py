@@ -54,7 +54,7 @@ def test_every_method_has_the_shared_parts_and_its_own_over_them(file):
     ]
     bold = study.entries[3]
     assert (bold.fixed.method.name, bold.fixed.method.threshold) == ("fixmatch", 0.5)
-    assert [entry.fixed.data.mu for entry in study.entries] == [1, 1, 1, 2]
+    assert [entry.fixed.data.mu for entry in study.entries] == [1, 1, 4, 2]
     assert {entry.fixed.data.dataset for entry in study.entries} == {"digits"}
     assert list(bold.ablate) == ["off"] and not study.entries[0].ablate
 

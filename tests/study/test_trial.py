@@ -111,8 +111,8 @@ def test_each_stage_has_its_steps_and_an_optional_one_may_have_some(steps, probl
 def test_without_pretraining_the_other_stage_is_the_whole_trial():
     values = {"method.init": "random", "budget.steps": {"pretrain": 100, "finetune": 30}}
     spec = build("simclr", **values)
-    assert spec.stage_steps() == {"finetune": 30} and spec.evaluations() == 1
-    assert build("simclr", **{"budget.steps": 100}).evaluations() == 4
+    assert spec.stage_steps() == {"finetune": 30} and spec.stage_evaluations() == [1]
+    assert build("simclr", **{"budget.steps": 100}).stage_evaluations() == [2, 2]
 
 
 # ---- optimizer parts -----------------------------------------------------------------------------
@@ -138,7 +138,8 @@ def test_the_settings_of_a_part_go_before_those_of_its_stage_and_these_before_th
 
 def test_another_method_does_not_take_the_optimizer_parts_over():
     spec = build("simsiam", **{"optim.finetune.lr": 1, "optim.lr": 2})
-    assert override(spec, {"method.name": "kmeans"}) == build("kmeans", **{"optim.lr": 2})
+    same_data = {"optim.lr": 2, "data.mu": spec.data.mu}
+    assert override(spec, {"method.name": "kmeans"}) == build("kmeans", **same_data)
     assert override(spec, {"method.name": "simclr"}) == build("simclr", **{"optim.lr": 2})
 
 
@@ -167,7 +168,7 @@ def test_what_is_wrong_with_a_part_is_named_too(method, key, value, expected):
 
 
 def test_evaluations_count_the_last_one_at_an_uneven_end():
-    assert build(**{"budget.steps": 100, "budget.eval_every": 30}).evaluations() == 4
+    assert build(**{"budget.steps": 100, "budget.eval_every": 30}).stage_evaluations() == [4]
 
 
 @pytest.mark.parametrize(

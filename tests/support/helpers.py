@@ -21,7 +21,7 @@ HEADS: dict[str, dict[str, int]] = {
 def small_spec(method: str = "soft_kmeans", **values: Any) -> TrialSpec:
     """Digits, 40 labels, 12 steps in batches of 8, narrow heads; dotted keys override; nothing is reused."""
     raw = {
-        "data": {"num_labels": 40, "batch_size": 8},
+        "data": {"num_labels": 40, "batch_size": 8, "mu": 1},
         "model": {"feature_dim": 16, "hidden_dim": 16},
         "method": {"name": method},
         "budget": {"steps": 12, "eval_every": 4},

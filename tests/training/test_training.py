@@ -112,7 +112,7 @@ def test_reports_come_every_eval_every_steps_and_at_the_end():
     assert [r.evaluation for r in reports] == [1, 2, 3]
     assert [r.last for r in reports] == [False, False, True]
     assert [r.images_seen for r in reports] == [4 * 16, 8 * 16, 10 * 16]
-    assert small_spec(**{"budget.steps": 10, "budget.eval_every": 4}).evaluations() == 3
+    assert small_spec(**{"budget.steps": 10, "budget.eval_every": 4}).stage_evaluations() == [3]
 
 
 def test_every_report_logs_each_term_its_weight_and_the_schedule():
@@ -165,7 +165,7 @@ def test_steps_evaluations_and_images_run_on_over_the_stages():
     assert [r.evaluation for r in reports] == [1, 2, 3, 4]
     assert [r.last for r in reports] == [False, False, False, True]
     assert [r.images_seen for r in reports] == [96, 192, 240, 240 + 4 * 8]
-    assert spec.evaluations() == 4
+    assert spec.stage_evaluations() == [3, 1]
 
 
 @pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])

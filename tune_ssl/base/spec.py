@@ -256,7 +256,7 @@ class OptimSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """How long a trial trains, in optimizer steps; never in wall-clock."""
+    """How long a trial trains, in optimizer steps."""
 
     steps: Size | dict[str, Size] = Field(
         500, description="of each stage: a number, or one per stage"
@@ -269,6 +269,9 @@ class BudgetSpec(Spec):
     )
     checkpoint: Literal["last", "best"] = Field(
         "last", description="which weights are the result: the last, or the best on validation"
+    )
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="a guard: a trial that trains longer is stopped, and is no result"
     )
 
 
@@ -394,18 +397,46 @@ class MethodSpec(Spec):
     name: str
 
 
+def _has_a_name(named: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(named, dict) and not isinstance(named.get("name"), str):
+        raise ValueError(f"is {named}, but must have a name: {{name: median, n_startup_trials: 5}}")
+    return named
+
+
+Named = Annotated[str | dict[str, Any], AfterValidator(_has_a_name)]
+"""A sampler or a scheduler: its name, or a mapping of its name and its arguments."""
+
+
 class StudySpec(Spec):
     """How the search runs. Trials are counted per condition, so that budgets are equal."""
 
     name: Name | None = None
     num_trials: Size = Field(16, description="trials in each condition")
     searcher: Literal["optuna", "random", "grid"] = "optuna"
-    sampler: Literal["tpe", "gp", "cmaes", "qmc"] = Field("tpe", description="of searcher optuna")
-    scheduler: Literal["asha", "median", "none"] = "asha"
-    grace_period: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.25, description="share of a trial's evaluations before it can be stopped"
+    sampler: Named = Field(
+        "tpe",
+        description="of searcher optuna: tpe, gp, cmaes, qmc, or a sampler of Optuna's by its dotted name; "
+        "{name: tpe, n_ei_candidates: 48} gives it arguments",
+    )
+    scheduler: Named = Field(
+        "asha",
+        description="asha, hyperband, median, percentile, patient, none, or a pruner of Optuna's by its dotted name; "
+        "{name: percentile, percentile: 30} gives it arguments",
+    )
+    grace_period: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="share of a trial's evaluations before it can be stopped; auto: what leaves rungs that pay",
     )
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    start_from: list[str | dict[str, Any]] = Field(
+        ["defaults"],
+        description="the first trials of each condition: defaults (the method's own values of the searched keys), a "
+        "run (its winners), or {key: value}; the sampler goes on from there",
+    )
+    time_budget: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="minutes for the whole study, counted from the command's start; nothing is begun later",
+    )
     metric: str = "val/mean_class_accuracy"
     mode: Literal["max", "min"] = "max"
     tuning_seed: Annotated[int, Field(ge=0)] = Field(

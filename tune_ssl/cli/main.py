@@ -73,6 +73,17 @@ NoCache = Annotated[
     typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
 ]
 
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="With --resume: run failed trials once more.")
+]
+Reopen = Annotated[
+    bool,
+    typer.Option(
+        "--reopen",
+        help="With --resume: choose anew, though test data was opened; the report says so.",
+    ),
+]
+
 Storage = Annotated[
     str | None,
     typer.Option(help="Folder or URL (s3://, gs://) that keeps the runs; wins over study.storage."),
@@ -87,7 +98,14 @@ def search(
     no_cache: NoCache = False,
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this run; with study.num_trials=40 or study.seeds=[...] with more."
+        ),
+    ] = None,
+    retry_failed: RetryFailed = False,
+    reopen: Reopen = False,
     runs: Runs = Path("runs"),
     storage: Storage = None,
     confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
@@ -101,16 +119,20 @@ def search(
 
     _keep_in(storage)
     console = Console()
+    more: list[str] = []
     if resume is not None:
-        _refuse_with_resume(study or overrides or name or data_root or no_cache, plugin)
+        more = _more([str(study)] if study else [], overrides)
+        _refuse_with_resume(name or data_root or no_cache, plugin)
         going: Any = resume
     elif study is None:
         raise UserError("give either a study's YAML file or --resume RUN")
     else:
         going = load_study(study, all_overrides(overrides, data_root, no_cache), plugin or ())
         name = _run_name(name or going.settings.name, going.name)
+    _only_with_resume(resume, retry_failed, reopen)
     options = {"name": name, "runs": runs, "address": address, "verbose": verbose}
-    _run(going, console, report, confirm=confirm, **options)
+    taken_on = {"more": more, "again": retry_failed, "anew": reopen}
+    _run(going, console, report, confirm=confirm, **options, **taken_on)
 
 
 @app.command()
@@ -123,7 +145,14 @@ def compare(
     no_cache: NoCache = False,
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this run; with study.num_trials=40 or study.seeds=[...] with more."
+        ),
+    ] = None,
+    retry_failed: RetryFailed = False,
+    reopen: Reopen = False,
     runs: Runs = Path("runs"),
     storage: Storage = None,
     confirm: Annotated[bool, typer.Option(help="Re-run the winners on fresh seeds.")] = True,
@@ -141,9 +170,12 @@ def compare(
     console = Console()
     given = methods or []
     options = {"runs": runs, "address": address, "verbose": verbose, "confirm": confirm}
+    _only_with_resume(resume, retry_failed, reopen)
     if resume is not None:
-        _refuse_with_resume(given or name or data_root or no_cache, plugin)
-        run = _run(resume, console, report, **options)
+        more = _more(given, None)
+        _refuse_with_resume(name or data_root or no_cache, plugin)
+        taken_on = {"more": more, "again": retry_failed, "anew": reopen}
+        run = _run(resume, console, report, **options, **taken_on)
     else:
         study, file, stores = _comparison(
             given, all_overrides(None, data_root, no_cache), plugin, console
@@ -290,7 +322,7 @@ def train(
         loaded = study_of_trial(study, trial)
     from tune_ssl.base.spec import digest
     from tune_ssl.data.store import prepare as prepare_store
-    from tune_ssl.training.loop import Collapsed, Diverged
+    from tune_ssl.training.loop import Collapsed, Diverged, TooLong
     from tune_ssl.training.loop import train as run_training
 
     spec, settings = loaded.fixed, loaded.settings
@@ -304,7 +336,9 @@ def train(
                 console.print(f"data: {line}", markup=False)
             training = run_training(spec, metric=settings.metric, mode=settings.mode, store=store)
             for item in training:
-                kept = {k: v for k, v in item.metrics.items() if k.startswith(("val/", "loss/"))}
+                kept = {
+                    k: v for k, v in item.metrics.items() if k.startswith(("val/", "raw/", "loss/"))
+                }
                 values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
                 console.print(
                     f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}", markup=False
@@ -312,7 +346,7 @@ def train(
                 for note in item.notes:
                     console.print(note, markup=False)
             _say_chance(item, console)
-    except (Diverged, Collapsed) as error:
+    except (Diverged, Collapsed, TooLong) as error:
         console.print(f"{type(error).__name__.lower()}: {error}", markup=False)
         raise typer.Exit(1) from None
 
@@ -360,6 +394,7 @@ def check(
     if study is None:
         raise UserError("give a study's YAML file, or --schema")
     from tune_ssl.runs.splits import caveats, check_data
+    from tune_ssl.runs.start_from import with_starts
     from tune_ssl.study.study import load_study
     from tune_ssl.tuning.check import refuse_beyond_machine, rehearse_all
 
@@ -367,6 +402,7 @@ def check(
     if address is None:
         refuse_beyond_machine(loaded)
     stores = check_data(loaded)
+    loaded = with_starts(loaded, stores, Path("runs"))
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     console = Console(highlight=False, soft_wrap=True)
     rehearsed = [] if fast else rehearse_all(loaded, stores)
@@ -403,10 +439,28 @@ def _run_name(given: str | None, otherwise: str) -> str:
 def _refuse_with_resume(given: object, plugin: list[Path] | None) -> None:
     """UserError if anything of a new run is `given`; plugins are loaded, for they may have moved."""
     if given:
-        raise UserError("a resumed run keeps its name, study and data: give --resume alone")
+        raise UserError(
+            "a resumed run keeps its name, study and data: give none of them with --resume"
+        )
     from tune_ssl.methods.plugins import load_plugins
 
     load_plugins(plugin or ())
+
+
+def _more(given: list[str], overrides: list[str] | None) -> list[str]:
+    """What a run is taken on with: `study.num_trials=40`. UserError for a file."""
+    texts = [*given, *(overrides or ())]
+    if files := [text for text in texts if "=" not in text]:
+        raise UserError(
+            f"a resumed run keeps its study, so that {files[0]} is not taken; study.num_trials=40 adds trials"
+        )
+    return texts
+
+
+def _only_with_resume(resume: str | None, retry_failed: bool, reopen: bool) -> None:
+    for option, given in (("--retry-failed", retry_failed), ("--reopen", reopen)):
+        if given and resume is None:
+            raise UserError(f"{option} is for a run that goes on: give --resume RUN too")
 
 
 def _comparison(

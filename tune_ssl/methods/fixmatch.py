@@ -78,8 +78,15 @@ class FixMatch(Method[FixMatchSpec]):
     Spec = FixMatchSpec
     losses = {"supervised": SupervisedLossSpec(), "consistency": LossSpec()}
     stage_types = (FixMatchStage,)
+    defaults = {
+        "data.batch_size": 64,
+        "data.mu": 7,
+        "optim.name": "sgd",
+        "optim.lr": 0.03,
+        "optim.schedule": "cosine_7_16",
+    }
     searched = {
-        "optim.lr": {"log_uniform": [3e-4, 3e-2]},
+        "optim.lr": {"log_uniform": [3e-3, 3e-1]},
         "method.labeled_view": {"choice": ["weak", "strong"]},
         "method.threshold": {"choice": [0.7, 0.8, 0.9, 0.95]},
         "losses.consistency.weight": {"log_uniform": [0.3, 3]},

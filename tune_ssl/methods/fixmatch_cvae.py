@@ -107,6 +107,7 @@ class FixMatchCVAE(Method[FixMatchCVAESpec]):
     name = "fixmatch_cvae"
     Spec = FixMatchCVAESpec
     losses = {"reconstruction": LossSpec(), "kl": LossSpec(ramp_up=0.3), **FixMatch.losses}
-    optim_parts = {"perturbation": OptimPart()}
+    optim_parts = {"perturbation": OptimPart(name="adamw", lr=3e-3, schedule="cosine")}
     stage_types = (PerturbationStage, PerturbedStage)
+    defaults = FixMatch.defaults
     searched = FixMatch.searched

@@ -108,6 +108,7 @@ class SimCLR(PretrainedMethod[SimCLRSpec]):
     losses = {"contrastive": LossSpec(), "supervised": SupervisedLossSpec()}
     optim_parts = OPTIM_PARTS
     stage_types = (SimCLRPretrain, FinetuneStage, LinearProbeStage)
+    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = {
         "method.temperature": {"choice": [0.1, 0.2, 0.5]},
         **TRANSFER_SEARCHED,

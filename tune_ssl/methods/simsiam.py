@@ -75,6 +75,7 @@ class SimSiam(PretrainedMethod[SimSiamSpec]):
     losses = {"similarity": LossSpec(), "supervised": SupervisedLossSpec()}
     optim_parts = {**OPTIM_PARTS, "predictor": OptimPart(schedule="constant")}
     stage_types = (SimSiamPretrain, FinetuneStage, LinearProbeStage)
+    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = TRANSFER_SEARCHED
 
 

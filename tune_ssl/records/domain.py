@@ -1,11 +1,15 @@
 """What a leaf of a study's `search` means: `{log_uniform: [1e-4, 1e-1]}`. Ends are inclusive.
 
+A range may have a `step` (`{uniform: [0, 1], step: 0.1}`), and any domain a `when`: `{uniform: [0, 1], when:
+{optim.name: sgd}}` is of a key that a config has only where the other searched keys have those values.
+
 The search draws from a domain, a grid walks over it, and the report's axes and shares are laid over it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,28 +18,47 @@ from tune_ssl.records.fields import is_number
 
 Value = bool | int | float | str | None
 
-UNIFORM, LOG_UNIFORM, INT, CHOICE = KINDS = ("uniform", "log_uniform", "int", "choice")
+UNIFORM, LOG_UNIFORM, INT, LOG_INT, CHOICE = KINDS = (
+    *("uniform", "log_uniform", "int", "log_int"),
+    "choice",
+)
+STEP, WHEN = MORE = ("step", "when")
 FORMS = (
-    "{uniform: [low, high]}, {log_uniform: [low, high]}, {int: [low, high]} "
+    "{uniform: [low, high]}, {log_uniform: [low, high]}, {int: [low, high]}, {log_int: [low, high]} "
     "or {choice: [value, ...]}"
 )
+When = tuple[tuple[str, tuple[Value, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Domain:
     """The values that a key may take: [low, high] of a range, or every choice.
 
-    ValueError, as a sentence that the key begins, for a range that has nothing in it.
+    `step` leaves only low, low + step, ... of a range. `when` names other searched keys and the values of them with
+    which this one is active; a config has no inactive key.
+
+    ValueError, as a sentence that the key begins, for a range that has nothing in it, or a step that does not fit it.
     """
 
     kind: str
     values: tuple[Value, ...]
+    step: float | None = None
+    when: When = ()
 
     def __post_init__(self) -> None:
         if not self.choices and self.low >= self.high:
             raise ValueError(f"is {self}, but low must be below high")
         if self.log and self.low <= 0:
             raise ValueError(f"is {self}, but must start above 0")
+        if self.step is None:
+            return
+        if self.log or self.choices:
+            raise ValueError(f"is {self}, but only uniform and int have a step")
+        steps = (self.high - self.low) / self.step if self.step > 0 else 0.5
+        if steps < 1 or abs(steps - round(steps)) > 1e-6 or (self.whole and self.step % 1):
+            raise ValueError(
+                f"is {self}, but its step must go into high - low a whole number of times"
+            )
 
     @classmethod
     def of(cls, leaf: Any) -> Domain:
@@ -43,11 +66,16 @@ class Domain:
         kind, values = shape(leaf)
         if kind != CHOICE and not all(map(is_number, values)):
             raise ValueError(f"is {shown(leaf)}, but must have two numbers")
-        return Domain(kind, tuple(values))
+        return Domain(kind, tuple(values), leaf.get(STEP), conditions(leaf.get(WHEN)))
 
-    def leaf(self) -> dict[str, list[Value]]:
+    def leaf(self) -> dict[str, Any]:
         """What a study file says of it."""
-        return {self.kind: list(self.values)}
+        leaf: dict[str, Any] = {self.kind: list(self.values)}
+        if self.step is not None:
+            leaf[STEP] = self.step
+        if self.when:
+            leaf[WHEN] = {key: list(wanted) for key, wanted in self.when}
+        return leaf
 
     def __str__(self) -> str:
         return shown(self.leaf())
@@ -70,12 +98,37 @@ class Domain:
     @property
     def log(self) -> bool:
         """Whether equal factors count alike, and not equal distances."""
-        return self.kind == LOG_UNIFORM
+        return self.kind in (LOG_UNIFORM, LOG_INT)
 
     @property
     def whole(self) -> bool:
         """Whether only whole numbers are in it."""
-        return self.kind == INT
+        return self.kind in (INT, LOG_INT)
+
+    @property
+    def count(self) -> float:
+        """How many values it has; inf of a range without steps."""
+        if self.choices:
+            return len(self.choices)
+        step = self.step or (1 if self.whole else 0)
+        return round((self.high - self.low) / step) + 1 if step else math.inf
+
+    def __contains__(self, value: Value) -> bool:
+        if self.choices:
+            return any(type(choice) is type(value) and choice == value for choice in self.choices)
+        if not is_number(value) or not self.low <= cast(float, value) <= self.high:
+            return False
+        step = self.step or (1 if self.whole else 0)
+        place = (cast(float, value) - self.low) / step if step else 0
+        return abs(place - round(place)) < 1e-6
+
+    def all(self) -> list[Value]:
+        """Every value of a domain whose `count` is finite, in order."""
+        if self.choices:
+            return list(self.choices)
+        step = self.step or 1
+        found = [self.low + i * step for i in range(int(self.count))]
+        return [int(value) if self.whole else float(value) for value in found]
 
     def ends(self) -> list[Value]:
         """The values that are built into a spec before any training: both ends, or every choice."""
@@ -83,9 +136,7 @@ class Domain:
 
     def points(self, wanted: int) -> int:
         """How many values `grid(wanted)` has: every choice; of whole numbers no more than exist."""
-        if self.choices:
-            return len(self.choices)
-        return min(wanted, int(self.high - self.low) + 1) if self.whole else wanted
+        return len(self.choices) if self.choices else int(min(wanted, self.count))
 
     def grid(self, wanted: int) -> list[Value]:
         """Both ends exactly, and even steps between (in the log for log_uniform); every choice."""
@@ -98,16 +149,63 @@ class Domain:
             inner = [math.exp(log + width * i / steps) for i in range(1, steps)]
         else:
             inner = [low + (high - low) * i / steps for i in range(1, steps)]
+        if self.step is not None:
+            inner = [low + round((value - low) / self.step) * self.step for value in inner]
         if self.whole:
             inner = [round(value) for value in inner]
-        return [low, *inner, high]
+        return list(dict.fromkeys([low, *inner, high]))
+
+
+def active(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config's values, one for each domain, counts: without keys whose `when` does not hold."""
+    kept: dict[str, Any] = {}
+    for key in in_order(domains):
+        wanted = domains[key].when
+        if key in config and all(w in kept and kept[w] in values for w, values in wanted):
+            kept[key] = config[key]
+    return {key: value for key, value in config.items() if key in kept or key not in domains}
+
+
+def in_order(domains: Mapping[str, Domain]) -> list[str]:
+    """The keys, each after those that its `when` names. ValueError where two wait for each other."""
+    order: list[str] = []
+    left = list(domains)
+    while left:
+        free = [key for key in left if not {w for w, _ in domains[key].when} & set(left)]
+        if not free:
+            raise ValueError(f"has keys that are active only with each other: {', '.join(left)}")
+        order += free
+        left = [key for key in left if key not in free]
+    return order
+
+
+def conditions(when: Any) -> When:
+    """The `when` of a leaf: one value or a list of values for each key. ValueError as `shape`."""
+    if when is None:
+        return ()
+    if not isinstance(when, Mapping) or not when:
+        raise ValueError(
+            f"has when {shown(when)}, but must map searched keys to values, as {{optim.name: sgd}}"
+        )
+    return tuple(
+        (str(key), tuple(value) if isinstance(value, (list, tuple)) else (value,))
+        for key, value in when.items()
+    )
 
 
 def shape(leaf: Any) -> tuple[str, list[Any]]:
     """A leaf's kind and its values, of the right number. ValueError, as a sentence that the key begins."""
-    if not isinstance(leaf, dict) or len(leaf) != 1:
+    own = (
+        {key: value for key, value in leaf.items() if key not in MORE}
+        if isinstance(leaf, dict)
+        else {}
+    )
+    if len(own) != 1:
         raise ValueError(f"is {shown(leaf)}, but must be a domain: {FORMS}")
-    [(kind, values)] = leaf.items()
+    [(kind, values)] = own.items()
+    if STEP in leaf and not is_number(leaf[STEP]):
+        raise ValueError(f"has step {shown(leaf[STEP])}, but must have a number")
+    conditions(leaf.get(WHEN))
     if kind not in KINDS:
         raise ValueError(f"is {shown(leaf)}, but must be a domain{nearest(kind, KINDS)} ({FORMS})")
     listed = isinstance(values, (list, tuple))

@@ -35,6 +35,8 @@ class Ledger:
     resumed trial -> how often it was taken up again
     locked  condition -> the event that locked its config
     planned condition -> variant -> the row of an ablation, the reference first
+    reopened condition -> the events that took its choice back after test data was opened
+    cut     the events of work that a time budget left undone
 
     A trial ends once. Where it begins again after its end (a failed finalist or seed is run again), it
     is open until its next ending, and that one counts.
@@ -46,6 +48,8 @@ class Ledger:
         self.resumed: Counter[str] = Counter()
         self.locked: dict[str, Record] = {}
         self.planned: dict[str, dict[str, Record]] = {}
+        self.reopened: dict[str, list[Record]] = {}
+        self.cut: list[Record] = []
         self.first: Record | None = None  # the first event of all
         self._of: dict[tuple[str, str], list[str]] = {}  # (condition, phase) -> trials
         for event in events:
@@ -70,12 +74,20 @@ class Ledger:
             if trial not in self.begun:
                 self.begun[trial] = event
                 self._of.setdefault((event["condition"], event["phase"]), []).append(trial)
+            if self.cut:  # it goes on
+                at = event["condition"], event["phase"]
+                self.cut = [c for c in self.cut if (c["condition"], c["phase"]) != at]
             self.ended.pop(trial, None)
             self.resumed[trial] += kind == log.RESUMED
         elif kind in log.ENDINGS:
             self.ended.setdefault(trial, event)
         elif kind == log.LOCKED:
             self.locked.setdefault(event["condition"], event)
+        elif kind == log.REOPENED:
+            self.reopened.setdefault(event["condition"], []).append(event)
+            self.locked.pop(event["condition"], None)
+        elif kind == log.CUT:
+            self.cut.append(event)
         elif kind == log.PLANNED:
             self.planned.setdefault(event["condition"], {}).setdefault(event["variant"], event)
 
@@ -86,6 +98,14 @@ class Ledger:
         for phase in phases:
             for trial in self._of.get((condition, phase), ()):
                 yield trial, self.begun[trial], self.ended.get(trial)
+
+    def superseded(self, trial: str) -> bool:
+        """Whether it confirms a config that was chosen before a reopening, and is not the chosen one now."""
+        start = self.begun[trial]
+        if start["phase"] != log.CONFIRM or not self.reopened.get(start["condition"]):
+            return False
+        lock = self.locked.get(start["condition"])
+        return lock is None or lock["config"] != start["config"]
 
     def status(self, trial: str) -> str:
         """How it ended, or `open`."""
@@ -126,23 +146,55 @@ class Ledger:
 
         All trials that may be chosen: see `scores` below. `phases` are those that count, TUNING if none.
         """
+        return self._scores(self.trials(condition, *(phases or TUNING)), mode)
+
+    def _scores(
+        self, trials: Iterable[tuple[str, Record, Record | None]], mode: str
+    ) -> dict[str, float]:
         found = scores(
             {
                 "trial": trial,
-                "phase": start["phase"],
                 "repeats": start.get("repeats"),
                 "status": end and end["event"],
                 "value": end and end.get("value"),
             }
-            for trial, start, end in self.trials(condition, *(phases or TUNING))
+            for trial, start, end in trials
         )
         sign = -1 if mode == "max" else 1
         return dict(sorted(found.items(), key=lambda item: (sign * item[1], item[0])))
 
-    def finalists(self, condition: str, mode: str, count: int) -> list[str]:
-        """The search trials that run again before one is chosen: the best `count`, if they are several."""
-        best = list(self.scores(condition, mode, log.SEARCH))[:count]
+    def _of_row(self, condition: str, variant: str) -> Iterator[tuple[str, Record, Record | None]]:
+        """The trials that retune a row of an ablation, its finalists' repeats among them."""
+        for trial, start, end in self.trials(condition, log.RETUNE):
+            if start["variant"] == variant:
+                yield trial, start, end
+
+    def finalists(
+        self, condition: str, mode: str, count: int, variant: str | None = None
+    ) -> list[str]:
+        """The trials that run again before one is chosen: the best `count` configs, if they are several.
+
+        Of a condition's search, or of a retuned `variant`.
+        """
+        tuned = self._of_row(condition, variant) if variant else self.trials(condition, log.SEARCH)
+        once = ((trial, start, end) for trial, start, end in tuned if not start.get("repeats"))
+        distinct: dict[str, str] = {}
+        for trial in self._scores(once, mode):
+            distinct.setdefault(str(self.begun[trial]["config"]), trial)
+        best = list(distinct.values())[:count]
         return best if len(best) > 1 else []
+
+    def runners_up(self, condition: str, mode: str, count: int) -> list[str]:
+        """The search trials to be finished where fewer than `count` are: stopped ones, the furthest and best first."""
+        finished = len(self.scores(condition, mode, log.SEARCH))
+        sign = -1 if mode == "max" else 1
+        stopped = [
+            (-(end["step"] or 0), math.inf if (v := end["value"]) is None else sign * v, trial)
+            for trial, _, end in self.trials(condition, log.SEARCH)
+            if end is not None and end["event"] == log.STOPPED
+            if not (end.get("reason") or "").startswith(log.TOO_LONG)
+        ]
+        return [trial for *_, trial in sorted(stopped)[: max(0, count - finished)]]
 
     def best(self, condition: str, mode: str) -> Best | None:
         """The locked trial, else the one that the selection rule would take now."""
@@ -156,8 +208,9 @@ class Ledger:
         """The mean value on validation images over the fresh seeds of a confirmation; None where there is none."""
         values = [
             end["value"]
-            for _, _, end in self.trials(condition, log.CONFIRM)
+            for trial, _, end in self.trials(condition, log.CONFIRM)
             if end is not None and end["event"] == log.FINISHED and end["value"] is not None
+            if not self.superseded(trial)
         ]
         return sum(values) / len(values) if values else None
 
@@ -174,15 +227,9 @@ class Ledger:
         return choose(values, key=values.__getitem__, default=None)
 
     def retuned(self, condition: str, variant: str, mode: str) -> dict[str, Any] | None:
-        """The config of a retuned row's best finished trial, the earlier of equals."""
-        sign = -1 if mode == "max" else 1
-        finished = [
-            (sign * end["value"], start["number"], start["config"])
-            for _, start, end in self.trials(condition, log.RETUNE)
-            if start["variant"] == variant and end and end["event"] == log.FINISHED
-            if end["value"] is not None
-        ]
-        return min(finished, key=lambda item: item[:2])[2] if finished else None
+        """The config of a retuned row: chosen by the rule that chose the reference's."""
+        found = self._scores(self._of_row(condition, variant), mode)
+        return self.begun[next(iter(found))]["config"] if found else None
 
     def confirmed_seeds(self, condition: str, config: Mapping[str, Any]) -> set[int]:
         """The seeds on which a confirmation of that very config has ended."""
@@ -196,19 +243,19 @@ class Ledger:
 def scores(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """search trial -> what a condition's config is chosen by, for each trial that may be chosen.
 
-    `trials` are one condition's, as mappings with phase, trial, status, value and (of finalists)
-    repeats. A candidate has finished with a finite value. Where the best ones were run again on
-    further tuning seeds, only those count whose repeats all finished, by their mean over all seeds.
+    `trials` are one condition's, as mappings with trial, status, value and (of finalists) repeats. A candidate has
+    finished with a finite value. Where the best ones were run again on further tuning seeds, only those count whose
+    repeats all finished, by their mean over all seeds.
     """
     own: dict[str, float] = {}
     repeats: dict[str, list[float | None]] = {}
     for trial in trials:
         value = trial["value"] if trial["status"] == log.FINISHED else None
         value = value if value is not None and math.isfinite(value) else None
-        if trial["phase"] == log.SEARCH and value is not None:
-            own[trial["trial"]] = value
-        elif trial["phase"] == log.FINALIST:
+        if trial["repeats"]:
             repeats.setdefault(trial["repeats"], []).append(value)
+        elif value is not None:
+            own[trial["trial"]] = value
     means = {
         trial: sum([own[trial], *values]) / (1 + len(values))  # type: ignore[list-item]
         for trial, values in repeats.items()

@@ -39,6 +39,9 @@ STARTED, RESUMED = "started", "resumed"
 FINISHED, STOPPED = "finished", "stopped_early"
 DIVERGED, COLLAPSED, FAILED = "diverged", "collapsed", "failed"
 LOCKED, PLANNED = "locked", "planned"
+TOO_LONG = "longer than budget.max_minutes"  # how the reason of a trial that was cut begins
+REOPENED = "reopened"  # a condition's choice is taken back, though its test data was opened
+CUT = "cut"  # a condition's work that a time budget left undone
 BEGINNINGS = (STARTED, RESUMED)
 BAD_ENDINGS = (DIVERGED, COLLAPSED, FAILED)
 ENDINGS = (FINISHED, STOPPED, *BAD_ENDINGS)
@@ -62,6 +65,8 @@ _EVENT = {
     "rule": fields.TEXT,
     "variant": fields.TEXT.or_null(),
     "repeats": fields.FILE_NAME.or_null(),
+    "given": fields.TEXT,
+    "redrawn": fields.WHOLE,
     "reason": fields.TEXT.or_null(),
     "seed": fields.WHOLE,
     "number": fields.WHOLE,
@@ -77,12 +82,13 @@ _EVENT = {
     "retune": fields.TEXTS,
     "switches": fields.TEXTS.or_null(),
 }
-_EVENTS = (*BEGINNINGS, *BAD_ENDINGS, FINISHED, STOPPED, LOCKED, PLANNED)
+OF_A_CONDITION = (PLANNED, REOPENED, CUT)  # events that are of no trial
+_EVENTS = (*BEGINNINGS, *BAD_ENDINGS, FINISHED, STOPPED, LOCKED, *OF_A_CONDITION)
 _LINES = {
     event: fields.Shape(
         {"event": fields.one_of(_EVENTS)}
         | _TRIAL
-        | ({"trial": fields.FILE_NAME.or_null()} if event == PLANNED else {}),
+        | ({"trial": fields.FILE_NAME.or_null()} if event in OF_A_CONDITION else {}),
         _EVENT,
     )
     for event in _EVENTS

@@ -19,6 +19,7 @@ from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
 from tune_ssl.models import TIMM
 from tune_ssl.records import log
 from tune_ssl.records.ties import half_width
+from tune_ssl.study.named import cautions
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import check_contrast, override
 
@@ -141,6 +142,7 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     """
     unique = {store.path: store for store in stores.values()}
     lines = list(dict.fromkeys(line for store in unique.values() for line in store.remarks()))
+    lines += cautions(study.settings)
     for condition in {c.cell: c for c in study.conditions}.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
         split = _split(store, condition, seed)

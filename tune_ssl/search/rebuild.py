@@ -25,10 +25,9 @@ from tune_ssl.records import log
 from tune_ssl.records.domain import Domain
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.records.log import Record
-from tune_ssl.search.samplers import rungs_of
 from tune_ssl.study.study import Study
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line for each study and trial
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # not a line for each study, trial and draw
 
 STATES = {
     log.FINISHED: TrialState.COMPLETE,
@@ -41,13 +40,17 @@ STATES = {
 
 @dataclass
 class Recorded:
-    """What the records say of one trial. `values` are what its study was told, by evaluation from 1."""
+    """What the records say of one trial.
+
+    `values` are what its study was told, by evaluation from 1, and `times` when.
+    """
 
     name: str
     number: int
     start: Record
     end: Record | None
     values: dict[int, float] = field(default_factory=dict)
+    times: dict[int, float] = field(default_factory=dict)
 
 
 def recorded(ledger: Ledger, condition: str, variant: str | None = None) -> dict[int, Recorded]:
@@ -56,7 +59,7 @@ def recorded(ledger: Ledger, condition: str, variant: str | None = None) -> dict
     found = {
         start["number"]: Recorded(trial, start["number"], start, end)
         for trial, start, end in ledger.trials(condition, phase)
-        if start.get("variant") == variant
+        if start.get("variant") == variant and not start.get("repeats")
     }
     return dict(sorted(found.items()))
 
@@ -74,7 +77,7 @@ def read_values(run: Path, study: Study, wanted: Iterable[Recorded]) -> None:
         if stage.stand_in
     }
     trials = {known.name: known for known in wanted}
-    reports: dict[str, dict[tuple[int, str], float | None]] = {}
+    reports: dict[str, dict[tuple[int, str], tuple[float | None, float]]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torn lines a resume has told
         for report in log.scan(run / log.HISTORY) if trials else ():
@@ -84,13 +87,16 @@ def read_values(run: Path, study: Study, wanted: Iterable[Recorded]) -> None:
                     key = stand_ins.get((known.start["condition"], report["stage"]), "")
                     stand_in = report["metrics"].get(key)
                     value = None if stand_in is None else sign * stand_in
-                reports.setdefault(known.name, {})[report["step"], report["stage"]] = value
+                at = report["step"], report["stage"]
+                reports.setdefault(known.name, {})[at] = value, report["time"]
     for name, by_step in reports.items():
         known = trials[name]
-        told = [value for _, value in sorted(by_step.items())]
+        told = [value for _, value in sorted(by_step.items(), key=lambda item: item[0])]
         if known.end and known.end["event"] == log.FINISHED:
             told.pop()  # the last report ends a trial, and is no value on the way
-        known.values = {i: value for i, value in enumerate(told, start=1) if value is not None}
+        for i, (value, moment) in enumerate(told, start=1):
+            if value is not None:
+                known.values[i], known.times[i] = value, moment
 
 
 def state_of(status: str, value: float | None) -> tuple[TrialState, float | None]:
@@ -106,20 +112,21 @@ def distribution(domain: Domain) -> BaseDistribution:
     if domain.choices:
         return CategoricalDistribution(domain.choices)
     if domain.whole:
-        return IntDistribution(int(domain.low), int(domain.high))
-    return FloatDistribution(domain.low, domain.high, log=domain.log)
+        step = int(domain.step or 1)
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=step)
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
 
 
 def frozen(
-    run: Path, known: Recorded, kinds: Mapping[str, BaseDistribution], rungs: list[int]
+    run: Path, known: Recorded, kinds: Mapping[str, BaseDistribution], running: bool = False
 ) -> FrozenTrial:
-    """The trial as a study would know it. `rungs` are the evaluations of successive halving's rungs.
+    """The trial as a study would know it; with `running`, as it was when it had just begun.
 
     UserError where a recorded value is not in its domain.
     """
     state, value = (
         state_of(known.end["event"], known.end["value"])
-        if known.end
+        if known.end and not running
         else (TrialState.RUNNING, None)
     )
     if state == TrialState.PRUNED and known.values:
@@ -131,11 +138,10 @@ def frozen(
         params={key: _checked(run, known, key, kind) for key, kind in own.items()},
         distributions=own,
         user_attrs={"trial": known.name} | ({"status": known.end["event"]} if known.end else {}),
-        system_attrs=_rung_values(known, rungs),
-        intermediate_values=known.values,
+        intermediate_values={} if running else known.values,
     )
     trial.datetime_start = _moment(known.start) or trial.datetime_start
-    if known.end:
+    if known.end and not running:
         trial.datetime_complete = _moment(known.end) or trial.datetime_complete
     return trial
 
@@ -150,13 +156,6 @@ def _checked(run: Path, known: Recorded, key: str, kind: BaseDistribution) -> An
         text = f"is {value!r} in {log.TRIALS}, which is outside its domain"
         raise UserError(Problem(text, key, f"{run}: {known.name}"))
     return value
-
-
-def _rung_values(known: Recorded, rungs: list[int]) -> dict[str, float]:
-    """The pruner's notes of the rungs that a trial met. One that runs was not yet judged at its last report."""
-    last = max(known.values, default=0) - (known.end is None)
-    met = [(i, rung) for i, rung in enumerate(rungs) if rung <= last and rung in known.values]
-    return {f"completed_rung_{i}": known.values[rung] for i, rung in met}
 
 
 def _moment(event: Record) -> datetime | None:
@@ -176,28 +175,27 @@ def write_studies(
     a later writing of the same run into an empty storage begins with the same trials under the same ids.
     UserError for a name that the storage has already, with nothing written.
     """
-    searches: dict[tuple[str, str | None], tuple[str, dict[str, BaseDistribution], list[int]]] = {}
+    searches: dict[tuple[str, str | None], tuple[str, dict[str, BaseDistribution]]] = {}
     for condition in study.conditions:
         retuned = ledger.planned.get(condition.id, {}).items()
         own = {None: list(condition.search)} | {n: r["retune"] for n, r in retuned if r["retune"]}
         for variant, keys in own.items():
             name = f"{prefix}{condition.id}{f' {variant}' if variant else ''}"
             kinds = {key: distribution(condition.search[key]) for key in keys}
-            rungs = rungs_of(study.settings, condition.spec.evaluations())
-            searches[condition.id, variant] = (name, kinds, rungs)
+            searches[condition.id, variant] = (name, kinds)
     taken = {found.study_name for found in storage.get_all_studies()}
-    if both := [name for name, _, _ in searches.values() if name in taken]:
+    if both := [name for name, _ in searches.values() if name in taken]:
         raise UserError(f"the storage has a study {both[0]!r} already: give another URL")
     directions = optuna.study.StudyDirection
     direction = directions.MAXIMIZE if study.settings.mode == "max" else directions.MINIMIZE
     studies = {
         key: optuna.create_study(storage=storage, study_name=name, direction=direction)
-        for key, (name, _, _) in searches.items()
+        for key, (name, _) in searches.items()
     }
     known = {one.name: (key, one) for key in searches for one in recorded(ledger, *key).values()}
     read_values(run, study, (one for _, one in known.values()))
     for trial in ledger.begun:
         if found := known.get(trial):
             key, one = found
-            studies[key].add_trial(frozen(run, one, *searches[key][1:]))
-    return [name for name, _, _ in searches.values()]
+            studies[key].add_trial(frozen(run, one, searches[key][1]))
+    return [name for name, _ in searches.values()]

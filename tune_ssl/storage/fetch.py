@@ -56,10 +56,14 @@ def _update(place: Place, run: Path, report: bool) -> bool:
             shutil.rmtree(begun, ignore_errors=True)
             raise
         return True
-    if (run / log.STUDY).read_bytes() != place.read(log.STUDY):
+    ours, theirs = (run / log.STUDY).read_bytes(), place.read(log.STUDY)
+    if _identity(ours) != _identity(theirs):
         text = f"is another run than {place.url}: choose another --runs, or move it away"
         raise UserError(Problem(text, str(run)))
-    newer = [n for n in names if n.endswith(".jsonl") and _is_newer(place, n, run, _size(sizes, n))]
+    newer = [log.STUDY] if ours != theirs and len(theirs) > len(ours) else []
+    newer += [
+        n for n in names if n.endswith(".jsonl") and _is_newer(place, n, run, _size(sizes, n))
+    ]
     for name in names:
         wanted = name.startswith(log.MODELS) or (report and "/" in name)
         if wanted and (log.TRIALS in newer or not (run / name).exists()):
@@ -67,6 +71,12 @@ def _update(place: Place, run: Path, report: bool) -> bool:
     for name in sorted(newer, key=lambda name: name == log.TRIALS):
         _copy(place, name, run, _size(sizes, name))
     return bool(newer)
+
+
+def _identity(study: bytes) -> list[bytes]:
+    """The lines of study.yaml that say which run it is: a run that was taken on with more has others below."""
+    lines = study.split(b"\n")
+    return [line for line in lines if line.startswith((b"id:", b"created:"))] or lines
 
 
 def _sizes(place: Place) -> dict[str, int]:

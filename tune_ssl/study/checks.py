@@ -16,10 +16,12 @@ from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import Keys, YamlFile
 from tune_ssl.methods import method_names
 from tune_ssl.methods.measures import MEASURED
-from tune_ssl.records.domain import Domain
+from tune_ssl.records.domain import Domain, active, in_order
 from tune_ssl.records.log import REFERENCE
 from tune_ssl.study.domains import DomainSpec, domain, grid
 from tune_ssl.study.messages import validation_problems
+from tune_ssl.study.named import name_of
+from tune_ssl.study.named import problems as named_problems
 from tune_ssl.study.overrides import SECTIONS
 from tune_ssl.study.trial import TrialSpec, build_trial, override
 from tune_ssl.study.variants import RETUNE
@@ -86,10 +88,12 @@ class Checks:
             names = {problem.key.split(".")[-1] for problem in wrong}
             sound = {k: section[k] for k in CHECKED if k in section and k not in names}
             settings = StudySpec.model_validate(sound)
-        package = SAMPLER_PACKAGES.get(settings.sampler)
+        for problem in named_problems(settings):
+            self.add(tuple(problem.key.split(".")), problem.key, problem.text)
+        package = SAMPLER_PACKAGES.get(name_of(settings.sampler))
         if settings.searcher == "optuna" and package and find_spec(package) is None:
             text = (
-                f"is {settings.sampler!r}, but the package {package} is not installed; "
+                f"is {package!r}, but the package {package} is not installed; "
                 "pip install 'tune-ssl[samplers]'"
             )
             self.add(("study", "sampler"), "study.sampler", text)
@@ -160,7 +164,46 @@ class Checks:
             wrong = [p for v in search[key].ends() for _, p in self._override_problems({key: v})]
             for problem in {p.text.partition(", but ")[2] or p: p for p in wrong[::-1]}.values():
                 self.add(place, f"search.{problem.key}", problem.text)
+            if not wrong:
+                self._equal_budgets(place, name, search[key].ends())
+        self._when(search)
         return search
+
+    def _equal_budgets(self, place: Keys, name: str, ends: list[Any]) -> None:
+        """All values of a searched key train as many steps in as many stages."""
+        key = place[-1]
+        if not self.method_known or name in [p.key for p in self.problems]:
+            return
+        specs = [override(self.base, {key: value}) for value in ends]
+        other = next((s for s in specs if not s.comparable(specs[0])), None)
+        if other is not None:
+            steps = " and ".join(str(spec.stage_steps()) for spec in (specs[0], other))
+            text = (
+                f"must not be searched, because its values train {steps} steps, and only trials with equal budgets "
+                "can be compared; use conditions"
+            )
+            self.add(place, name, text)
+
+    def _when(self, search: dict[str, Domain]) -> None:
+        """Each `when` names searched keys, with values that they can have."""
+        for key, own in search.items():
+            for other, values in own.when:
+                place, name = ("search", key, "when"), f"search.{key}.when"
+                if other not in search or other == key:
+                    self.add(
+                        place, name, unknown("searched key", other, [k for k in search if k != key])
+                    )
+                    continue
+                for value in values:
+                    if value not in search[other]:
+                        text = (
+                            f"is {other}: {shown(value)}, which {other} never is: {search[other]}"
+                        )
+                        self.add(place, name, text)
+        try:
+            in_order(search)
+        except ValueError as error:
+            self.add(("search",), "search", str(error))
 
     def ablate(self) -> dict[str, dict[str, Any]]:
         for variant, values in self.sections["ablate"].items():
@@ -236,7 +279,7 @@ class Checks:
         ends = {key: d.ends() for key, d in search.items()}
         for cell in condition_cells(axes):
             for i in range(max(map(len, ends.values()), default=1)):
-                values = cell | {key: of[i % len(of)] for key, of in ends.items()}
+                values = cell | active(search, {key: of[i % len(of)] for key, of in ends.items()})
                 self._check_values(fixed, values, cell)
         if settings.searcher == "grid":
             try:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from tune_ssl.base.spec import StudySpec
-from tune_ssl.records.domain import Domain, Value, shape
+from tune_ssl.records.domain import Domain, Value, active, conditions, shape
+
+MOST_LISTED = 10_000  # configs of a space that are written out, to be counted
 
 
 class DomainSpec(BaseModel):
     """Exactly one kind of domain.
 
-    uniform, log_uniform: [low, high] of floats; int: [low, high] of whole numbers;
-    choice: a list of at least one value.
+    uniform, log_uniform: [low, high] of floats; int, log_int: [low, high] of whole numbers;
+    choice: a list of at least one value. uniform and int may have a `step`. `when` maps other searched keys to the
+    values with which the key is active.
     """
 
     model_config = ConfigDict(
@@ -25,13 +28,16 @@ class DomainSpec(BaseModel):
         strict=True,
         frozen=True,
         allow_inf_nan=False,
-        json_schema_extra={"minProperties": 1, "maxProperties": 1},
+        json_schema_extra={"minProperties": 1, "maxProperties": 3},
     )
 
     uniform: Annotated[tuple[float, float], Strict(False)] | None = None
     log_uniform: Annotated[tuple[float, float], Strict(False)] | None = None
     int_: Annotated[tuple[int, int], Strict(False)] | None = Field(None, alias="int")
+    log_int: Annotated[tuple[int, int], Strict(False)] | None = None
     choice: Annotated[tuple[Value, ...], Strict(False)] | None = None
+    step: float | None = None
+    when: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -45,8 +51,10 @@ class DomainSpec(BaseModel):
         return self
 
     def domain(self) -> Domain:
-        [(kind, values)] = self.model_dump(by_alias=True, exclude_none=True).items()
-        return Domain(kind, tuple(values))
+        given = self.model_dump(by_alias=True, exclude_none=True)
+        step, when = given.pop("step", None), given.pop("when", None)
+        [(kind, values)] = given.items()
+        return Domain(kind, tuple(values), step, conditions(when))
 
 
 def domain(leaf: Any) -> Domain:
@@ -71,14 +79,37 @@ def grid(domains: Mapping[str, Domain], budget: int) -> list[dict[str, Value]]:
     while size(points) < size(points + 1) <= budget:
         points += 1
     axes = [d.grid(points) for d in domains.values()]
-    return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]
+    return distinct(domains, itertools.product(*axes))
+
+
+def distinct(
+    domains: Mapping[str, Domain], points: Iterable[tuple[Value, ...]]
+) -> list[dict[str, Value]]:
+    """Points of the domains' product as configs, without their inactive keys, each once."""
+    found: dict[str, dict[str, Value]] = {}
+    for values in points:
+        config = active(domains, dict(zip(domains, values, strict=True)))
+        found.setdefault(repr(sorted(config.items(), key=lambda item: item[0])), config)
+    return list(found.values())
+
+
+def every_config(domains: Mapping[str, Domain], most: int) -> list[dict[str, Value]] | None:
+    """Every config that there is, if at most `most` combinations of values make them; else None."""
+    if math.prod(d.count for d in domains.values()) > most:
+        return None
+    return distinct(domains, itertools.product(*(d.all() for d in domains.values())))
 
 
 def trials_of(searcher: str, domains: Mapping[str, Domain], budget: int) -> int:
-    """How many trials a search of `budget` has: a grid has its points, which may be fewer; over nothing it has one."""
+    """How many trials a search of `budget` has: a grid has its points, no config is tried twice, and over nothing it
+    has one.
+    """
     if not domains:
         return 1
-    return len(grid(domains, budget)) if searcher == "grid" else budget
+    if searcher == "grid":
+        return len(grid(domains, budget))
+    every = every_config(domains, max(MOST_LISTED, budget))
+    return budget if every is None else min(budget, len(every))
 
 
 def repeats_of(settings: StudySpec, domains: Mapping[str, Domain]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, shown, unknown
 from tune_ssl.base.spec import DataSpec, StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
@@ -23,6 +23,7 @@ from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.study.variants import Variant, variants_from_file
 
+FROM = "from"  # in a config of `study.start_from`: where it comes from
 SIZES = ("data.image_size", "data.store_size")
 
 
@@ -243,10 +244,36 @@ def checked(file: YamlFile, problems: list[Problem], *, fixed_only: bool = False
             found.append(Entry(label, fixed, axes, search, ablate, own))
     if not problems:
         problems += _unequal(found)
+    if not problems and not fixed_only:
+        problems += _wrong_starts(file, settings, found)
     if problems:
         raise UserError(dict.fromkeys(problems))
     name = settings.name or (file.path.stem if file.path else "")
     return Study(file, name, tuple(found), settings)
+
+
+def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -> Iterator[Problem]:
+    """The configs of `study.start_from` have searched keys, of one method at least, with values in their domains."""
+    for i, entry in enumerate(settings.start_from):
+        if not isinstance(entry, dict):
+            continue
+        key, place = "study.start_from", file.where(("study", "start_from", str(i)))
+        config = {k: v for k, v in entry.items() if k != FROM}
+        fits = [one for one in found if config and set(config) <= set(one.search)]
+        every = list(dict.fromkeys(k for one in found for k in one.search))
+        if not fits:
+            wrong = next((k for k in config if k not in every), None)
+            text = f"is {shown(entry)}, whose keys no method searches together"
+            if wrong is not None:
+                text = unknown("searched key", wrong, every)
+            yield Problem(text, key, place)
+        for name, value in config.items() if fits else ():
+            if value not in fits[0].search[name]:
+                yield Problem(
+                    f"has {name}: {shown(value)}, which is outside {fits[0].search[name]}",
+                    key,
+                    place,
+                )
 
 
 def _unequal(found: Sequence[Entry]) -> Iterator[Problem]:

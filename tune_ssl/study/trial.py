@@ -63,9 +63,13 @@ class TrialSpec(Spec):
         """The method's stages, in order."""
         return find_method(self.method.name).stages(self.method)
 
-    def evaluations(self) -> int:
-        """How many times a whole run is evaluated."""
-        return sum(ceil(steps / self.budget.eval_every) for steps in self.stage_steps().values())
+    def comparable(self, other: TrialSpec) -> bool:
+        """Whether both train equally many steps in each of equally many stages: only such trials share a search."""
+        return [*self.stage_steps().values()] == [*other.stage_steps().values()]
+
+    def stage_evaluations(self) -> list[int]:
+        """How many times each stage of a whole run is evaluated, in order."""
+        return [ceil(steps / self.budget.eval_every) for steps in self.stage_steps().values()]
 
 
 def trial_model(method_name: str) -> type[TrialSpec]:

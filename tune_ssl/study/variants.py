@@ -9,6 +9,7 @@ from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.spec import OptimSpec, digest
+from tune_ssl.methods import find_method
 from tune_ssl.study.trial import TrialSpec, override
 
 RETUNE = "retune"  # in a variant's mapping: the searched keys that are tuned again for it
@@ -73,7 +74,7 @@ def _candidates(spec: TrialSpec) -> Iterator[Variant]:
 
 
 def _supervised(spec: TrialSpec) -> dict[str, Any]:
-    """The supervised baseline with the same optimizer, labeled view and number of steps."""
+    """The supervised baseline with the same optimizer, batches, labeled view and number of steps."""
     method = {"name": "supervised"}
     if view := getattr(spec.method, "labeled_view", None):
         method["labeled_view"] = view
@@ -82,6 +83,11 @@ def _supervised(spec: TrialSpec) -> dict[str, Any]:
     if set(type(spec.optim).model_fields) > set(OptimSpec.model_fields):  # parts of its own
         last = spec.optim.of(list(steps)[-1])
         changes["optim"] = last.model_dump(include=set(OptimSpec.model_fields))
+    nested = spec.model_dump()
+    for key in find_method(spec.method.name).defaults:  # which are not the baseline's
+        section, _, name = key.partition(".")
+        if section not in changes:
+            changes[key] = nested[section][name]
     if not isinstance(spec.budget.steps, int) or len(steps) > 1:
         changes["budget.steps"] = sum(steps.values())
     return changes

@@ -86,6 +86,15 @@ def evaluate(stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet) 
     return values
 
 
+def evaluate_one(
+    metric: str, stage: Stage[Any], network: nn.Module, data: Data, on: LabeledSet
+) -> float | None:
+    """One metric of a classifier, by its name without a prefix; None where the stage has none."""
+    if "classifier" not in stage.evaluators or metric not in measures.MEASURED["classifier"]:
+        return None
+    return classifier(Subject(stage, network, data, on))[metric]
+
+
 def confusion(prediction: Prediction, on: LabeledSet, num_classes: int) -> metrics.Ints:
     """(K, K) counts of the most likely classes, rows are true classes."""
     assert prediction.logits_NK is not None

@@ -7,6 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from tune_ssl.records.log import TOO_LONG
+
 GRADIENT = "gradient"
 AT_ONCE, LATER = 1e6, 1e3  # times 1 + what a loss was at first: without bound
 
@@ -31,6 +33,15 @@ class Collapsed(ArithmeticError):
             f"{quantity} is {value:.3g} over steps {first} to {step}, under its floor {floor:g}"
         )
         self.quantity, self.step, self.value = quantity, step, value
+        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
+
+
+class TooLong(ArithmeticError):
+    """A trial has trained for longer than `budget.max_minutes`."""
+
+    def __init__(self, minutes: float, step: int) -> None:
+        super().__init__(f"{TOO_LONG} ({minutes:g}) at step {step}")
+        self.step = step
         self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
 
 

@@ -33,14 +33,15 @@ from tune_ssl.study.shared_pretraining import sees_no_label
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.device import pick_device, pick_precision
 from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
-from tune_ssl.training.evaluation import evaluate, outputs
+from tune_ssl.training.evaluation import evaluate, evaluate_one, outputs
 from tune_ssl.training.features import FrozenFeatures
-from tune_ssl.training.guard import Collapsed, Diverged
+from tune_ssl.training.guard import Collapsed, Diverged, TooLong
 from tune_ssl.training.rehearsal import known_failure
 from tune_ssl.training.stepper import Stepper
 
-__all__ = ["Collapsed", "Diverged", "Report", "Trained", "train"]
+__all__ = ["Collapsed", "Diverged", "Report", "TooLong", "Trained", "train"]
 
+RAW = "raw"  # as prefix: of the weights as the last step left them, without averaging
 IMAGES = "val/images"  # how many an evaluation looked at
 METRIC = "val/mean_class_accuracy"
 EVALUATION_SHARE = 0.05  # of training's cost that evaluations on the way may add
@@ -108,6 +109,7 @@ def train(
     Raises:
         Diverged: a loss term or the gradient is NaN or infinite.
         Collapsed: a diagnostic is under the floor that its stage states.
+        TooLong: it has trained for more than `budget.max_minutes`; asked at each evaluation but the last.
         UserError: the data is missing, or cannot be split as asked.
         ValueError: `resume` was written by another spec.
     """
@@ -195,6 +197,10 @@ def train(
                 trained = Trained(stage, stepper.averaged, seen)
                 result = trained.evaluate(on, "val")
                 metrics = {**means, **result, IMAGES: len(on)}
+                if stepper.averaged is not stepper.network and not reused:
+                    name = metric.partition("/")[2]
+                    raw = evaluate_one(name, stage, stepper.network, seen, on)
+                    metrics |= {} if raw is None else {f"{RAW}/{name}": raw}
                 if best:
                     best.offer(stepper.averaged, result)
                     if stepper.step == steps:
@@ -228,7 +234,11 @@ def train(
                     snapshot=None if reused else snapshot,
                     notes=tuple(stepper.idle()) if stepper.step == steps else (),
                 )
-        except (Diverged, Collapsed) as error:
+                limit = spec.budget.max_minutes
+                ends = stepper.step == steps and index == len(stages) - 1
+                if limit and not ends and clock.seconds - clock.waited > 60 * limit:
+                    raise TooLong(limit, steps_before + stepper.step)
+        except (Diverged, Collapsed, TooLong) as error:
             error.images_seen = images_before + stepper.images_seen
             error.seconds, error.waited = clock.seconds, clock.waited
             raise

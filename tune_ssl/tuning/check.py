@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.data.store import Store
+from tune_ssl.records.domain import active
 from tune_ssl.runs.splits import store_of
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
@@ -88,7 +89,7 @@ def corners_of(condition: Condition) -> list[TrialSpec]:
     ends = {key: d.ends() for key, d in condition.search.items()}
     specs: dict[str, TrialSpec] = {}
     for i in range(max(map(len, ends.values()), default=1)):
-        values = {key: of[i % len(of)] for key, of in ends.items()}
+        values = active(condition.search, {key: of[i % len(of)] for key, of in ends.items()})
         spec = override(condition.spec, values)
         specs.setdefault(spec.model_dump_json(), spec)
     return list(specs.values())

@@ -37,8 +37,17 @@ class ConfirmPhase(RepeatPhase):
             return
         seeds = context.study.settings.seeds
         for seed in seeds:
-            trial = f"c{index}-confirm-s{seed}"
+            trial = self._trial(seed, locked["config"])
             self.repeat(trial, locked["config"], seed, keep=seed == seeds[0])
+
+    def _trial(self, seed: int, config: dict[str, object]) -> str:
+        """The name of a seed's run: each reopening that chose another config has runs of its own."""
+        ledger = self.context.ledger
+        times = len(ledger.reopened.get(self.condition.id, ()))
+        name = f"c{self.index}-confirm"
+        names = [f"{name}{again or ''}-s{seed}" for again in range(times + 1)]
+        same = [n for n in names if n in ledger.begun and ledger.begun[n]["config"] == config]
+        return same[0] if same else names[-1]
 
     def finishing(self, job: Job, report: Record) -> None:
         """Before the ending is recorded, so that a run of which anything is lost is run again."""

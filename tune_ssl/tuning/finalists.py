@@ -17,10 +17,34 @@ class FinalistPhase(RepeatPhase):
 
     def __init__(self, context: RunContext, index: int) -> None:
         super().__init__(context, index)
-        ledger, settings = context.ledger, context.study.settings
-        if self.condition.id in ledger.locked:
-            return
-        for trial in ledger.finalists(self.condition.id, settings.mode, settings.finalists):
+        if self.condition.id not in context.ledger.locked:
+            self.repeat_best(None)
+
+    def repeat_best(self, variant: str | None) -> None:
+        """A job for each finalist and further tuning seed: of the search, or of a retuned `variant`."""
+        ledger, settings = self.context.ledger, self.context.study.settings
+        best = ledger.finalists(self.condition.id, settings.mode, settings.finalists, variant)
+        if 1 < len(best) < settings.finalists or (not best and settings.finalists > 1):
+            row = f" {variant}" if variant else ""
+            finished = len(best) or "at most one"
+            self.context.tell(
+                f"{self.condition.id}{row}: {finished} of {settings.finalists} finalists: no more trials finished"
+            )
+        for trial in best:
             number, config = trial.rpartition("-t")[2], ledger.begun[trial]["config"]
+            row = f"{log.RETUNE}-{variant}-" if variant else ""
             for seed in settings.finalist_seeds:
-                self.repeat(f"c{index}-final{number}-s{seed}", config, seed, repeats=trial)
+                name = f"c{self.index}-{row}final{number}-s{seed}"
+                self.repeat(name, config, seed, repeats=trial, variant=variant)
+
+
+class RetunedFinalistPhase(FinalistPhase):
+    """The same for each row of an ablation that was tuned again."""
+
+    name = log.RETUNE
+
+    def __init__(self, context: RunContext, index: int) -> None:
+        RepeatPhase.__init__(self, context, index)
+        for variant, row in context.ledger.planned.get(self.condition.id, {}).items():
+            if row["retune"]:
+                self.repeat_best(variant)

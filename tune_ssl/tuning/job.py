@@ -24,6 +24,7 @@ class Job:
     """One training run for a worker. `spec` is the whole TrialSpec as plain values.
 
     `repeats` is the search trial whose config a finalist runs again, `variant` the row of an ablation.
+    `given` says where its config was known from beforehand, `redrawn` how many drawn ones were left out before it.
     `keep` asks for galleries and the model with the last report. At the evaluations `whole_at` trials are compared, and
     the whole validation set is looked at. `data` is the digest of the images that the run began with, `store` where
     they lie on the driver's machine. `pretraining` names the label-free first
@@ -44,6 +45,8 @@ class Job:
     cpus: float
     checkpoint_seconds: float
     repeats: str | None = None
+    given: str | None = None
+    redrawn: int = 0
     variant: str | None = None
     keep: bool = False
     whole_at: tuple[int, ...] = ()

@@ -5,6 +5,8 @@ A condition goes from its search to its finalists to its confirmation, or throug
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +28,24 @@ from tune_ssl.tuning.job import Job
 from tune_ssl.tuning.writer import Writer
 
 
+class Deadline:
+    """When `study.time_budget` is over, for work that is still to begin."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self.ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.places = 1  # trials that run at once
+        self.finished: list[float] = []  # seconds of the trials that finished
+
+    def passed(self, later: int = 0) -> bool:
+        """Whether nothing more is to begin; with `later` trials to come after it, whether they would find no time."""
+        if not self.finished or not later:
+            return time.monotonic() >= self.ends
+        one = sum(self.finished) / len(self.finished)
+        rounds = math.ceil(later / max(1, self.places))
+        return time.monotonic() + one * (1 + rounds) >= self.ends
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What the phases of a run share. `splits` has the split digest of each (condition, seed)."""
@@ -37,6 +57,7 @@ class RunContext:
     writer: Writer
     checkpoints: Checkpoints
     tell: Callable[[str], None]
+    deadline: Deadline = field(default_factory=lambda: Deadline(None))
     others: dict[str, Store] = field(default_factory=dict)  # of searched images
 
     @property
@@ -58,7 +79,14 @@ class Phase:
 
     def draw(self) -> Job | None:
         """The next job; None while there is none to give."""
+        if self.context.deadline.passed():
+            return None
         return self.jobs.popleft() if self.jobs else None
+
+    @property
+    def undone(self) -> int:
+        """Jobs that it has not given."""
+        return len(self.jobs)
 
     def why_stop(self, job: Job, report: Record) -> str:
         """Why a running job is to be stopped after this report; empty to let it go on."""
@@ -78,6 +106,8 @@ class Phase:
         number: int,
         *,
         repeats: str | None = None,
+        given: str | None = None,
+        redrawn: int = 0,
         variant: str | None = None,
         keep: bool = False,
         whole_at: tuple[int, ...] = (),
@@ -106,6 +136,8 @@ class Phase:
             cpus=settings.cpus_per_trial,
             checkpoint_seconds=settings.checkpoint_seconds,
             repeats=repeats,
+            given=given,
+            redrawn=redrawn,
             variant=variant,
             keep=keep,
             whole_at=whole_at,

@@ -223,6 +223,7 @@ class Room(NotPickled, tune.Callback):
         self.looked = now = time.monotonic()
         found = capacity(self.wanted)
         self.jobs = max(1, min(found.jobs + (not self.fixed), self.limit))
+        self.stream.context.deadline.places = self.jobs
         self.stream.places, self.stream.one_machine = found.places, found.nodes == 1
         if not found.missing:
             if self.since < now:

@@ -41,6 +41,7 @@ from tune_ssl.data.store import Store
 from tune_ssl.records import log
 from tune_ssl.records.ledger import TUNING, Ledger
 from tune_ssl.runs.describe import command_line
+from tune_ssl.runs.extend import changed, extended, in_words, reopening, write_changes
 from tune_ssl.runs.folder import (
     create,
     refuse_existing,
@@ -50,6 +51,7 @@ from tune_ssl.runs.folder import (
 )
 from tune_ssl.runs.home import driving, find_home, place_new, rejoin
 from tune_ssl.runs.splits import caveats, changed_folders, check_data, record_splits
+from tune_ssl.runs.start_from import with_starts
 from tune_ssl.runs.status import what_was_found
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
@@ -58,9 +60,9 @@ from tune_ssl.study.domains import repeats_of
 from tune_ssl.study.study import Study
 from tune_ssl.tuning.ablation import AblationPhase, Planner, Wanted
 from tune_ssl.tuning.confirm import ConfirmPhase
-from tune_ssl.tuning.finalists import FinalistPhase
+from tune_ssl.tuning.finalists import FinalistPhase, RetunedFinalistPhase
 from tune_ssl.tuning.live_table import LiveTable
-from tune_ssl.tuning.phase import RunContext
+from tune_ssl.tuning.phase import Deadline, RunContext
 from tune_ssl.tuning.ray_adapters import (
     Caretaker,
     Room,
@@ -88,12 +90,18 @@ def run_study(
     verbose: bool = False,
     console: Console | None = None,
     stores: dict[str, Store] | None = None,
+    more: Sequence[str] = (),
+    again: bool = False,
+    anew: bool = False,
 ) -> Path:
     """Run a study in a new run folder, or go on with the run of that name; returns the folder.
 
     It is searched and, with `confirm`, confirmed; with an `ablation` its rows are trained instead: of a run
     the chosen configs are taken apart, of a new study its fixed part. `stores` are a new study's images, where
     `check_data` has found them already.
+
+    Of a run that goes on, `more` are changes of its study (`study.num_trials=40`), `again` says that failed trials are
+    run once more, and `anew` that a config may be chosen again after test data was opened.
 
     Raises:
         UserError: unusable data, a name that is taken, a request no machine here can serve, a run on other
@@ -112,7 +120,9 @@ def run_study(
                 raise UserError(Problem(text, "search", str(study.source)))
             study, home = place_new(study, name, runs)
             run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
+            changes, reopened = {}, []
             stores = stores or check_data(study)
+            study = with_starts(study, stores, runs)
             refuse_existing(run)
         else:
             home = find_home(study, runs)
@@ -122,6 +132,9 @@ def run_study(
             ledger, resumed = Ledger.glance(run), True
             if ablation is None:
                 refuse_without_search(run, ledger)
+            wanted = extended(study, more, run)
+            changes = changed(study, wanted)
+            reopened, study = reopening(changes, ledger, anew), wanted
             for line in what_was_found(run, ledger, study.settings.storage):
                 tell(line)
             stores = check_data(study, stores_of(run))
@@ -133,16 +146,21 @@ def run_study(
         study, fit = fit_study(study, stores, place or folder_of(str(run.parent)), tell)
         for line in () if resumed else caveats(study, stores):
             tell(line)
+        if resumed and changes:
+            write_changes(run, study, changes, sorted(ledger.locked))
+            tell(f"{run.name}: goes on with {in_words(changes)}")
         if not resumed:
             create(study, stores, run.parent, run.name, command_line())
             held.enter_context(driving(run, place, tell))
         verb = "search" if ablation is None else "ablate"
         with resume_hint(run, verb, address, study.settings.storage):
             context = open_run(run, study, stores, ledger, tell)
+            for event in reopened:
+                context.writer.event(event)
             if ablation is not None:
                 for row in Planner(run, study, ledger).rows(ablation, tell):
                     context.writer.event(row)
-            phases = searching(context, confirm) if ablation is None else ablating(context)
+            phases = searching(context, confirm, again) if ablation is None else ablating(context)
             stream = JobStream(context, phases)
             train_all(stream, fit, f"{verb} {run.name}", console)
             delete_checkpoints(context)
@@ -157,12 +175,22 @@ def open_run(
     seeds = [*study.settings.tuning_seeds, *study.settings.seeds]
     splits = record_splits(run, study, stores, seeds, tell)
     checkpoints = Checkpoints(run, study.settings.storage, tell)
-    return RunContext(run, study, stores, splits, Writer(run, ledger, tell), checkpoints, tell)
+    deadline = Deadline(study.settings.time_budget)
+    writer = Writer(run, ledger, tell)
+    return RunContext(run, study, stores, splits, writer, checkpoints, tell, deadline)
 
 
-def searching(context: RunContext, confirm: bool = True) -> list[Sequence[Begin]]:
-    """The phases of each condition: its search, and then its finalists and its confirmation."""
+def searching(
+    context: RunContext, confirm: bool = True, again: bool = False
+) -> list[Sequence[Begin]]:
+    """The phases of each condition: its search, and then its finalists and its confirmation.
+
+    `again` says that failed trials of the search are run once more.
+    """
     settings = context.study.settings
+
+    def later(index: int) -> int:
+        return sum(begin.expected for begin in then(index)) if confirm else 0
 
     def then(index: int) -> list[Begin]:
         repeats = repeats_of(settings, context.study.conditions[index].search)
@@ -173,7 +201,7 @@ def searching(context: RunContext, confirm: bool = True) -> list[Sequence[Begin]
 
     return [
         [Begin(search), *(then(index) if confirm else ())]
-        for index, search in enumerate(search_phases(context))
+        for index, search in enumerate(search_phases(context, later=later, again=again))
     ]
 
 
@@ -184,6 +212,7 @@ def ablating(context: RunContext) -> list[Sequence[Begin]]:
     return [
         [
             Begin(retuning),
+            Begin(partial(RetunedFinalistPhase, context, index)),
             Begin(partial(AblationPhase, context, index), len(rows[index]) * seeds),
         ]
         for index, retuning in enumerate(search_phases(context, retuning=True))

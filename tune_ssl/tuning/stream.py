@@ -87,8 +87,17 @@ class ConditionLine:
             best = self.progress.best
             self.progress.best = value if best is None else better(best, value)
 
+    def _cut(self, phase: Phase, undone: int) -> None:
+        """Write down what the time budget leaves undone."""
+        reason = f"study.time_budget, {self.context.deadline.minutes:g} min: {undone} trials were not begun"
+        event = {"event": log.CUT, "phase": phase.name, "trial": None, "reason": reason}
+        self.context.writer.event({**event, "condition": self.condition})
+        self.context.tell(f"{self.condition}, {phase.title}: {reason}")
+
     def _advance(self) -> None:
         """On to the next phase that has something to do, or to the end."""
+        if self.phase is not None and (undone := self.phase.undone) and not self.in_hand:
+            self._cut(self.phase, undone)
         self.phase = None
         while self.phase is None and self.waiting:
             self.phase = self.waiting.pop(0).make()
@@ -197,6 +206,7 @@ class JobStream:
             return
         report, phase = report or {}, self._phase(job)
         if status == log.FINISHED:
+            self.context.deadline.finished.append(report.get("seconds") or 0.0)
             phase.finishing(job, report)
         result = report.get("result") or {}
         value = result.get(self.context.study.settings.metric)
@@ -299,7 +309,7 @@ class JobStream:
 
     def _begin(self, job: Job, event: str, reason: str | None = None) -> None:
         line: Record = {"number": job.number, "config": job.config, "seed": job.seed}
-        line |= {k: v for k in ("repeats", "variant") if (v := getattr(job, k))}
+        line |= {k: v for k in ("repeats", "variant", "given", "redrawn") if (v := getattr(job, k))}
         if reason:
             line["reason"] = redact(reason)
         self._event(job, event, digest=job.digest, **line)

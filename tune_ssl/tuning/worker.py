@@ -74,12 +74,12 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
     freeze_libraries()
     try:
         _train_and_report(job, finish, keep)
-    except (loop.Diverged, loop.Collapsed) as error:
-        diverged = isinstance(error, loop.Diverged)
+    except (loop.Diverged, loop.Collapsed, loop.TooLong) as error:
         spent = {
             name: getattr(error, name) for name in ("step", "images_seen", "seconds", "waited")
         }
-        status = log.DIVERGED if diverged else log.COLLAPSED
+        endings = {loop.Diverged: log.DIVERGED, loop.Collapsed: log.COLLAPSED}
+        status = endings.get(type(error), log.STOPPED)
         _send({"status": status, "reason": str(error), **spent})
     except (out_of_memory.TooLarge, UserError) as error:  # another attempt would not help
         _send({"status": log.FAILED, "reason": str(error), "place": _place(devices)})

@@ -88,7 +88,7 @@ def test_keys_and_where_trials_stand(runs):
 
 
 def test_whole_numbers_that_a_table_turned_into_floats_are_still_choices():
-    key = Key("choice", (8, 16, None), "x")
+    key = Key("choice", (8, 16, None), name="x")
     table = pd.DataFrame({"config.x": [8.0, 16.0, math.nan, 9.0]})
     assert key.column(table).to_list()[:3] == [0, 1, 2] and math.isnan(key.column(table)[3])
 

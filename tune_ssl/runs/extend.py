@@ -1,0 +1,130 @@
+"""A run that goes on with more: trials, finalists, fresh seeds or time; each change is written down in study.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tune_ssl.base.errors import Problem, UserError, unknown
+from tune_ssl.base.files import write_atomically
+from tune_ssl.base.spec import StudySpec
+from tune_ssl.base.yaml_file import YamlFile, read_yaml, to_yaml
+from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
+from tune_ssl.runs.describe import command_line
+from tune_ssl.study.overrides import apply_overrides, keys_of
+from tune_ssl.study.study import Study, study_from
+
+CHOOSING = ("num_trials", "finalists")  # more of them is a new choice
+FREE = ("seeds", "time_budget", "max_concurrent", "max_retries")
+
+
+def extended(study: Study, overrides: Sequence[str], run: Path) -> Study:
+    """The run's study with more of what CHOOSING and FREE name. UserError for other keys, and for less."""
+    problems = [p for text in overrides for p in _other_key(text)]
+    if problems:
+        raise UserError(problems)
+    file = YamlFile(study.source, study.resolved())
+    problems = list(apply_overrides(file, overrides))
+    if problems:
+        raise UserError(problems)
+    found = study_from(file.data, study.source, study.plugins)
+    problems = list(_less(study, found, run))
+    if problems:
+        raise UserError(problems)
+    return replace(found, file=study.file, name=study.name)
+
+
+def changed(before: Study, after: Study) -> dict[str, list[Any]]:
+    """key -> [before, after] of the settings that differ"""
+    old, new = (s.settings.model_dump(mode="json") for s in (before, after))
+    return {key: [old[key], new[key]] for key in (*CHOOSING, *FREE) if old[key] != new[key]}
+
+
+def in_words(changes: dict[str, list[Any]]) -> str:
+    return ", ".join(f"study.{key}={new} (before: {old})" for key, (old, new) in changes.items())
+
+
+def reopening(changes: dict[str, list[Any]], ledger: Ledger, reopen: bool) -> list[log.Record]:
+    """An event for each condition whose choice is taken back. UserError where that is not allowed.
+
+    A condition that is locked has opened its test data: to choose again after that is what no search may do
+    unseen.
+    """
+    choosing = [key for key in CHOOSING if key in changes]
+    if reopen and not choosing:
+        text = f"takes back what was chosen, but nothing new is to be chosen: give study.{' or study.'.join(CHOOSING)}"
+        raise UserError(Problem(text, "--reopen"))
+    if choosing and ledger.locked and not reopen:
+        key, condition = choosing[0], next(iter(ledger.locked))
+        text = (
+            f"is {changes[key][1]}, but the config of condition {condition} is chosen and its test data was opened; "
+            "--reopen chooses anew, and the report says so. study.seeds needs no new choice"
+        )
+        raise UserError(Problem(text, f"study.{key}"))
+    return [
+        {
+            "event": log.REOPENED,
+            "phase": log.CONFIRM,
+            "trial": None,
+            "condition": condition,
+            "reason": command_line(),
+        }
+        for condition in ledger.locked
+        if reopen
+    ]
+
+
+def write_changes(
+    run: Path, study: Study, changes: dict[str, list[Any]], opened: Sequence[str]
+) -> None:
+    """Write the settings into study.yaml, and what they were before. `opened` names conditions that are locked."""
+    described = read_yaml(run / log.STUDY).data
+    described["study"]["study"] = study.resolved()["study"]
+    described.setdefault("changes", []).append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command_line(),
+            "settings": changes,
+            "opened": list(opened),
+        }
+    )
+    text = to_yaml(log.plain(described)).encode()
+    write_atomically(run / log.STUDY, lambda file: file.write(text))
+
+
+def _other_key(text: str) -> Iterator[Problem]:
+    keys = keys_of(text.partition("=")[0].strip())
+    allowed = [f"study.{key}" for key in (*CHOOSING, *FREE)]
+    if (
+        keys[0] == "study"
+        and keys[-1] in StudySpec.model_fields
+        and keys[-1] not in (*CHOOSING, *FREE)
+    ):
+        why = "cannot be changed in a run that has begun"
+        yield Problem(f"{why} (what can: {', '.join(allowed)})", ".".join(keys), f"override {text}")
+    elif keys[0] != "study" or len(keys) != 2 or keys[1] not in (*CHOOSING, *FREE):
+        name = text.partition("=")[0].strip()
+        yield Problem(
+            unknown("key that a run can be taken on with", name, allowed), where=f"override {text}"
+        )
+
+
+def _less(before: Study, after: Study, run: Path) -> Iterator[Problem]:
+    old, new = before.settings, after.settings
+    for key in CHOOSING:
+        if getattr(new, key) < getattr(old, key):
+            text = f"is {getattr(new, key)}, but the run has {getattr(old, key)}: it can only be raised"
+            yield Problem(text, f"study.{key}", str(run))
+    if missing := [seed for seed in old.seeds if seed not in new.seeds]:
+        text = f"is {new.seeds}, but must have the run's own {missing} too"
+        yield Problem(text, "study.seeds", str(run))
+    if new.seeds[: len(old.seeds)] != old.seeds and not missing:
+        text = f"is {new.seeds}, but must begin with the run's own {old.seeds}"
+        yield Problem(text, "study.seeds", str(run))
+    if new.num_trials != old.num_trials and old.searcher == "grid":
+        text = f"is {new.num_trials}, but a grid of more points is another grid: begin a new run"
+        yield Problem(text, "study.num_trials", str(run))
