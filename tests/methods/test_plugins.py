@@ -185,8 +185,8 @@ def test_a_plugin_that_has_moved_is_found_by_its_content_where_plugin_names_it(r
         restore_plugins([recorded])
     loaded = load_plugins([moved])
     assert restore_plugins([recorded]) == loaded == (Plugin(str(moved), recorded.digest),)
-    code, _, err = run("search", "--resume", "x", "--plugin", EXAMPLE, "optim.lr=1")
-    assert (code, err) == (2, "a resumed run keeps its name, study and data: give --resume alone\n")
+    code, _, err = run("search", "--resume", "x", "--plugin", EXAMPLE, "--name", "y")
+    assert code == 2 and "a resumed run keeps its name, study and data: give none of them" in err
 
 
 @pytest.mark.parametrize("recorded", ["1", "[1]", "[{path: a}]", "[{path: a, digest: 1}]"])

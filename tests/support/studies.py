@@ -42,13 +42,17 @@ def begun(folder: Path, body: str = STUDY, name: str = "r") -> Path:
 
 
 def stream_of(
-    run: Path, told: list[str] | None = None, confirm: bool = True, ablation: bool = False
+    run: Path,
+    told: list[str] | None = None,
+    confirm: bool = True,
+    ablation: bool = False,
+    again: bool = False,
 ) -> JobStream:
     """The stream of a run, as a driver that takes it up opens it; what the user is told goes to `told`."""
     study = load_study(run.parents[1] / "study.yaml")
     tell = print if told is None else told.append
     context = open_run(run, study, check_data(study), Ledger.read(run), tell)
-    return JobStream(context, ablating(context) if ablation else searching(context, confirm))
+    return JobStream(context, ablating(context) if ablation else searching(context, confirm, again))
 
 
 def value(job: Job, evaluation: int) -> float:

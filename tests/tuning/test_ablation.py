@@ -202,7 +202,8 @@ def empty(tmp_path):
 
 def begin(run, trial, phase=log.SEARCH, condition="data.num_labels=20", value=0.5, **more):
     about = {"phase": phase, "trial": trial, "condition": condition}
-    start = {"number": 0, "config": {"optim.lr": 1e-3}, "seed": 1000, "digest": "d", **more}
+    config = {"optim.lr": 1e-3 * (1 + int(trial[-1]))}
+    start = {"number": 0, "config": config, "seed": 1000, "digest": "d", **more}
     log.append(run / log.TRIALS, {"event": log.STARTED, **about, **start})
     if value is not None:
         ending = {"event": log.FINISHED, "value": value, "step": 12, "metrics": {}}

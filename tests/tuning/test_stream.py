@@ -13,6 +13,7 @@ from tests.support.runs import endings, events
 from tests.support.studies import STUDY, after, begun, broken, play, reports, stream_of
 from tune_ssl.base.errors import Stopped
 from tune_ssl.records import log
+from tune_ssl.records.ledger import Ledger
 from tune_ssl.tuning.live_table import LiveTable
 from tune_ssl.tuning.run import refuse_without_result
 from tune_ssl.tuning.stream import JobStream
@@ -270,16 +271,19 @@ study: {num_trials: 4, searcher: grid, scheduler: none, finalists: 1, seeds: [0]
 """
 
 
-def test_values_that_do_not_fit_together_fail_alone_and_say_nothing_of_the_others(tmp_path):
-    run = begun(tmp_path, UNFIT)
-    stream = stream_of(run)
-    failed_so_far(stream, 2)  # the one between them needs no worker
-    assert endings(run) == dict.fromkeys(("c0-t0000", "c0-t0001", "c0-t0002"), log.FAILED)
-    unfit = next(e["reason"] for e in events(run) if e["trial"] == "c0-t0001" and "reason" in e)
-    assert unfit == "compute.accumulate is 4, but must divide data.batch_size, 10"
-    assert stream.stopped is None
-    failed_so_far(stream, 1)
-    assert "all 3 trials so far failed" in str(stream.stopped)
+def test_values_that_do_not_fit_together_are_left_out_and_charged_to_nobody(tmp_path):
+    run, said = begun(tmp_path, UNFIT), []
+    play(stream_of(run, said))
+    searched = [e for e in Ledger.read(run).begun.values() if e["phase"] == log.SEARCH]
+    assert [
+        (e["config"]["data.batch_size"], e["config"]["compute.accumulate"]) for e in searched
+    ] == [
+        (10, 1),
+        (8, 1),
+        (8, 4),
+    ]
+    assert set(endings(run).values()) == {log.FINISHED}
+    assert any("3 of 4 trials: no further config was found" in line for line in said)
 
 
 def test_a_study_in_which_nothing_can_be_chosen_ends_with_its_first_cause_also_on_a_resume(

@@ -118,6 +118,7 @@ def search(
     from tune_ssl.study.study import load_study
 
     _keep_in(storage)
+    _only_with_resume(resume, retry_failed, reopen)
     console = Console()
     more: list[str] = []
     if resume is not None:
@@ -129,7 +130,6 @@ def search(
     else:
         going = load_study(study, all_overrides(overrides, data_root, no_cache), plugin or ())
         name = _run_name(name or going.settings.name, going.name)
-    _only_with_resume(resume, retry_failed, reopen)
     options = {"name": name, "runs": runs, "address": address, "verbose": verbose}
     taken_on = {"more": more, "again": retry_failed, "anew": reopen}
     _run(going, console, report, confirm=confirm, **options, **taken_on)
@@ -452,7 +452,7 @@ def _more(given: list[str], overrides: list[str] | None) -> list[str]:
     texts = [*given, *(overrides or ())]
     if files := [text for text in texts if "=" not in text]:
         raise UserError(
-            f"a resumed run keeps its study, so that {files[0]} is not taken; study.num_trials=40 adds trials"
+            f"a resumed run keeps its name, study and data: {files[0]} is not taken; study.num_trials=40 adds trials"
         )
     return texts
 

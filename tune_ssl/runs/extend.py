@@ -16,7 +16,7 @@ from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import command_line
 from tune_ssl.study.overrides import apply_overrides, keys_of
-from tune_ssl.study.study import Study, study_from
+from tune_ssl.study.study import Study, checked
 
 CHOOSING = ("num_trials", "finalists")  # more of them is a new choice
 FREE = ("seeds", "time_budget", "max_concurrent", "max_retries")
@@ -28,14 +28,11 @@ def extended(study: Study, overrides: Sequence[str], run: Path) -> Study:
     if problems:
         raise UserError(problems)
     file = YamlFile(study.source, study.resolved())
-    problems = list(apply_overrides(file, overrides))
-    if problems:
-        raise UserError(problems)
-    found = study_from(file.data, study.source, study.plugins)
+    found = checked(file, list(apply_overrides(file, overrides)))
     problems = list(_less(study, found, run))
     if problems:
         raise UserError(problems)
-    return replace(found, file=study.file, name=study.name)
+    return replace(found, file=study.file, name=study.name, plugins=study.plugins)
 
 
 def changed(before: Study, after: Study) -> dict[str, list[Any]]:

@@ -171,7 +171,7 @@ class ConditionSearch:
             self.study.tell(optuna.Trial(self.study, self.ids[number]), state=TrialState.FAIL)
             return None
         self.drawn = max(self.drawn, number + 1)
-        self.seen.add(self._digest(override(self.spec, found.config)))
+        self.seen.add(self.identity(found.config))
         for key, value in found.config.items():
             kind = self.kinds[key]
             internal = kind.to_internal_repr(value)
@@ -232,19 +232,22 @@ class ConditionSearch:
     def _why_not(self, config: Mapping[str, Any], count: bool = True) -> str:
         """Why a drawn config is not tried; empty if it is."""
         try:
-            spec = override(self.spec, config)
-            why = COPY if self._digest(spec) in self.seen else ""
-            if not spec.comparable(self.spec):
-                why = UNFIT
+            why = COPY if self.identity(config) in self.seen else ""
         except UserError:
             why = UNFIT
         if why and count:
             self.left_out[why] += 1
         return why
 
-    def _digest(self, spec: TrialSpec) -> str:
-        """As the records have it: of the spec with the seed of all trials."""
-        return digest(spec.model_copy(update={"seed": self.settings.tuning_seed}))
+    def identity(self, config: Mapping[str, Any]) -> str:
+        """What two configs have in common that train the same: the digest of the spec, as the records have it.
+
+        UserError where its values do not fit together, or make a trial that cannot be compared with the others.
+        """
+        spec = override(self.spec, {**config, "seed": self.settings.tuning_seed})
+        if not spec.comparable(self.spec):
+            raise UserError(f"{config} trains other numbers of steps")
+        return digest(spec)
 
     def report(self, number: int, value: float, evaluation: int) -> bool:
         """Whether the pruner ends the trial. What a retry reports again was judged, but for the last one."""

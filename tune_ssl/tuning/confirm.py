@@ -32,13 +32,22 @@ class ConfirmPhase(RepeatPhase):
 
     def __init__(self, context: RunContext, index: int) -> None:
         super().__init__(context, index)
-        locked = context.ledger.locked.get(self.condition.id) or self._lock()
+        seeds = context.study.settings.seeds
+        self.too_late = 0  # seeds for which no time is left, so that nothing is chosen either
+        locked = context.ledger.locked.get(self.condition.id)
+        if locked is None and context.deadline.passed():
+            self.planned = self.too_late = len(seeds)
+            return
+        locked = locked or self._lock()
         if locked is None:  # no search trial of this condition finished
             return
-        seeds = context.study.settings.seeds
         for seed in seeds:
             trial = self._trial(seed, locked["config"])
             self.repeat(trial, locked["config"], seed, keep=seed == seeds[0])
+
+    @property
+    def undone(self) -> int:
+        return self.too_late or super().undone
 
     def _trial(self, seed: int, config: dict[str, object]) -> str:
         """The name of a seed's run: each reopening that chose another config has runs of its own."""

@@ -89,7 +89,8 @@ class ConditionLine:
 
     def _cut(self, phase: Phase, undone: int) -> None:
         """Write down what the time budget leaves undone."""
-        reason = f"study.time_budget, {self.context.deadline.minutes:g} min: {undone} trials were not begun"
+        minutes = self.context.deadline.minutes or 0
+        reason = f"study.time_budget ({minutes:g} min) is over, trials not begun: {undone}"
         event = {"event": log.CUT, "phase": phase.name, "trial": None, "reason": reason}
         self.context.writer.event({**event, "condition": self.condition})
         self.context.tell(f"{self.condition}, {phase.title}: {reason}")
