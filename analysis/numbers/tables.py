@@ -34,7 +34,7 @@ def confirm_trials(runs: Runs) -> pd.DataFrame:
     """
     trials = runs.trials[runs.trials["phase"] == log.CONFIRM]
     keep = pd.Series(True, index=trials.index)
-    for (run, condition), locks in runs.locks.groupby(["run", "condition"]):
+    for (run, condition), locks in runs.choices.groupby(["run", "condition"]):
         if locks["digest"].nunique() > 1:
             own = (trials["run"] == run) & (trials["condition"] == condition)
             first = runs.ledgers[str(run)].locked[str(condition)].get("config")
@@ -133,7 +133,8 @@ def budget_table(runs: Runs) -> pd.DataFrame:
     """Per condition and method: trials by status, and what they cost. `flag` names what is unequal.
 
     Trials by status are those of the search; steps, images and seconds are of the search and the
-    finalists, as far as they ended: the cost of running trials is not known.
+    finalists, as far as they ended: the cost of running trials is not known. `candidates` are the
+    search trials of which one can be chosen.
     """
     rows = []
     for study, condition, trials in cells(runs, runs.trials):
@@ -145,6 +146,7 @@ def budget_table(runs: Runs) -> pd.DataFrame:
                 **identity(study, condition),
                 "trials": len(search),
                 **_counts(search),
+                "candidates": candidates(runs, study, condition),
                 "finalist_trials": len(tuning) - len(search),
                 "steps": _total(tuning, "step"),
                 "images_seen": _total(tuning, "images_seen"),
@@ -153,7 +155,8 @@ def budget_table(runs: Runs) -> pd.DataFrame:
                 "confirm_seconds": _total(confirm, "seconds"),
             }
         )
-    columns = ["trials", *STATUSES, "finalist_trials", "steps", "images_seen", "seconds"]
+    columns = ["trials", *STATUSES, "candidates", "finalist_trials"]
+    columns += ["steps", "images_seen", "seconds"]
     columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
     table = pd.DataFrame(rows, columns=columns)
     table["flag"] = ""
@@ -175,7 +178,7 @@ def trial_table(runs: Runs) -> pd.DataFrame:
     first = str.split(
         "method condition labels phase trial number status value last metric step seconds"
     )
-    first += ["seed", "config", "reason", "digest"]
+    first += ["seed", "config", "given", "redrawn", "reason", "digest"]
     configs = [column for column in table.columns if column.startswith("config.")]
     return table[[*first, *configs]].reset_index(drop=True)
 
@@ -185,7 +188,8 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
 
     `tuned` is the value that won the search (optimistic, being the best of many), `confirmed` the
     same metric's mean over the confirm seeds. `locked` says whether test data was opened for it;
-    where not, the row is what the rule would choose now.
+    where not, the row is what the rule would choose now. It is one of `candidates` search trials that
+    finished, of `begun`.
     """
     rows: list[dict[str, Any]] = []
     confirmed = confirm_trials(runs)
@@ -194,6 +198,8 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
         scores = DEFAULT_RULE.scores(ledger, where, study.mode)
         best = next(iter(scores), None)
         row = {**identity(study, condition), "metric": study.metric, "run": study.run}
+        row["candidates"] = candidates(runs, study, condition)
+        row["begun"] = int((trials["phase"] == log.SEARCH).sum())
         if where in ledger.locked:
             lock = {key: math.nan if v is None else v for key, v in ledger.locked[where].items()}
             own = (confirmed["run"] == study.run) & (confirmed["condition"] == where)
@@ -220,9 +226,15 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
     for row in rows:
         row["config"] = config_text(row["full_config"], keys[row["run"]])
     columns = "method condition labels trial config metric tuned confirmed confirmed_n ties"
-    columns += " half_width locked opened digest rule rule_agrees full_config run"
+    columns += " candidates begun half_width locked opened digest rule rule_agrees full_config run"
     table = pd.DataFrame(rows, columns=columns.split())
     return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def candidates(runs: Runs, study: Study, condition: Mapping[str, Any]) -> int:
+    """How many search trials of a condition finished with a value: its config is one of theirs."""
+    ledger = runs.ledgers[study.run]
+    return len(ledger.scores(condition["condition"], study.mode, log.SEARCH))
 
 
 def stability_table(runs: Runs) -> pd.DataFrame:
@@ -230,7 +242,7 @@ def stability_table(runs: Runs) -> pd.DataFrame:
     rows = []
     for study in runs.studies:
         trials = runs.trials[runs.trials["run"] == study.run]
-        trials = trials[~trials["phase"].isin((log.ABLATE, log.RETUNE))]
+        trials = trials[trials["phase"].isin((log.SEARCH, log.FINALIST, log.CONFIRM))]
         bad = trials[trials["status"].isin(log.BAD_ENDINGS)]
         reasons = Counter(last_line(reason) or "no reason" for reason in bad["reason"])
         text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())

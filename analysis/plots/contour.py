@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -138,10 +139,18 @@ def contour_figure(table: pd.DataFrame, keys: Mapping[tuple[str, str], Key]) -> 
 def _two_keys(
     keys: list[Key], ended: pd.DataFrame, importance: pd.DataFrame, method: str, condition: str
 ) -> tuple[Key, Key] | None:
-    """The two varying numeric keys of the largest fANOVA share; in the study's order without it."""
+    """The two numeric keys of the largest fANOVA share that vary together; in the study's order without it.
+
+    Keys that are never active in one trial are no pair.
+    """
     own = importance[(importance["method"] == method) & (importance["condition"] == condition)]
     own = own[own["evaluator"] == FANOVA]
     share = dict(zip(own["key"], own["share"].fillna(0), strict=True))
     found = [key for key in keys if not key.choices and key.column(ended).nunique() > 1]
     found.sort(key=lambda key: -share.get(key.name, 0.0))
-    return (found[0], found[1]) if len(found) > 1 else None
+    columns = {key.name: key.column(ended) for key in found}
+    for x, y in itertools.combinations(found, 2):
+        both = pd.DataFrame({"x": columns[x.name], "y": columns[y.name]}).dropna()
+        if (both.nunique() > 1).all():
+            return x, y
+    return None

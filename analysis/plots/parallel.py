@@ -35,6 +35,11 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         caption = (
             f"{which} finished search trials of {study.label}, a line each, coloured by {study.metric} "
             "on validation in groups of about equal size, the lightest the best."
+            + (
+                " A line breaks at a key that is inactive in its trial."
+                if any(k.when for k in keys)
+                else ""
+            )
         )
         name = file_name("search-parallel", condition, study.label)
         title = f"Parallel coordinates, {study.label}"
@@ -47,9 +52,10 @@ def line_table(trials: pd.DataFrame, keys: list[Key], metric: str, mode: str) ->
 
     `place` is 0 to 1 along the axis, on the scale that was searched; `group` is by
     value, in up to GROUPS of about equal size, the best last. Of more than MOST_LINES trials a random subset is kept.
+    A trial has no row at a key that is inactive in it.
     """
     whole = pd.Series(True, index=trials.index)
-    for key in keys:
+    for key in (key for key in keys if not key.when):
         whole &= key.column(trials).notna()
     trials = trials[whole]
     if len(trials) > MOST_LINES:
@@ -65,10 +71,14 @@ def line_table(trials: pd.DataFrame, keys: list[Key], metric: str, mode: str) ->
     for key in keys:
         x = key.column(trials)
         place = key.unit(x) + spread(trials, key) / max(1, len(key.choices))
-        parts.append(trials[["trial"]].assign(axis=key.name, setting=key.texts(x), place=place))
+        rows = trials[["trial"]].assign(axis=key.name, setting=key.texts(x), place=place)
+        parts.append(rows[x.notna()])
     shown = (value_scale([metric])[0] * value).map("{:.4g}".format)
     parts.append(trials[["trial"]].assign(axis=metric, setting=shown, place=ends))
-    own = [part.assign(value=value, group=group, metric=metric) for part in parts]
+    own = [
+        part.assign(value=value.loc[part.index], group=group.loc[part.index], metric=metric)
+        for part in parts
+    ]
     return pd.concat(own, ignore_index=True)
 
 
@@ -86,10 +96,11 @@ def parallel_figure(lines: pd.DataFrame, keys: list[Key]) -> Figure:
         y: list[float | None] = []
         text: list[str] = []
         for trial, own in rows.groupby("trial", sort=False):
-            x += [*own["axis"].map(at), None]
-            y += [*own["place"], None]
-            cells = zip(own["axis"], own["setting"], strict=True)
-            text += [style.safe(f"{trial}: {axis} {setting}") for axis, setting in cells] + [""]
+            there = own.set_index("axis")
+            settings, places = there["setting"].to_dict(), there["place"].to_dict()
+            x += [*at.values(), None]
+            y += [places.get(axis) for axis in axes] + [None]  # a line breaks at an inactive key
+            text += [style.safe(f"{trial}: {a} {settings.get(a, '')}") for a in axes] + [""]
         fig.add_scatter(
             x=x,
             y=y,

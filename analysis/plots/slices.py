@@ -31,11 +31,25 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         note = subset_note(len(shown), len(rows)).replace("trials", "points")
         caption = (
             f"{all_search_trials(rows)} Keys were varied together, so that a slope in one panel may "
-            f"be the work of another key.{note}"
+            f"be the work of another key.{only_active(runs, condition)}{note}"
         )
         figure = slice_figure(shown, dict(axes.values()), colours)
         name = file_name("search-slices", condition)
         yield Plot("search", name, "Slices", figure, shown, caption, condition)
+
+
+def only_active(runs: Runs, condition: str) -> str:
+    """A caption's sentence on keys that only some trials of a condition have; empty where there are none."""
+    keys = (
+        key
+        for study, where, _ in search_cells(runs)
+        if where == condition
+        for key in searched_keys(study)
+    )
+    names = dict.fromkeys(key.name for key in keys if key.when)
+    return (
+        f" Of {', '.join(names)} only trials in which the key is active are shown." if names else ""
+    )
 
 
 def slice_axes(runs: Runs) -> Axes:
@@ -61,7 +75,7 @@ def merged_key(keys: list[Key]) -> Key:
         return replace(keys[0], values=tuple(named.values()))
     low, high = min(key.low for key in keys), max(key.high for key in keys)
     log = low > 0 and any(key.log for key in keys)
-    return replace(keys[0], kind=LOG_UNIFORM if log else UNIFORM, values=(low, high))
+    return replace(keys[0], kind=LOG_UNIFORM if log else UNIFORM, values=(low, high), step=None)
 
 
 def slice_table(runs: Runs, axes: Axes) -> pd.DataFrame:

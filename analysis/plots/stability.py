@@ -38,7 +38,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         caption = (
             "Share of ended search trials that diverged, collapsed or failed, in thirds of each key's "
             "domain on the scale that was searched, or by choice, with 95 % Wilson intervals. "
-            "Exploratory: the search itself chose where trials lie."
+            "Exploratory: the search itself chose where trials lie. A key counts only trials in which it is active."
         )
         figure = region_figure(rows, colours)
         name = file_name("stability-regions", condition)

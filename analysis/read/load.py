@@ -4,17 +4,21 @@ Runs.trials       one row per trial:
     run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
     value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
     repeats (of a finalist), variant (of an ablation),
+    given (where the config of a search trial was known from beforehand, if it was), redrawn (how
+    many drawn configs were left out before it),
     full_config (a dict; a value of null is in it alone),
     config.<key> for each config key, and each metric at the trial's end (val/..., test/...)
     status is `running` where no ending was written. `value` is the study's metric at the trial's
     end, `last` the last one it reported, also when it did not finish. An ending without step or
     seconds (a crash) takes those of the last report. `label` names the run in tables: its method,
-    or the run's name where several runs have the same method.
+    or the run's name where several runs have the same method. `phase` is `superseded` of a confirm
+    trial whose config was chosen before a reopening and is not the chosen one now: no number but a
+    trial's own is made of it.
 Runs.history      one row per report: run, label, condition, phase, trial, seed, stage, step,
                   seconds, and each metric
 Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
 Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
-                  ties, half_width, config (a dict)
+                  ties, half_width, config (a dict), taken_back (by a reopening after it)
 Runs.variants     one row per planned row of an ablation: run, label, condition, variant, changes,
                   retune, switches, config; the variant `reference` changes nothing
 Runs.ledgers      run -> its events as `tune_ssl.records.ledger` reads them
@@ -40,18 +44,23 @@ from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 
 RUNNING = "running"
+SUPERSEDED = "superseded"  # the phase of confirm trials that count no more
 STATUSES = (*log.ENDINGS, RUNNING)
 TEST_METRIC = "test/mean_class_accuracy"
 MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
-    "step seconds images_seen reason started ended resumed split repeats variant full_config"
+    "step seconds images_seen reason started ended resumed split repeats variant given redrawn full_config"
 )
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
-LOCK_COLUMNS = str.split("run label condition trial time digest value rule ties half_width config")
+LOCK_COLUMNS = str.split(
+    "run label condition trial time digest value rule ties half_width config taken_back"
+)
 VARIANT_COLUMNS = str.split("run label condition variant changes retune switches config")
-NUMBERS = str.split("labels number seed value last step seconds images_seen started ended resumed")
+NUMBERS = str.split(
+    "labels number seed value last step seconds images_seen started ended resumed redrawn"
+)
 
 
 @dataclass
@@ -70,6 +79,11 @@ class Runs:
 
     def study(self, run: str) -> Study:
         return next(study for study in self.studies if study.run == run)
+
+    @property
+    def choices(self) -> pd.DataFrame:
+        """The locks that no reopening took back."""
+        return self.locks[~self.locks["taken_back"].astype(bool)]
 
     @property
     def labels(self) -> list[str]:
@@ -108,11 +122,11 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         trials += rows
         history.append(reports.frame(rows))
         conditions += _condition_rows(study)
-        locked = [event for event in events if event["event"] == log.LOCKED]
         planned = [event for rows in ledger.planned.values() for event in rows.values()]
-        locks += _event_rows(study, locked, LOCK_COLUMNS)
+        locks += _event_rows(study, _locks(events), LOCK_COLUMNS)
         variants += _event_rows(study, planned, VARIANT_COLUMNS)
-        galleries += read_galleries(study, notes)
+        gone = {trial for trial in ledger.begun if ledger.superseded(trial)}
+        galleries += [one for one in read_galleries(study, notes) if one.trial not in gone]
     table = _frame(trials, TRIAL_COLUMNS)
     for column in NUMBERS:
         try:
@@ -165,13 +179,14 @@ def _trial_rows(
         condition = (start or end)["condition"]
         row: dict[str, Any] = {**own, "dataset": study.dataset.get("name"), "number": len(rows)}
         row.update(trial=trial, resumed=ledger.resumed[trial])
-        row.update(phase=(start or end)["phase"], condition=condition, labels=labels.get(condition))
+        phase = SUPERSEDED if start and ledger.superseded(trial) else (start or end)["phase"]
+        row.update(phase=phase, condition=condition, labels=labels.get(condition))
         row.update(status=end.get("event", RUNNING))
         row.update(started=start.get("time"), ended=end.get("time"))
         if start:
             row["full_config"] = config = start.get("config") or {}
             row.update({f"config.{key}": value for key, value in config.items()})
-        known = ("number", "seed", "digest", "repeats", "variant")
+        known = ("number", "seed", "digest", "repeats", "variant", "given", "redrawn")
         row.update({key: start[key] for key in known if key in start})
         row.update(end.get("metrics") or {})
         row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
@@ -203,6 +218,18 @@ def _condition_rows(study: Study) -> list[dict[str, Any]]:
         {**own, "condition": c["id"], "labels": c.get("labels"), "validation": c.get("validation")}
         for c in study.raw["conditions"]
     ]
+
+
+def _locks(events: Sequence[log.Record]) -> list[log.Record]:
+    """The locked events, each with whether its choice was taken back after it."""
+    found: list[log.Record] = []
+    for event in events:
+        if event["event"] == log.LOCKED:
+            found.append({**event, "taken_back": False})
+        elif event["event"] == log.REOPENED:
+            for lock in found:
+                lock["taken_back"] |= lock["condition"] == event["condition"]
+    return found
 
 
 def _event_rows(

@@ -24,14 +24,22 @@ class Key(Domain):
     name: str = ""
 
     def column(self, trials: pd.DataFrame) -> pd.Series:
-        """Each trial's number, or the place of its choice; nan where it has none."""
+        """Each trial's number, or the place of its choice; nan where it has none, and where the key is inactive."""
         column = f"config.{self.name}"
         if column not in trials:
             return pd.Series(math.nan, index=trials.index, dtype=float)
         if not self.choices:
             return pd.to_numeric(trials[column], errors="coerce").astype(float)
         found = [_position(value, self.choices) for value in trials[column].tolist()]
-        return pd.Series(found, index=trials.index, dtype=float)
+        places = pd.Series(found, index=trials.index, dtype=float)
+        return places.where(self._held(trials)) if None in self.choices else places
+
+    def _held(self, trials: pd.DataFrame) -> pd.Series:
+        """Whether each trial's config has the key: a table shows a choice of null and no key alike."""
+        if "full_config" not in trials:
+            return pd.Series(True, index=trials.index)
+        held = [isinstance(c, dict) and self.name in c for c in trials["full_config"]]
+        return pd.Series(held, index=trials.index, dtype=bool)
 
     def scaled(self, values: Any) -> Any:
         """Numbers as the search spread them: the decimal logarithm where equal factors count alike."""

@@ -60,23 +60,37 @@ def protocol(runs: Runs, results: pd.DataFrame, budget: pd.DataFrame) -> str:
     dataset = runs.studies[0].dataset.get("name")
     found = results.dropna(subset=["mean"])
     measured = found[["method", "condition"]].drop_duplicates()
-    searched = _range(budget.merge(measured)["trials"], "search trial")
-    digests = runs.locks.groupby(["run", "condition"])["digest"].nunique()
-    again = int((digests > 1).sum())
-    opened = (
-        f"locked; {again} condition(s) had another one locked later, with test data open, and only "
-        "the first counts. "
-        if again
-        else "locked before test data was opened for it, once. "
+    own = budget.merge(measured)
+    searched = (
+        f"{_range(own['candidates'], 'finished search trial')} ({_range(own['trials'])} begun)"
     )
     return (
         f"Mean per-class accuracy (%) on the test images of {dataset}: mean over "
         f"{_range(found['n'], 'fresh seed')} with {INTERVALS}. "
         f"Per method and condition the configuration was chosen on validation data among "
-        f"{searched} and {opened}{_validated(runs, found)}"
+        f"{searched} and {_locked(runs)}{_validated(runs, found)}"
         "Bold: a condition's highest mean, and every one that paired t tests against it (Welch's "
         "without shared seeds; Holm's correction over the condition) do not show to be lower, p < 0.05."
     )
+
+
+def _locked(runs: Runs) -> str:
+    """When the configurations were fixed, and of how many conditions that was not before all test data."""
+    digests = runs.choices.groupby(["run", "condition"])["digest"].nunique()
+    again = int((digests > 1).sum())
+    anew = sum(c in ledger.locked for ledger in runs.ledgers.values() for c in ledger.reopened)
+    if not again and not anew:
+        return "locked before test data was opened for it, once. "
+    parts = ["locked"]
+    if again:
+        parts.append(
+            f"{again} condition(s) had another one locked later, with test data open, and only the first counts"
+        )
+    if anew:
+        parts.append(
+            f"in {anew} condition(s) it was chosen anew, with test data open, and only the last counts"
+        )
+    return "; ".join(parts) + ". "
 
 
 def _validated(runs: Runs, found: pd.DataFrame) -> str:
@@ -180,11 +194,11 @@ def _condition_names(results: pd.DataFrame) -> dict[Condition, str]:
     return names
 
 
-def _range(counts: pd.Series, word: str) -> str:
-    """'10 fresh seeds', or '5 to 10 fresh seeds'."""
+def _range(counts: pd.Series, word: str = "") -> str:
+    """'10 fresh seeds', or '5 to 10 fresh seeds'; the numbers alone without a word."""
     least, most = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
-    plural = "" if most == 1 else "s"
-    return f"{least} to {most} {word}s" if least != most else f"{most} {word}{plural}"
+    span = f"{least} to {most}" if least != most else str(most)
+    return f"{span} {word}{'' if least == most == 1 else 's'}" if word else span
 
 
 def _escape(value: str) -> str:

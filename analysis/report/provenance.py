@@ -26,7 +26,7 @@ def provenance(runs: Runs, study: Study, chosen: pd.DataFrame) -> dict[str, Any]
         "facts": {key: text(value) for key, value in _facts(study, trials).items()},
         "opened": [
             f"{row['condition']}: {moment(row['time'])}, for {row['trial']}, "
-            f"digest {text(row['digest'])}"
+            f"digest {text(row['digest'])}{', taken back later' if row['taken_back'] else ''}"
             for row in opened
         ],
         "commands": [(row["condition"], _command(study, row, trials)) for row in mine],

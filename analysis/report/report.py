@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.numbers import ablations, comparisons, tables
+from analysis.numbers import ablations, comparisons, early, tables
 from analysis.plots import all_plots
 from analysis.read.load import Runs, load_runs
 from analysis.report import export, page, paper
@@ -71,6 +71,7 @@ def all_tables(runs: Runs) -> dict[str, pd.DataFrame]:
         "chosen": tables.chosen_table(runs),
         "ablation": ablations.ablation_table(runs),
         "effects": ablations.effect_table(runs),
+        "early_ranks": early.early_ranks(runs),
         "stability": tables.stability_table(runs),
         "budget": tables.budget_table(runs),
         "trials": tables.trial_table(runs),

@@ -223,10 +223,19 @@ COLUMNS: dict[str, list[Column]] = {
         _text("config", "Chosen configuration", wide=True),
         _value("tuned", "Validation when tuned"),
         _value("confirmed", "Validation, fresh seeds"),
+        Column("Candidates", lambda r: f"{count(r['candidates'])} of {count(r['begun'])}"),
         _count("ties", "Ties"),
         Column("Half-width, points", lambda r: percent(r["half_width"])),
         Column("Locked", lambda r: "yes" if r["locked"] else "no", number=False),
         _text("digest", "Digest"),
+    ],
+    "early_ranks": [
+        *_CELL,
+        _count("step", "Step"),
+        Column("Steps, %", lambda r: percent(r["share"])),
+        Column("Rank correlation", lambda r: _rank(r["correlation"])),
+        _count("trials", "Finished trials"),
+        _count("stopped", "Stopped there"),
     ],
     "stability": [
         _text("method", "Method"),
@@ -245,6 +254,7 @@ COLUMNS: dict[str, list[Column]] = {
         _count("step", "Step"),
         _count("seconds", "Seconds"),
         _text("config", "Configuration", wide=True),
+        _text("given", "Given"),
         Column("Reason", lambda r: text(last_line(r["reason"])), number=False, wide=True),
     ],
 }

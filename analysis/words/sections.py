@@ -46,7 +46,12 @@ SECTIONS = (
         "Of the network that each condition's first fresh seed trained; no test image is among them. "
         "A row of neighbours starts with the query; classes other than its own are underlined.",
     ),
-    Section("search", "Search", "All search trials; nothing is selected in these figures."),
+    Section(
+        "search",
+        "Search",
+        "All search trials; nothing is selected in these figures.",
+        ("early_ranks",),
+    ),
     Section(
         "importance",
         "Hyperparameter importance",
@@ -84,6 +89,7 @@ TITLES = {
     "chosen": "Chosen configurations",
     "ablation": "Variants",
     "effects": "Effects of the switches",
+    "early_ranks": "Ranks on the way against the end",
 }
 CAPTIONS = {
     "differences": "Mean paired difference in mean per-class accuracy on test, in points, by "
@@ -112,10 +118,16 @@ CAPTIONS = {
     "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
     "others, and of each pair how much one's effect differs with the other on; paired by seed, with "
     f"{INTERVALS}. Holm's correction of the t test is over all rows of a method.",
+    "early_ranks": "Spearman's rank correlation of the finished search trials' validation values at an evaluation "
+    "with those at the end: low where early stopping could not know what is good. Stopped trials are not in it, so "
+    "that it is measured among those that survived.",
     "budget": "Search budget and compute per condition and method.",
-    "chosen": "The chosen configuration of each condition. Values are the study's metric.",
+    "chosen": "The chosen configuration of each condition. Values are the study's metric. "
+    "Candidates are the search trials that finished, of those that began.",
     "stability": "How trials ended, search and confirmation together.",
-    "trials": "Every trial. Validation values of tuning trials are not results.",
+    "trials": "Every trial. Validation values of tuning trials are not results. A given config was known "
+    "beforehand: the search did not draw it. Superseded trials confirmed a config that is not the chosen one now, "
+    "and enter no number.",
 }
 MEASURED = ("results_wide", "results", "differences", "aggregate", "ranks")  # need test values
 

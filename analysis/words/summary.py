@@ -15,7 +15,9 @@ from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, con
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
 from analysis.words.answer import answer_lines
+from analysis.words.candidates import among, few_candidates, given_sentences
 from analysis.words.display import ends, metric_value, share, text
+from analysis.words.going_on import change_sentences, cut_caveats, reopened_caveats
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
 
@@ -44,6 +46,7 @@ def summary(
     without any by the methods' own means; then what the ablations show, and what ran.
     """
     ran = [_what_ran(runs, study.run) for study in runs.studies]
+    ran += [*given_sentences(runs, chosen), *change_sentences(runs)]
     parts = [] if ablation is None else [*ablation_sentences(ablation, _modes(runs))]
     lines = []
     if results.empty or results["mean"].isna().all():
@@ -53,7 +56,8 @@ def summary(
             value = metric_value(row["tuned"], row["metric"])
             lines.append(
                 f"{_where(chosen, row)} the best finished trial of {row['method']} is "
-                f"{row['trial']} with {row['metric']} = {value} on validation."
+                f"{row['trial']}, chosen among {among(row['candidates'], row['begun'])}, with {row['metric']} = "
+                f"{value} on validation."
             )
         return lines + parts + ran
     # Of one run that compares methods, the answer to its question says all that can be said
@@ -89,6 +93,7 @@ def caveats(
     """Everything a reader must know before believing a number."""
     note = interval_note(results)
     return [
+        *reopened_caveats(runs),
         *([note] if note else []),
         *([] if ablation is None else _few_ablated(ablation)),
         *runs.notes,
@@ -96,6 +101,8 @@ def caveats(
         *_guessed(runs, results),
         *_progress(runs),
         *_seeds(runs, results),
+        *few_candidates(runs, budget),
+        *cut_caveats(runs),
         *_locks(runs, chosen),
         *_fair(runs, budget),
     ]
@@ -301,14 +308,14 @@ def _locks(runs: Runs, chosen: pd.DataFrame) -> Iterator[str]:
                 f"{row['method']}, {row['condition']}: the locked trial {row['trial']} is not the "
                 "one that the rule picks among the trials on record."
             )
-    for (run, condition), locks in runs.locks.groupby(["run", "condition"], sort=False):
+    for (run, condition), locks in runs.choices.groupby(["run", "condition"], sort=False):
         if locks["digest"].nunique() > 1:
             yield (
                 f"{runs.study(str(run)).label}, {condition}: {locks['digest'].nunique()} "
                 "configurations were locked, so test data was opened more than once. "
                 "Only the first one counts here."
             )
-    locked = set(zip(runs.locks["run"], runs.locks["condition"], strict=True))
+    locked = set(zip(runs.choices["run"], runs.choices["condition"], strict=True))
     confirm = runs.trials[runs.trials["phase"] == log.CONFIRM]
     cells = confirm[["run", "condition"]].drop_duplicates().itertuples(index=False, name=None)
     for run, condition in cells:

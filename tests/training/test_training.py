@@ -27,7 +27,7 @@ from tune_ssl.methods.supervised import SupervisedStage, balance_of
 from tune_ssl.methods.transfer import FinetuneStage
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.training.guard import GRADIENT, Collapsed, Diverged, Guard
-from tune_ssl.training.loop import Report, train
+from tune_ssl.training.loop import Clock, Report, TooLong, train
 from tune_ssl.training.optimizers import build_optimizers
 from tune_ssl.training.schedules import learning_rate, ramp_up
 from tune_ssl.training.stepper import Averaged, Stepper
@@ -652,3 +652,28 @@ def test_training_a_small_encoder_loads_neither_torchs_compiler_nor_other_librar
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ---- what the weights can do, and how long it may take -------------------------------------------
+
+
+def test_the_raw_weights_are_reported_beside_their_average_and_choose_nothing():
+    averaged = run(small_spec("supervised"))
+    raw = [report.metrics["raw/mean_class_accuracy"] for report in averaged]
+    alone = run(small_spec("supervised", **{"optim.ema_decay": 0.0}))
+    assert all("raw/mean_class_accuracy" not in report.metrics for report in alone)
+    # The same steps: what is averaged in one run is what the other one has
+    assert raw == [report.metrics["val/mean_class_accuracy"] for report in alone]
+    assert all("raw/mean_class_accuracy" not in report.result for report in averaged)
+
+
+def test_a_trial_that_takes_too_long_is_stopped_at_an_evaluation_and_says_so(monkeypatch):
+    spec = small_spec("supervised", **{"budget.max_minutes": 1.0})
+    assert run(spec)[-1].last
+    monkeypatch.setattr(Clock, "seconds", property(lambda clock: 61.0))
+    reports = []
+    with pytest.raises(TooLong, match="longer than budget.max_minutes") as caught:
+        for report in train(spec):
+            reports.append(report)
+    assert [report.step for report in reports] == [4] and caught.value.step == 4
+    assert caught.value.seconds == 61.0 and caught.value.images_seen == reports[0].images_seen

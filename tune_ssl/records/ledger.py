@@ -105,7 +105,7 @@ class Ledger:
         if start["phase"] != log.CONFIRM or not self.reopened.get(start["condition"]):
             return False
         lock = self.locked.get(start["condition"])
-        return lock is None or lock["config"] != start["config"]
+        return lock is None or lock.get("config") != start.get("config")
 
     def status(self, trial: str) -> str:
         """How it ended, or `open`."""

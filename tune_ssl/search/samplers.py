@@ -17,7 +17,7 @@ from tune_ssl.records import log
 from tune_ssl.study.named import arguments, class_of, name_of
 
 LAST_RUNG = 2 / 3  # of a trial: a later rung has too little left to save
-FIRST_RUNG = 0.1  # of a trial: before it, a value says little of the end
+FIRST_RUNG = 0.25  # of a trial: before it, a value says little of the end (docs/search.md)
 NEW_STAGE = 0.25  # of a stage: before it, its head says little
 
 
@@ -199,9 +199,9 @@ def rungs_of(settings: StudySpec, stages: Sequence[int]) -> list[int]:
     """The evaluations at which successive halving compares trials; none with another scheduler.
 
     From `grace_period` on, each `reduction_factor` times later than the one before; with auto they are counted back
-    from the end, so that the last one leaves all but 1 / reduction_factor of a trial to be saved. None has less than
-    a third of the trial after it. One that falls into the first quarter of a later stage, whose head is still new, is
-    at the end of the stage before.
+    from the end, total / factor, total / factor^2, ..., as long as at least FIRST_RUNG of a trial is known there. None
+    has less than a third of the trial after it. One that falls into the first quarter of a later stage, whose head is
+    still new, is at the end of the stage before.
     """
     if name_of(settings.scheduler) != "asha":
         return []

@@ -138,7 +138,6 @@ def _fill_small(data: dict[str, Any], fill: Filled) -> None:
         "optimizer steps of a trial, the same for all that are trained in steps",
     )
     fill("fixed.budget.eval_every", 50, "")
-    fill("study.grace_period", 0.5, "")
 
 
 def _fill_photos(

@@ -146,17 +146,20 @@ def run_study(
         study, fit = fit_study(study, stores, place or folder_of(str(run.parent)), tell)
         for line in () if resumed else caveats(study, stores):
             tell(line)
-        if resumed and changes:
-            write_changes(run, study, changes, sorted(ledger.locked))
-            tell(f"{run.name}: goes on with {in_words(changes)}")
         if not resumed:
             create(study, stores, run.parent, run.name, command_line())
             held.enter_context(driving(run, place, tell))
         verb = "search" if ablation is None else "ablate"
         with resume_hint(run, verb, address, study.settings.storage):
             context = open_run(run, study, stores, ledger, tell)
-            for event in reopened:
+            opened = sorted(ledger.locked)
+            for (
+                event
+            ) in reopened:  # before the settings: a run that is killed here has chosen nothing
                 context.writer.event(event)
+            if changes:
+                write_changes(run, study, changes, opened)
+                tell(f"{run.name}: goes on with {in_words(changes)}")
             if ablation is not None:
                 for row in Planner(run, study, ledger).rows(ablation, tell):
                     context.writer.event(row)

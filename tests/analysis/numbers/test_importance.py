@@ -20,10 +20,10 @@ from analysis.read.search_space import Key
 from tests.analysis.conftest import checked
 
 KEYS = [
-    Key("log_uniform", (1e-4, 1e-1), "lr"),
-    Key("choice", ("none", "weak", "strong"), "aug"),
-    Key("log_uniform", (1e-6, 1e-2), "wd"),
-    Key("int", (1, 10), "m"),
+    Key("log_uniform", (1e-4, 1e-1), name="lr"),
+    Key("choice", ("none", "weak", "strong"), name="aug"),
+    Key("log_uniform", (1e-6, 1e-2), name="wd"),
+    Key("int", (1, 10), name="m"),
 ]
 
 

@@ -53,7 +53,7 @@ def test_caption_states_the_protocol(tmp_path, write_run):
     for part in (
         "(%) on the test images of digits",
         "mean over 1 to 5 fresh seeds with Student's t intervals (95 % from 4 seeds on)",
-        "chosen on validation data among 6 search trials and locked before test data was opened",
+        "chosen on validation data among 3 finished search trials (6 begun) and locked before test data was opened",
         "Bold: a condition's highest mean, and every one that paired t tests against it",
     ):
         assert part in found
@@ -91,4 +91,4 @@ def test_caption_claims_no_single_opening_where_two_configs_were_locked(tmp_path
     )
     runs = load_runs([path, searched])
     found = protocol(runs, results_table(runs), budget_table(runs))
-    assert "once" not in found and "among 6 search trials and locked; 1 condition(s) had" in found
+    assert "once" not in found and "(6 begun) and locked; 1 condition(s) had" in found

@@ -96,7 +96,10 @@ def test_unconfirmed_run_is_not_a_result(tmp_path, write_run):
     text = report(tmp_path, write_run(tmp_path / "a", confirm={}, labels=(50,))).page
     assert "No configuration has been confirmed on test data yet." in text
     assert "not a result" in text
-    assert "c0-t0001 with val/mean_class_accuracy = 81.0 on validation" in text
+    assert (
+        "c0-t0001, chosen among 3 finished search trials of 6 begun, with val/mean_class_accuracy = 81.0 on validation"
+        in text
+    )
     assert "<dd>never</dd>" in text
 
 

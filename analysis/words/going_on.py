@@ -1,0 +1,59 @@
+"""A run that went on after its end, in sentences: what was changed, chosen anew, or left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from analysis.read.changes import Change, changes
+from analysis.read.load import Runs
+
+
+def change_sentences(runs: Runs) -> Iterator[str]:
+    """What was changed, when, and what that means for the choices."""
+    for change in changes(runs):
+        said = ", ".join(
+            f"study.{k}={new} (before: {old})" for k, (old, new) in change.settings.items()
+        )
+        yield f"{change.run} went on with {said} at {change.time}: {_choices(change)}."
+
+
+def reopened_caveats(runs: Runs) -> Iterator[str]:
+    """The conditions whose choice was taken back with test data in sight."""
+    for study in runs.studies:
+        ledger = runs.ledgers[study.run]
+        for condition, events in ledger.reopened.items():
+            times = f"{len(events)} time{'' if len(events) == 1 else 's'}"
+            locked = condition in ledger.locked
+            yield (
+                f"{study.label}, {condition}: the configuration {'was' if locked else 'is being'} chosen anew after "
+                f"its test data had been opened ({times}): its test figures are not those of a config that was "
+                "chosen blindly."
+            )
+
+
+def cut_caveats(runs: Runs) -> Iterator[str]:
+    """What a time budget left undone."""
+    for study in runs.studies:
+        for event in runs.ledgers[study.run].cut:
+            why = event.get("reason") or "work was left undone"
+            yield f"{study.label}, {event['condition']}, {event['phase']}: {why}."
+
+
+def _choices(change: Change) -> str:
+    stand = [condition for condition in change.opened if condition not in change.reopened]
+    if not change.opened:
+        return "no test data was open then"
+    parts = []
+    if change.reopened:
+        parts.append(
+            f"the test data of {_listed(change.reopened)} was open, and the choice was taken back"
+        )
+    if stand:
+        parts.append(
+            f"of {_listed(stand)} the choice was made before the test data was opened and stands"
+        )
+    return "; ".join(parts)
+
+
+def _listed(conditions: list[str] | tuple[str, ...]) -> str:
+    return " and ".join(conditions)
