@@ -120,6 +120,8 @@ def test_a_retuning_killed_at_any_report_ends_as_an_undisturbed_one(tmp_path):
         play(stream_of(run, ablation=True))
         ends.append(told(run))
     assert "c1-retune-small-t0003" in ends[0] and "c1-ablate-small-s1" in ends[0]
+    # Its best two were run again before one was chosen, as those of the reference's search
+    assert sum("c1-retune-small-final" in trial for trial in ends[0]) == 2
     assert ends[1:] == [ends[0]] * 3
 
 

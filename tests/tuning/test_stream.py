@@ -14,6 +14,7 @@ from tests.support.studies import STUDY, after, begun, broken, play, reports, st
 from tune_ssl.base.errors import Stopped
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
+from tune_ssl.runs.status import RunStatus
 from tune_ssl.tuning.live_table import LiveTable
 from tune_ssl.tuning.run import refuse_without_result
 from tune_ssl.tuning.stream import JobStream
@@ -284,6 +285,10 @@ def test_values_that_do_not_fit_together_are_left_out_and_charged_to_nobody(tmp_
     ]
     assert set(endings(run).values()) == {log.FINISHED}
     assert any("3 of 4 trials: no further config was found" in line for line in said)
+    assert Ledger.read(run).exhausted == {("all", None)}
+    assert RunStatus.read(run).in_words(False) == "confirmed"
+    play(stream_of(run, said))  # a resume finds nothing more, and does not say it again
+    assert sum(e["event"] == log.EXHAUSTED for e in events(run)) == 1
 
 
 def test_a_study_in_which_nothing_can_be_chosen_ends_with_its_first_cause_also_on_a_resume(

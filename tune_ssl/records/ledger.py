@@ -37,6 +37,7 @@ class Ledger:
     planned condition -> variant -> the row of an ablation, the reference first
     reopened condition -> the events that took its choice back after test data was opened
     cut     the events of work that a time budget left undone
+    exhausted (condition, variant or None) of the searches that found no further config
 
     A trial ends once. Where it begins again after its end (a failed finalist or seed is run again), it
     is open until its next ending, and that one counts.
@@ -50,6 +51,7 @@ class Ledger:
         self.planned: dict[str, dict[str, Record]] = {}
         self.reopened: dict[str, list[Record]] = {}
         self.cut: list[Record] = []
+        self.exhausted: set[tuple[str, str | None]] = set()
         self.first: Record | None = None  # the first event of all
         self._of: dict[tuple[str, str], list[str]] = {}  # (condition, phase) -> trials
         for event in events:
@@ -88,6 +90,8 @@ class Ledger:
             self.locked.pop(event["condition"], None)
         elif kind == log.CUT:
             self.cut.append(event)
+        elif kind == log.EXHAUSTED:
+            self.exhausted.add((event["condition"], event.get("variant")))
         elif kind == log.PLANNED:
             self.planned.setdefault(event["condition"], {}).setdefault(event["variant"], event)
 

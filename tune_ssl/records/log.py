@@ -82,7 +82,8 @@ _EVENT = {
     "retune": fields.TEXTS,
     "switches": fields.TEXTS.or_null(),
 }
-OF_A_CONDITION = (PLANNED, REOPENED, CUT)  # events that are of no trial
+EXHAUSTED = "exhausted"  # a search that found no further config before its trials were all begun
+OF_A_CONDITION = (PLANNED, REOPENED, CUT, EXHAUSTED)  # events that are of no trial
 _EVENTS = (*BEGINNINGS, *BAD_ENDINGS, FINISHED, STOPPED, LOCKED, *OF_A_CONDITION)
 _LINES = {
     event: fields.Shape(

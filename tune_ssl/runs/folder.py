@@ -26,7 +26,7 @@ WRITTEN = {  # what each event has that a run goes on from
     **dict.fromkeys(log.BEGINNINGS, ("number", "config", "seed", "digest", "time")),
     **dict.fromkeys(log.ENDINGS, ("value", "step", "metrics", "time")),
     log.LOCKED: ("config", "digest", "value"),
-    **dict.fromkeys((log.REOPENED, log.CUT), ("reason", "time")),
+    **dict.fromkeys((log.REOPENED, log.CUT, log.EXHAUSTED), ("reason", "time")),
     log.PLANNED: ("variant", "changes", "config", "retune", "switches"),
 }
 

@@ -133,7 +133,9 @@ class RunStatus:
         return parts
 
     def _searched(self, condition: _Condition) -> int:
-        """Trials of a condition's search."""
+        """Trials of a condition's search: of one that found no further config those that it began."""
+        if (condition.id, None) in self.ledger.exhausted:
+            return sum(1 for _ in self.ledger.trials(condition.id, log.SEARCH))
         study, settings = self.about.study, self.about.study.study
         leaves = study.compare[condition.method].search if condition.method else study.search
         domains = {key: domain(leaf) for key, leaf in leaves.items()}

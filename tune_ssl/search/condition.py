@@ -7,7 +7,7 @@ COMPLETE, PRUNED (stopped early, its low-fidelity value never counts as a result
 from __future__ import annotations
 
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,14 +75,15 @@ class ConditionSearch:
         self.order = in_order(self.domains)
         self.budget = trials_of(self.settings.searcher, self.domains, self.settings.num_trials)
         self.spec: TrialSpec = override(condition.spec, self.base)
-        self.points: list[Given] = []  # what the first trials are to be
+        self.points: deque[Given] = deque()  # what the first trials are to be
         if self.settings.searcher == "grid" and self.domains:
             every = grid(self.domains, self.settings.num_trials)
-            self.points = [Given("", config) for config in every]
+            self.points.extend(Given("", config) for config in every)
         elif variant and set(self.domains) <= set(self.base):
-            self.points = [Given(log.REFERENCE, {key: self.base[key] for key in self.domains})]
+            own_values = {key: self.base[key] for key in self.domains}
+            self.points.append(Given(log.REFERENCE, own_values))
         elif not variant:
-            self.points = from_start(self.settings, condition)
+            self.points.extend(from_start(self.settings, condition))
         stages = self.spec.stage_evaluations()
         self.compared_at = compared_at(self.settings, stages)
         self.study = optuna.create_study(
@@ -184,11 +185,12 @@ class ConditionSearch:
         """A config that has not been tried and fits: a given one, one of the sampler's, or any that is left."""
         if not self.domains:
             return Given("", {})
-        for given in [*self.points, *(self.winners() if not self.variant else ())]:
-            config = fitted(self.domains, given.config)
-            if set(config) < set(self.domains):
-                config = self._draw(number, 0, config)
-            if not self._why_not(config, count=False):
+        while self.points:  # one that was tried, or does not fit, never will be next
+            given = self.points.popleft()
+            if config := self._given(number, given):
+                return Given(given.source, config)
+        for given in self.winners() if not self.variant else ():
+            if config := self._given(number, given):
                 return Given(given.source, config)
         if self.settings.searcher == "grid":
             return None
@@ -199,6 +201,13 @@ class ConditionSearch:
         every = every_config(self.domains, MOST_LISTED) or []
         left = next((config for config in every if not self._why_not(config, count=False)), None)
         return None if left is None else Given("", left)
+
+    def _given(self, number: int, given: Given) -> dict[str, Any]:
+        """A given config as it is tried: inside the domains, what it leaves open drawn. Empty if it is not tried."""
+        config = fitted(self.domains, given.config)
+        if set(config) < set(self.domains):
+            config = self._draw(number, 0, config)
+        return {} if self._why_not(config, count=False) else config
 
     def _draw(self, number: int, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """A config for the trial, with the values of `fixed`; the inactive keys are not in it."""

@@ -143,6 +143,8 @@ class Planner:
             return sum(end is not None for _, _, end in ledger.trials(condition.id, phase))
 
         budget = trials_of(settings.searcher, condition.search, settings.num_trials)
+        if (condition.id, None) in ledger.exhausted:
+            budget = 0
         best = ledger.finalists(condition.id, self.mode, settings.finalists)
         repeats = len(best) * len(settings.finalist_seeds)
         begun = any(ledger.trials(condition.id, log.FINALIST))

@@ -92,11 +92,16 @@ class SearchPhase(Phase):
 
     def _say_exhausted(self, search: ConditionSearch) -> None:
         self.planned -= search.budget - search.drawn
-        row = f" {search.variant}" if search.variant else ""
-        self.context.tell(
-            f"{self.condition.id}{row}: {search.drawn} of {search.budget} trials: no further config was found that was "
-            "not tried already and whose values fit together"
+        condition, ledger = self.condition.id, self.context.ledger
+        if (condition, search.variant) in ledger.exhausted:
+            return
+        reason = (
+            f"{search.drawn} of {search.budget} trials: no further config was found that was not tried already and "
+            "whose values fit together"
         )
+        event = {"event": log.EXHAUSTED, "phase": self.name, "trial": None, "reason": reason}
+        self.context.writer.event({**event, "condition": condition, "variant": search.variant})
+        self.context.tell(f"{condition}{f' {search.variant}' if search.variant else ''}: {reason}")
 
     def why_stop(self, job: Job, report: Record) -> str:
         value = report["result"].get(self.context.study.settings.metric)
