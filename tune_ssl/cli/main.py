@@ -395,6 +395,7 @@ def check(
         raise UserError("give a study's YAML file, or --schema")
     from tune_ssl.runs.splits import caveats, check_data
     from tune_ssl.runs.start_from import with_starts
+    from tune_ssl.study.domains import trials_of
     from tune_ssl.study.study import load_study
     from tune_ssl.tuning.check import refuse_beyond_machine, rehearse_all
 
@@ -409,13 +410,22 @@ def check(
     cells = len({condition.cell for condition in loaded.conditions})
     methods = ", ".join(entry.label for entry in loaded.entries)
     keys = ", ".join(str(len(entry.search)) for entry in loaded.entries)
+    each = {
+        e.label: trials_of(settings.searcher, e.search, settings.num_trials) for e in loaded.entries
+    }
+    trials = ", ".join(map(str, dict.fromkeys(each.values())))
     console.print(
         f"{study}: sound. {methods} on {loaded.fixed.data.dataset} "
-        f"(digest {first.digest}); {cells} conditions x {settings.num_trials} "
+        f"(digest {first.digest}); {cells} conditions x {trials} "
         f"trials over {keys} searched keys, confirmed on {len(settings.seeds)} seeds",
         markup=False,
     )
-    for line in (*caveats(loaded, stores), *rehearsed):
+    fewer = [
+        f"{label}: {count} of study.num_trials={settings.num_trials} trials, for the space has no more configs"
+        for label, count in each.items()
+        if count < settings.num_trials and settings.num_trials > 1
+    ]
+    for line in (*caveats(loaded, stores), *fewer, *rehearsed):
         console.print(line, markup=False)
 
 

@@ -11,8 +11,8 @@ from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.data.store import Store
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import reopen, stores_of
-from tune_ssl.study.given import DEFAULTS
-from tune_ssl.study.study import FROM, Study
+from tune_ssl.study.given import DEFAULTS, fitted
+from tune_ssl.study.study import FROM, OF, Study
 
 
 def with_starts(study: Study, stores: dict[str, Store], runs: Path) -> Study:
@@ -55,9 +55,9 @@ def _winners(
         if mine is None or best is None or mine.fixed.method.name != condition.spec.method.name:
             continue
         config = ledger.begun[best.trial]["config"]
-        shared = {key: value for key, value in config.items() if key in mine.search}
-        if shared:
-            taken.append({FROM: f"{run.name}, {condition.id}", **shared})
+        known = {key: value for key, value in config.items() if key in mine.search}
+        if shared := fitted(mine.search, known):
+            taken.append({FROM: f"{run.name}, {condition.id}", OF: mine.label, **shared})
     if not taken:
         text = "has no winner of the same method that has a key which this study searches"
         raise UserError(Problem(text, str(run)))

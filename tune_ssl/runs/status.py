@@ -126,7 +126,12 @@ class RunStatus:
             parts.append(Part("confirming", CONFIRMED, ended.get(log.CONFIRM, 0), planned))
         if retuned := sum(bool(row["retune"]) for _, _, row in rows):
             planned = retuned * settings.num_trials
-            parts.append(Part("retuning", "retuned", ended.get(log.RETUNE, 0), planned))
+            tuned = sum(
+                end is not None and not start.get("repeats")
+                for condition in self.conditions
+                for _, start, end in ledger.trials(condition, log.RETUNE)
+            )
+            parts.append(Part("retuning", "retuned", tuned, planned))
         if rows:
             planned = sum(self._trials_of_row(*row) for row in rows)
             parts.append(Part("ablating", "ablated", ended.get(log.ABLATE, 0), planned))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.records.domain import Domain, active
-from tune_ssl.study.study import FROM, Condition
+from tune_ssl.study.study import ABOUT, FROM, OF, Condition
 from tune_ssl.study.trial import TrialSpec
 
 DEFAULTS = "defaults"
@@ -28,8 +28,9 @@ def from_start(settings: StudySpec, condition: Condition) -> list[Given]:
         if entry == DEFAULTS:
             found.append(Given(DEFAULTS, defaults_of(condition.spec, condition.search)))
         elif isinstance(entry, dict):
-            config = {key: value for key, value in entry.items() if key != FROM}
-            if set(config) <= set(condition.search):
+            config = {key: value for key, value in entry.items() if key not in ABOUT}
+            of = entry.get(OF, condition.method)
+            if of == condition.method and set(config) <= set(condition.search):
                 found.append(Given(str(entry.get(FROM, WRITTEN)), config))
     return found
 

@@ -23,7 +23,10 @@ from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.study.variants import Variant, variants_from_file
 
-FROM = "from"  # in a config of `study.start_from`: where it comes from
+FROM, OF = ABOUT = (
+    "from",
+    "method",
+)  # of a config of `study.start_from`: its source, and the entry it is for
 SIZES = ("data.image_size", "data.store_size")
 
 
@@ -258,7 +261,7 @@ def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -
         if not isinstance(entry, dict):
             continue
         key, place = "study.start_from", file.where(("study", "start_from", str(i)))
-        config = {k: v for k, v in entry.items() if k != FROM}
+        config = {k: v for k, v in entry.items() if k not in ABOUT}
         fits = [one for one in found if config and set(config) <= set(one.search)]
         every = list(dict.fromkeys(k for one in found for k in one.search))
         if not fits:
@@ -268,7 +271,7 @@ def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -
                 text = unknown("searched key", wrong, every)
             yield Problem(text, key, place)
         for name, value in config.items() if fits else ():
-            if value not in fits[0].search[name]:
+            if not any(value in one.search[name] for one in fits):
                 yield Problem(
                     f"has {name}: {shown(value)}, which is outside {fits[0].search[name]}",
                     key,

@@ -7,6 +7,7 @@ validation data is looked at, and every method pays the same.
 from __future__ import annotations
 
 from tune_ssl.records import log
+from tune_ssl.records.log import Record
 from tune_ssl.tuning.phase import RepeatPhase, RunContext
 
 
@@ -42,6 +43,9 @@ class RetunedFinalistPhase(FinalistPhase):
     """The same for each row of an ablation that was tuned again."""
 
     name = log.RETUNE
+
+    def counts(self, start: Record) -> bool:
+        return bool(start.get("repeats"))
 
     def __init__(self, context: RunContext, index: int) -> None:
         RepeatPhase.__init__(self, context, index)

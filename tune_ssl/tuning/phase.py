@@ -88,6 +88,10 @@ class Phase:
         """Jobs that it has not given."""
         return len(self.jobs)
 
+    def counts(self, start: Record) -> bool:
+        """Whether a trial of the phase's name, by its beginning, is one of its own."""
+        return True
+
     def why_stop(self, job: Job, report: Record) -> str:
         """Why a running job is to be stopped after this report; empty to let it go on."""
         return ""

@@ -59,6 +59,9 @@ class SearchPhase(Phase):
             )
         return self._runner_up() if None in self.searches else None
 
+    def counts(self, start: Record) -> bool:
+        return not start.get("repeats")
+
     @property
     def decided(self) -> bool:
         """Whether the condition's config is chosen, so that no more of its search counts."""
