@@ -1,7 +1,7 @@
 """How well a search finds the best of recorded configs, and what that costs: replays of whole learning curves.
 
     python -m benchmarks.search_quality record METHOD...    # trains, for half an hour on 2 cores; goes on where it was
-    python -m benchmarks.search_quality                     # replays
+    python -m benchmarks.search_quality                     # 200 replays of each strategy: about 20 minutes
 
 `record` trains CONFIGS configs of a method's own search space, and its defaults, to their end with each of SEEDS on
 digits with 20 labels, and keeps the validation value of each evaluation in benchmarks/curves.jsonl.gz.
@@ -240,12 +240,14 @@ class StockRay:
 
 
 class Replay(NamedTuple):
-    """What a replay found: (compute, regret) after each trial that finished, and how many of the first TRIALS did."""
+    """What a replay found: (compute, regret) after each better trial that finished, on fresh seeds and on the tuning
+    seed (`seen`), how many of the first TRIALS finished, and the evaluations that those took.
+    """
 
     course: list[tuple[int, float]]
     seen: list[tuple[int, float]]
     finished: int
-    cost16: int
+    cost: int
 
 
 def replay(pool: Pool, search: Any, tuning: int) -> Replay:
@@ -254,7 +256,7 @@ def replay(pool: Pool, search: Any, tuning: int) -> Replay:
     limit, spent, finished = TRIALS * pool.evaluations, 0, 0
     ends = [pool.curves[n, tuning] for n in pool.numbers]
     highest = max(c.values[-1] for c in ends if c.ending == "finished")
-    incumbent, course, seen, cost16 = -1.0, [], [], 0
+    incumbent, course, seen, cost = -1.0, [], [], 0
     queue: list[tuple[int, int, int, int, int]] = []  # when, order, trial, config, evaluation
     order = itertools.count()
 
@@ -269,7 +271,7 @@ def replay(pool: Pool, search: Any, tuning: int) -> Replay:
         now, _, trial, config, evaluation = heapq.heappop(queue)
         ending, values = pool.curves[config, tuning]
         spent += 1
-        cost16 += trial < TRIALS
+        cost += trial < TRIALS
         if evaluation > len(values):  # it diverged before this evaluation
             search.tell(trial, ending, None)
             begin(now)
@@ -291,7 +293,7 @@ def replay(pool: Pool, search: Any, tuning: int) -> Replay:
             continue
         begin(now)
     start = (0, highest - CHANCE)
-    return Replay([(0, best - CHANCE), *course], [start, *seen], finished, cost16)
+    return Replay([(0, best - CHANCE), *course], [start, *seen], finished, cost)
 
 
 def strategies(evaluations: int) -> dict[str, dict[str, Any] | None]:
@@ -324,51 +326,49 @@ def at(course: list[tuple[int, float]], spent: float) -> float:
 
 
 def figures(method: str, replays: int, only: list[str]) -> list[dict[str, Any]]:
-    """A row for each strategy: regret at shares of the compute with its 95 % interval, and when it equals random."""
+    """A row for each strategy: both regrets at shares of the compute with 95 % intervals, and when they equal random's.
+
+    `chosen` is the regret on the seeds that were not tuned on, `searched` that on the tuning seed itself.
+    """
     pool = Pool(method)
     limit = TRIALS * pool.evaluations
     grid = np.arange(1, limit + 1)
-    rows, level = [], None
+    rows: list[dict[str, Any]] = []
+    levels: dict[str, float] = {}  # what random search reaches with all of the compute
     for name, settings in strategies(pool.evaluations).items():
         if only and name not in only:
             continue
-        began, courses, done = time.perf_counter(), [], []
-        for number in range(replays):
-            tuning = SEEDS[number % len(SEEDS)]
-            spec = {
-                "num_trials": TRIALS,
-                "tuning_seed": 2000 + number,
-                "seeds": [0],
-                **(settings or {}),
-            }
-            search: Any = (
-                StockRay(pool, number)
-                if settings is None
-                else FromPool(pool, StudySpec.model_validate(spec))
-            )
-            found = replay(pool, search, tuning)
-            courses.append([at(found.course, spent) for spent in grid])
-            done.append(found.finished)
-        mean = np.mean(courses, axis=0)
-        level = mean[-1] if level is None else level  # random's
-        reached = np.flatnonzero(mean <= level)
+        began = time.perf_counter()
+        found = [replay(pool, *_search(pool, settings, number)) for number in range(replays)]
         row: dict[str, Any] = {"method": method, "strategy": name, "replays": replays}
-        for share in SHARES:
-            own = np.array(courses)[:, int(share * limit) - 1]
-            row[f"regret at {share:.0%}"] = (
-                f"{100 * own.mean():.2f} +-{196 * own.std(ddof=1) / math.sqrt(replays):.2f}"
+        for kind, of in (("chosen", "course"), ("searched", "seen")):
+            values = np.array([[at(getattr(one, of), spent) for spent in grid] for one in found])
+            mean = values.mean(axis=0)
+            levels.setdefault(kind, mean[-1])
+            for share in SHARES:
+                own = values[:, int(share * limit) - 1]
+                half = 1.96 * own.std(ddof=1) / math.sqrt(replays)
+                row[f"{kind} {share:.0%}"] = f"{100 * own.mean():.2f} +-{100 * half:.2f}"
+            reached = np.flatnonzero(mean <= levels[kind])
+            row[f"{kind} as random"] = (
+                f"{(reached[0] + 1) / limit:.2f}" if len(reached) else "never"
             )
-        row["equals random at"] = f"{(reached[0] + 1) / limit:.2f}" if len(reached) else "never"
-        row["finished of 16"] = f"{np.mean(done):.1f}"
-        row["curve"] = [round(100 * float(v), 3) for v in mean]
-        print(
-            method,
-            {k: v for k, v in row.items() if k != "curve"},
-            f"{time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+            row[f"{kind} curve"] = [round(100 * float(v), 3) for v in mean]
+        row["finished of 16"] = f"{np.mean([one.finished for one in found]):.1f}"
+        row["compute of 16"] = f"{np.mean([one.cost for one in found]) / limit:.2f}"
+        shown = [f"{k}: {v}" for k, v in row.items() if "curve" not in k]
+        print("; ".join(shown), f"({time.perf_counter() - began:.0f} s)", flush=True)
         rows.append(row)
     return rows
+
+
+def _search(pool: Pool, settings: dict[str, Any] | None, number: int) -> tuple[Any, int]:
+    """The search of one replay, and the seed that it tunes on."""
+    tuning = SEEDS[number % len(SEEDS)]
+    if settings is None:
+        return StockRay(pool, number), tuning
+    fixed = {"num_trials": TRIALS, "tuning_seed": 2000 + number, "seeds": [0]}
+    return FromPool(pool, StudySpec.model_validate({**fixed, **settings})), tuning
 
 
 if __name__ == "__main__":

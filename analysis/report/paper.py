@@ -84,11 +84,12 @@ def _locked(runs: Runs) -> str:
     parts = ["locked"]
     if again:
         parts.append(
-            f"{again} condition(s) had another one locked later, with test data open, and only the first counts"
+            f"{again} condition{'s' * (again != 1)} had another one locked later, with test data open, and only the "
+            "first counts"
         )
     if anew:
         parts.append(
-            f"in {anew} condition(s) it was chosen anew, with test data open, and only the last counts"
+            f"in {anew} condition{'s' * (anew != 1)} it was chosen anew, with test data open, and only the last counts"
         )
     return "; ".join(parts) + ". "
 

@@ -12,7 +12,8 @@ def change_sentences(runs: Runs) -> Iterator[str]:
     """What was changed, when, and what that means for the choices."""
     for change in changes(runs):
         said = ", ".join(
-            f"study.{k}={new} (before: {old})" for k, (old, new) in change.settings.items()
+            f"study.{key}={_said(new)} (before: {_said(old)})"
+            for key, (old, new) in change.settings.items()
         )
         yield f"{change.run} went on with {said} at {change.time}: {_choices(change)}."
 
@@ -53,6 +54,10 @@ def _choices(change: Change) -> str:
             f"of {_listed(stand)} the choice was made before the test data was opened and stands"
         )
     return "; ".join(parts)
+
+
+def _said(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _listed(conditions: list[str] | tuple[str, ...]) -> str:

@@ -106,3 +106,29 @@ def test_options_of_a_run_that_goes_on_need_one(monkeypatch, capsys):
     for option in ("--reopen", "--retry-failed"):
         code, _, err = called(monkeypatch, capsys, "search", "x.yaml", option)
         assert code == 2 and err == f"{option} is for a run that goes on: give --resume RUN too\n"
+
+
+def test_where_no_other_config_is_left_the_choice_stands(tmp_path, monkeypatch, capsys):
+    space = "search:\n  method.labeled_view: {choice: [none, weak]}\n"
+    body = STUDY.replace("search:\n  optim.lr: {log_uniform: [1.0e-4, 1.0e-2]}\n", space)
+    run = run_here(tmp_path, body)
+    monkeypatch.chdir(tmp_path)
+    more = ("study.num_trials=20", "--reopen")
+    code, _, err = called(monkeypatch, capsys, "search", "--resume", "one", *more)
+    assert code == 2 and "there is no other config to choose: all of the space were tried" in err
+    assert not Ledger.read(run).reopened
+
+
+def test_the_same_command_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
+    run = run_here(tmp_path, STUDY)
+    monkeypatch.chdir(tmp_path)
+    more = ("study.num_trials=3", "--reopen", "--no-report")
+    lines = []
+    monkeypatch.setattr("tune_ssl.tuning.run.train_all", lambda *_: lines.append("killed"))
+    called(monkeypatch, capsys, "search", "--resume", "one", *more)
+    assert lines and Ledger.read(run).reopened and not Ledger.read(run).locked
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = called(monkeypatch, capsys, "search", "--resume", "one", *more)
+    assert (code, err) == (0, "") and len(Ledger.read(run).reopened["all"]) == 1
+    assert sum(1 for _ in Ledger.read(run).trials("all", log.SEARCH)) == 3

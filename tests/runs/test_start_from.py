@@ -69,8 +69,8 @@ def test_the_winner_of_an_earlier_run_is_tried_first_inside_the_new_domains(earl
     [
         (("[first]", "[frist]"), "study.start_from names frist: "),
         (("num_labels: 40", "num_labels: 40, image_size: 16"), "has images of digest "),
-        ((RATE, "optim.warmup"), "has no winner of the same method that"),
-        (("name: supervised, labeled_view: none", "name: soft_kmeans"), "has no winner of the same"),
+        ((RATE, "optim.warmup"), "searched none of the keys that this study searches"),
+        (("name: supervised, labeled_view: none", "name: soft_kmeans"), "is of supervised, and not of soft_kmeans"),
     ],
 )  # fmt: skip
 def test_a_run_that_cannot_start_a_study_is_one_line(earlier, tmp_path, change, said):
@@ -78,9 +78,7 @@ def test_a_run_that_cannot_start_a_study_is_one_line(earlier, tmp_path, change, 
     with pytest.raises(UserError) as refused:
         started(tmp_path, body, earlier.parent)
     [problem] = refused.value.problems
-    assert said in str(problem) and str(problem).startswith(f"{tmp_path / 'study.yaml'}:"), (
-        problem
-    )
+    assert said in str(problem) and str(problem).startswith(f"{tmp_path / 'study.yaml'}:"), problem
 
 
 def test_check_says_so_too(earlier, tmp_path, monkeypatch, capsys):

@@ -38,7 +38,7 @@ def test_the_printed_study_is_the_locked_config_with_the_first_fresh_seed(comman
     assert (study.settings.seeds, study.settings.num_trials) == ([3, 4], 1)
     assert study.settings.finalist_seeds == [1001]
     code, out, _ = command("check", "best.yaml")
-    assert code == 0 and "1 conditions x 1 trials over 0 searched keys" in out
+    assert code == 0 and "1 condition x 1 trial over 0 searched keys" in out
 
 
 def test_training_it_repeats_the_confirmed_run(command):

@@ -6,14 +6,16 @@ import math
 
 import pytest
 
-from tests.support.runs import endings, events, write_study
+from tests.support.runs import ablate_here, endings, events, write_study
 from tests.support.studies import after, begun, broken, play, reports, stream_of
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
+from tune_ssl.runs.status import RunStatus
 from tune_ssl.search import samplers
 from tune_ssl.search.condition import ConditionSearch
+from tune_ssl.search.rehearsal import refuse_unusable
 from tune_ssl.search.samplers import HalvingPruner, rungs_of
 from tune_ssl.study.given import Given
 from tune_ssl.study.study import load_study
@@ -275,7 +277,7 @@ NAMES = (
 @pytest.mark.parametrize(
     "space, said",
     [
-        (NAMES.replace("NAME: sgd", "optim.nam: sgd"), "'optim.nam', but must be a known searched key"),
+        (NAMES.replace("NAME: sgd", "optim.nam: sgd"), "names optim.nam, which is not searched; did you mean"),
         (NAMES.replace("NAME: sgd", "optim.name: rms"), "is optim.name: 'rms', which optim.name never is"),
         ("{optim.momentum: {uniform: [0.5, 0.9], when: 3}}", "must map searched keys to values"),
         (
@@ -441,3 +443,103 @@ def test_a_search_with_a_time_budget_leaves_time_for_what_comes_after_it():
     assert not deadline.passed() and deadline.passed(later=5)  # 12 s each, one after the other
     deadline.places = 5
     assert not deadline.passed(later=5)
+
+
+# ---- what somebody chose is tried first ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("sampler: {name: tpe, group: true}", "study.sampler is tpe, which fails on this space: AssertionError"),
+        ("sampler: {name: tpe, gamma: 3}", "study.sampler is tpe, which fails on this space: "),
+        ("sampler: {name: cmaes, popsize: 0}", "study.sampler is cmaes, which fails on this space: "),
+        ("scheduler: {name: hyperband, min_resource: x}", "study.scheduler is hyperband, which fails on this space: "),
+        ("sampler: {name: optuna.samplers.PartialFixedSampler, fixed_params: {}, base_sampler: tpe}", "which fails on"),
+    ],
+)  # fmt: skip
+def test_a_sampler_or_a_pruner_that_fails_on_the_space_is_refused_before_anything_is_trained(
+    tmp_path, more, said
+):
+    body = RUSHED.replace("seeds: [0]", f"seeds: [0], {more}")
+    study = load_study(write_study(tmp_path, body))
+    with pytest.raises(UserError) as refused:
+        refuse_unusable(study)
+    [problem] = refused.value.problems
+    assert said in str(problem) and "study.yaml:" in problem.where
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *("sampler: gp", "sampler: cmaes", "scheduler: hyperband", "scheduler: patient"),
+        "sampler: {name: tpe, n_ei_candidates: 10}",
+        "sampler: optuna.samplers.NSGAIISampler, scheduler: none",
+    ],
+)
+def test_one_that_works_is_not(tmp_path, more):
+    refuse_unusable(
+        load_study(write_study(tmp_path, RUSHED.replace("seeds: [0]", f"seeds: [0], {more}")))
+    )
+
+
+def test_the_seed_of_a_sampler_is_the_studys(tmp_path):
+    body = RUSHED.replace("seeds: [0]", "seeds: [0], sampler: {name: tpe, seed: 3}")
+    with pytest.raises(UserError, match="has a seed, but study.tuning_seed is where it is set"):
+        load_study(write_study(tmp_path, body))
+
+
+# ---- what is tuned again for a row of an ablation ------------------------------------------------
+
+ROWS = """
+fixed:
+  data: {dataset: digits, num_labels: 20, batch_size: 16}
+  model: {feature_dim: 16, hidden_dim: 16}
+  method: {name: supervised}
+  optim: {name: sgd}
+  budget: {steps: 20, eval_every: 5}
+search:
+  optim.name: {choice: [sgd, adamw]}
+  optim.momentum: {uniform: [0.5, 0.9], when: {optim.name: sgd}}
+  optim.lr: {log_uniform: [1.0e-3, 1.0e-1]}
+ablate:
+  sgd: {optim.name: sgd, model.feature_dim: 8, retune: [optim.momentum]}
+  adam: {optim.name: adamw, model.feature_dim: 8, retune: [optim.momentum, optim.lr]}
+study: {num_trials: 2, searcher: random, scheduler: none, finalists: 1, seeds: [0]}
+"""
+
+
+def test_a_row_tunes_again_the_keys_that_are_active_in_it_and_stands_once_it_is_trained(tmp_path):
+    run = begun(tmp_path, ROWS)
+    play(stream_of(run))
+    ablate_here(run, dry=True)
+    planned = Ledger.read(run).planned["all"]
+    assert (planned["sgd"]["retune"], planned["adam"]["retune"]) == (
+        ["optim.momentum"],
+        ["optim.lr"],
+    )
+    play(stream_of(run, ablation=True))
+    tuned = [s for _, s, _ in Ledger.read(run).trials("all", log.RETUNE)]
+    own = [s for s in tuned if s["variant"] == "sgd"]
+    assert len(own) == 2 and len({s["config"]["optim.momentum"] for s in own}) == 2
+    assert RunStatus.read(run).in_words(False) == "ablated"
+    path = run.parents[1] / "study.yaml"
+    path.write_text(path.read_text().replace("num_trials: 2", "num_trials: 5"))
+    play(
+        stream_of(run, ablation=True)
+    )  # more trials for a search are none for a row that is trained
+    assert len([*Ledger.read(run).trials("all", log.RETUNE)]) == len(tuned)
+
+
+def test_a_trial_that_is_cut_is_the_cause_where_nothing_could_be_chosen(tmp_path):
+    run = begun(tmp_path, RUSHED)
+
+    def work(job):
+        yield {"status": log.STOPPED, "reason": f"{log.TOO_LONG} (0.1) at step 5", "step": 5}
+
+    play(stream_of(run), work=work)
+    assert (
+        Ledger.read(run)
+        .first_failure(log.SEARCH)
+        .endswith("longer than budget.max_minutes (0.1) at step 5")
+    )

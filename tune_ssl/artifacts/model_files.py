@@ -169,8 +169,13 @@ def model_folder(run: Path, condition: str | None) -> Path:
 
 def why_none(run: Path, condition: str) -> str:
     """Why the run has no saved model of the condition: its first confirm trial saves it."""
-    confirmed = Ledger.glance(run).trials(condition, log.CONFIRM)
-    ending = next((end for _, _, end in confirmed), None)
+    ledger = Ledger.glance(run)
+    confirmed = ledger.trials(condition, log.CONFIRM)
+    ending = next((end for trial, _, end in confirmed if not ledger.superseded(trial)), None)
+    if ledger.only_ablates:
+        return "it has an ablation alone, and an ablation saves none"
+    if ending is None and not ledger.scores(condition, "max"):
+        return "no trial of its search finished"
     if ending is None:
         return f"it is not confirmed yet; `tune-ssl search --resume {run.name}` does that"
     if ending["event"] != log.FINISHED:

@@ -377,6 +377,7 @@ def check(
     fast: Annotated[
         bool, typer.Option("--fast", help="Take no step: look at the file and the data.")
     ] = False,
+    runs: Runs = Path("runs"),
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -395,6 +396,7 @@ def check(
         raise UserError("give a study's YAML file, or --schema")
     from tune_ssl.runs.splits import caveats, check_data
     from tune_ssl.runs.start_from import with_starts
+    from tune_ssl.search.rehearsal import refuse_unusable
     from tune_ssl.study.domains import trials_of
     from tune_ssl.study.study import load_study
     from tune_ssl.tuning.check import refuse_beyond_machine, rehearse_all
@@ -403,7 +405,8 @@ def check(
     if address is None:
         refuse_beyond_machine(loaded)
     stores = check_data(loaded)
-    loaded = with_starts(loaded, stores, Path("runs"))
+    loaded = with_starts(loaded, stores, runs)
+    refuse_unusable(loaded)
     settings, first = loaded.settings, stores[loaded.conditions[0].id]
     console = Console(highlight=False, soft_wrap=True)
     rehearsed = [] if fast else rehearse_all(loaded, stores)
@@ -416,8 +419,9 @@ def check(
     trials = ", ".join(map(str, dict.fromkeys(each.values())))
     console.print(
         f"{study}: sound. {methods} on {loaded.fixed.data.dataset} "
-        f"(digest {first.digest}); {cells} conditions x {trials} "
-        f"trials over {keys} searched keys, confirmed on {len(settings.seeds)} seeds",
+        f"(digest {first.digest}); {cells} condition{'s' * (cells != 1)} x "
+        f"{trials} trial{'s' * (trials != '1')} over {keys} searched key{'s' * (keys != '1')}, confirmed on "
+        f"{len(settings.seeds)} seed{'s' * (len(settings.seeds) != 1)}",
         markup=False,
     )
     fewer = [

@@ -9,8 +9,8 @@ The search draws from a domain, a grid walks over it, and the report's axes and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tune_ssl.base.errors import nearest, shown
@@ -179,6 +179,15 @@ def in_order(domains: Mapping[str, Domain]) -> list[str]:
     return order
 
 
+def alone(domains: Mapping[str, Domain], keys: Iterable[str]) -> dict[str, Domain]:
+    """The domains of some keys, where all others have values already: with these the keys are active."""
+    chosen = list(keys)
+    return {
+        key: replace(domains[key], when=tuple(w for w in domains[key].when if w[0] in chosen))
+        for key in chosen
+    }
+
+
 def conditions(when: Any) -> When:
     """The `when` of a leaf: one value or a list of values for each key. ValueError as `shape`."""
     if when is None:
@@ -187,10 +196,13 @@ def conditions(when: Any) -> When:
         raise ValueError(
             f"has when {shown(when)}, but must map searched keys to values, as {{optim.name: sgd}}"
         )
-    return tuple(
+    found = tuple(
         (str(key), tuple(value) if isinstance(value, (list, tuple)) else (value,))
         for key, value in when.items()
     )
+    if empty := [key for key, values in found if not values]:
+        raise ValueError(f"has when {shown(when)}, but must name at least one value of {empty[0]}")
+    return found
 
 
 def shape(leaf: Any) -> tuple[str, list[Any]]:

@@ -136,7 +136,7 @@ class Ledger:
 
     def first_failure(self, *phases: str) -> str:
         """`c0-t0000 failed: REASON` of the first bad ending in those phases; empty if there is none."""
-        bad = (e for e in self.ended.values() if e["event"] in log.BAD_ENDINGS)
+        bad = (e for e in self.ended.values() if e["event"] in log.BAD_ENDINGS or log.was_cut(e))
         event = min((e for e in bad if e["phase"] in phases), key=lambda e: e["time"], default=None)
         if event is None:
             return ""
@@ -196,7 +196,7 @@ class Ledger:
             (-(end["step"] or 0), math.inf if (v := end["value"]) is None else sign * v, trial)
             for trial, _, end in self.trials(condition, log.SEARCH)
             if end is not None and end["event"] == log.STOPPED
-            if not (end.get("reason") or "").startswith(log.TOO_LONG)
+            if not log.was_cut(end)
         ]
         return [trial for *_, trial in sorted(stopped)[: max(0, count - finished)]]
 
@@ -239,9 +239,14 @@ class Ledger:
         """The seeds on which a confirmation of that very config has ended."""
         return {
             start["seed"]
-            for _, start, end in self.trials(condition, log.CONFIRM)
+            for trial, start, end in self.trials(condition, log.CONFIRM)
             if end is not None and end["event"] != log.FAILED and start["config"] == config
+            if not self.superseded(trial)
         }
+
+    def row_has_begun(self, condition: str, variant: str) -> bool:
+        """Whether a row of an ablation is being trained: what was tuned for it stands."""
+        return any(s["variant"] == variant for _, s, _ in self.trials(condition, log.ABLATE))
 
 
 def scores(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:

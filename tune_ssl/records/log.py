@@ -109,6 +109,11 @@ _SPLIT = fields.Shape(
 )
 
 
+def was_cut(ending: Record) -> bool:
+    """Whether an ending is that of a trial which took too long."""
+    return ending["event"] == STOPPED and (ending.get("reason") or "").startswith(TOO_LONG)
+
+
 def plain(value: Any) -> Any:
     """`value` as strict JSON takes it: a number that is not finite becomes None."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -15,9 +15,11 @@ def half_width(images: float) -> float:
 
 
 def at_chance(share: float, low: float, classes: int, images: int) -> bool:
-    """Whether a mean-class accuracy is what guessing gives: its interval reaches down to 1 / classes, or it lies within
-    two standard errors of that on so many images.
+    """Whether a mean-class accuracy is what guessing gives.
+
+    Its interval reaches down to 1 / classes and it is not twice that, or it lies within two standard errors of that on
+    so many images.
     """
     level = 1 / max(1, classes)
     spread = 2 * math.sqrt(level * (1 - level) / max(1, images))
-    return low <= level or share <= level + spread
+    return (low <= level and share < 2 * level) or share <= level + spread

@@ -15,8 +15,9 @@ from tune_ssl.base.yaml_file import YamlFile, read_yaml, to_yaml
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import command_line
+from tune_ssl.study.domains import trials_of
 from tune_ssl.study.overrides import apply_overrides, keys_of
-from tune_ssl.study.study import Study, checked
+from tune_ssl.study.study import Condition, Study, checked
 
 CHOOSING = ("num_trials", "finalists")  # more of them is a new choice
 FREE = ("seeds", "time_budget", "max_concurrent", "max_retries")
@@ -42,37 +43,58 @@ def changed(before: Study, after: Study) -> dict[str, list[Any]]:
 
 
 def in_words(changes: dict[str, list[Any]]) -> str:
-    return ", ".join(f"study.{key}={new} (before: {old})" for key, (old, new) in changes.items())
+    def said(value: Any) -> str:
+        return "none" if value is None else str(value)
+
+    return ", ".join(
+        f"study.{k}={said(new)} (before: {said(old)})" for k, (old, new) in changes.items()
+    )
 
 
-def reopening(changes: dict[str, list[Any]], ledger: Ledger, reopen: bool) -> list[log.Record]:
+def reopening(before: Study, after: Study, ledger: Ledger, reopen: bool) -> list[log.Record]:
     """An event for each condition whose choice is taken back. UserError where that is not allowed.
 
     A condition that is locked has opened its test data: to choose again after that is what no search may do
-    unseen.
+    unseen. One in which there is nothing more to choose among keeps its choice.
     """
-    choosing = [key for key in CHOOSING if key in changes]
-    if reopen and not choosing:
+    choosing = [key for key in CHOOSING if key in changed(before, after)]
+    if reopen and not choosing and set(ledger.reopened) <= set(ledger.locked):
         text = f"takes back what was chosen, but nothing new is to be chosen: give study.{' or study.'.join(CHOOSING)}"
         raise UserError(Problem(text, "--reopen"))
+    gaining = [
+        c for c in after.conditions if c.id in ledger.locked and _gains(before, after, c, ledger)
+    ]
     if choosing and ledger.locked and not reopen:
         key, condition = choosing[0], next(iter(ledger.locked))
         text = (
-            f"is {changes[key][1]}, but the config of condition {condition} is chosen and its test data was opened; "
-            "--reopen chooses anew, and the report says so. study.seeds needs no new choice"
+            f"is {getattr(after.settings, key)}, but the config of condition {condition} is chosen and its test data "
+            "was opened; --reopen chooses anew, and the report says so. study.seeds needs no new choice"
         )
         raise UserError(Problem(text, f"study.{key}"))
+    if choosing and reopen and ledger.locked and not gaining:
+        text = "takes back what was chosen, but there is no other config to choose: all of the space were tried"
+        raise UserError(Problem(text, "--reopen"))
     return [
         {
             "event": log.REOPENED,
             "phase": log.CONFIRM,
             "trial": None,
-            "condition": condition,
+            "condition": condition.id,
             "reason": command_line(),
         }
-        for condition in ledger.locked
-        if reopen
+        for condition in gaining
+        if choosing and reopen
     ]
+
+
+def _gains(before: Study, after: Study, condition: Condition, ledger: Ledger) -> bool:
+    """Whether a condition gets trials or finalists that it did not have."""
+    old, new = before.settings, after.settings
+    trials = trials_of(new.searcher, condition.search, new.num_trials)
+    begun = sum(1 for _ in ledger.trials(condition.id, log.SEARCH))
+    finished = len(ledger.scores(condition.id, new.mode, log.SEARCH))
+    more = min(new.finalists, finished) > min(old.finalists, finished)
+    return more or (trials > begun and (condition.id, None) not in ledger.exhausted)
 
 
 def write_changes(
@@ -95,6 +117,12 @@ def write_changes(
 
 def _other_key(text: str) -> Iterator[Problem]:
     keys = keys_of(text.partition("=")[0].strip())
+    if keys[-1] in (*CHOOSING, "seeds", "max_retries") and text.partition("=")[2].strip() in (
+        "null",
+        "~",
+        "",
+    ):
+        yield Problem("must have a value", ".".join(keys), f"override {text}")
     allowed = [f"study.{key}" for key in (*CHOOSING, *FREE)]
     if (
         keys[0] == "study"

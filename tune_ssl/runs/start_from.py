@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, nearest
 from tune_ssl.data.store import Store
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import reopen, stores_of
@@ -30,7 +30,11 @@ def with_starts(study: Study, stores: dict[str, Store], runs: Path) -> Study:
         except UserError as error:
             place = study.file.where(("study", "start_from"))
             raise UserError(
-                Problem(f"names {entry}: {problem}", "study.start_from", place)
+                Problem(
+                    f"names {entry}{nearest(entry, [DEFAULTS])}: {problem}",
+                    "study.start_from",
+                    place,
+                )
                 for problem in error.problems
             ) from None
     return replace(study, settings=study.settings.model_copy(update={"start_from": found}))
@@ -47,18 +51,25 @@ def _winners(
             f"has images of digest {', '.join(sorted(images))}, and not of {', '.join(sorted(own))}"
         )
         raise UserError(Problem(text, str(run)))
-    ledger, taken = Ledger.glance(run), []
+    ledger, taken, methods = Ledger.glance(run), [], set()
     of_one = not study.compares and not other.compares
     for condition in other.conditions:
         mine = next((e for e in study.entries if of_one or e.label == condition.method), None)
         best = ledger.best(condition.id, other.settings.mode)
-        if mine is None or best is None or mine.fixed.method.name != condition.spec.method.name:
+        if mine is None or mine.fixed.method.name != condition.spec.method.name:
             continue
-        config = ledger.begun[best.trial]["config"]
+        methods.add(mine.label)
+        config = ledger.begun[best.trial]["config"] if best else {}
         known = {key: value for key, value in config.items() if key in mine.search}
         if shared := fitted(mine.search, known):
             taken.append({FROM: f"{run.name}, {condition.id}", OF: mine.label, **shared})
     if not taken:
-        text = "has no winner of the same method that has a key which this study searches"
+        won = any(ledger.best(c.id, other.settings.mode) for c in other.conditions)
+        text = "searched none of the keys that this study searches"
+        if not won:
+            text = "has no finished trial"
+        elif not methods:
+            theirs, ours = (", ".join(e.label for e in one.entries) for one in (other, study))
+            text = f"is of {theirs}, and not of {ours}"
         raise UserError(Problem(text, str(run)))
     yield from taken

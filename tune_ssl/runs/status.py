@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.yaml_file import read_yaml
 from tune_ssl.records import log
+from tune_ssl.records.domain import alone
 from tune_ssl.records.ledger import OPEN, Best, Ledger
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.study.domains import domain, trials_of
@@ -120,30 +122,53 @@ class RunStatus:
         if log.FINALIST in counts:
             best = [ledger.finalists(c, mode, settings.finalists) for c in self.conditions]
             planned = sum(map(len, best)) * len(settings.finalist_seeds)
-            parts.append(Part("repeating finalists", FINALISTS, ended[log.FINALIST], planned))
+            again = {trial for own in best for trial in own}
+            done = self._ended(log.FINALIST, lambda _, start: start["repeats"] in again)
+            parts.append(Part("repeating finalists", FINALISTS, done, planned))
         if ledger.locked:
             planned = len(ledger.locked) * len(settings.seeds)
-            parts.append(Part("confirming", CONFIRMED, ended.get(log.CONFIRM, 0), planned))
-        if retuned := sum(bool(row["retune"]) for _, _, row in rows):
-            planned = retuned * settings.num_trials
-            tuned = sum(
-                end is not None and not start.get("repeats")
-                for condition in self.conditions
-                for _, start, end in ledger.trials(condition, log.RETUNE)
-            )
+            done = self._ended(log.CONFIRM, lambda trial, _: not ledger.superseded(trial))
+            parts.append(Part("confirming", CONFIRMED, done, planned))
+        if retuned := [(c, name, row) for c, name, row in rows if row["retune"]]:
+            planned = sum(self._retuned(*row) for row in retuned)
+            tuned = self._ended(log.RETUNE, lambda _, start: not start.get("repeats"))
             parts.append(Part("retuning", "retuned", tuned, planned))
         if rows:
             planned = sum(self._trials_of_row(*row) for row in rows)
             parts.append(Part("ablating", "ablated", ended.get(log.ABLATE, 0), planned))
         return parts
 
+    def _ended(self, phase: str, counts: Callable[[str, log.Record], bool]) -> int:
+        """Trials of a phase that have ended, of those that count."""
+        return sum(
+            end is not None and counts(trial, start)
+            for condition in self.conditions
+            for trial, start, end in self.ledger.trials(condition, phase)
+        )
+
+    def _retuned(self, condition: str, name: str, row: log.Record) -> int:
+        """Trials that tune a row of an ablation: once it is being trained, those that there are."""
+        own = (s for _, s, _ in self.ledger.trials(condition, log.RETUNE) if s["variant"] == name)
+        begun = sum(not start.get("repeats") for start in own)
+        over = (condition, name) in self.ledger.exhausted
+        if over or self.ledger.row_has_begun(condition, name):
+            return begun
+        method = next(c.method for c in self.about.conditions if c.id == condition)
+        leaves = self._leaves(method)
+        domains = alone({k: domain(leaf) for k, leaf in leaves.items()}, row["retune"])
+        settings = self.about.study.study
+        return trials_of(settings.searcher, domains, settings.num_trials)
+
+    def _leaves(self, method: str | None) -> dict[str, Any]:
+        study = self.about.study
+        return study.compare[method].search if method else study.search
+
     def _searched(self, condition: _Condition) -> int:
         """Trials of a condition's search: of one that found no further config those that it began."""
         if (condition.id, None) in self.ledger.exhausted:
             return sum(1 for _ in self.ledger.trials(condition.id, log.SEARCH))
-        study, settings = self.about.study, self.about.study.study
-        leaves = study.compare[condition.method].search if condition.method else study.search
-        domains = {key: domain(leaf) for key, leaf in leaves.items()}
+        settings = self.about.study.study
+        domains = {key: domain(leaf) for key, leaf in self._leaves(condition.method).items()}
         return trials_of(settings.searcher, domains, settings.num_trials)
 
     def _trials_of_row(self, condition: str, name: str, row: log.Record) -> int:

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import digest
 from tune_ssl.records import log
-from tune_ssl.records.domain import in_order
+from tune_ssl.records.domain import alone, in_order
 from tune_ssl.search.rebuild import Recorded, distribution, frozen, state_of
 from tune_ssl.search.samplers import (
     AsSampled,
@@ -70,7 +70,7 @@ class ConditionSearch:
         self.index, self.variant, self.winners = index, variant, winners
         self.settings, self.base = study.settings, dict(base or {})
         own = condition.search
-        self.domains = {key: own[key] for key in retuned} if variant else own
+        self.domains = alone(own, retuned) if variant else own
         self.kinds = {key: distribution(domain) for key, domain in self.domains.items()}
         self.order = in_order(self.domains)
         self.budget = trials_of(self.settings.searcher, self.domains, self.settings.num_trials)

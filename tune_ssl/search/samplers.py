@@ -45,10 +45,10 @@ def build_sampler(
         quiet = {"warn_independent_sampling": False}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that some of these are experimental, or will go
-            return FixedSpaceTPE(kinds, seed=fresh, **{**own, **quiet, **given})
+            return FixedSpaceTPE(kinds, **{**own, **quiet, **given, "seed": fresh})
     kind = class_of("sampler", settings.sampler)
     try:
-        return kind(**{"seed": fresh, **given})  # type: ignore[no-any-return]
+        return kind(**{**given, "seed": fresh})  # type: ignore[no-any-return]
     except TypeError:  # one without a seed
         return kind(**given)  # type: ignore[no-any-return]
 

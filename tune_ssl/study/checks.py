@@ -190,9 +190,9 @@ class Checks:
             for other, values in own.when:
                 place, name = ("search", key, "when"), f"search.{key}.when"
                 if other not in search or other == key:
-                    self.add(
-                        place, name, unknown("searched key", other, [k for k in search if k != key])
-                    )
+                    others = [k for k in self.sections["search"] if k != key]
+                    text = f"names {other}, which is not searched{nearest(other, others)}"
+                    self.add(place, name, text if other != key else f"names {key} itself")
                     continue
                 for value in values:
                     if value not in search[other]:
@@ -200,6 +200,8 @@ class Checks:
                             f"is {other}: {shown(value)}, which {other} never is: {search[other]}"
                         )
                         self.add(place, name, text)
+        if any(problem.key.endswith(".when") for problem in self.problems):
+            return
         try:
             in_order(search)
         except ValueError as error:

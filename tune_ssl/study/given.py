@@ -56,9 +56,10 @@ def fitted(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str
     found: dict[str, Any] = {}
     for key, value in config.items():
         domain = domains[key]
-        if value in domain:
-            found[key] = value
-        elif not domain.choices and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if domain.choices:
+            if value in domain:
+                found[key] = value
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found[key] = _nearest(domain, value)
     return active(domains, found) if set(found) == set(domains) else found
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tune_ssl.base.errors import Problem, first_line, unknown
+from tune_ssl.base.errors import Problem, first_line, nearest, unknown
 from tune_ssl.base.spec import Named, StudySpec
 
 OWN = ("asha", "none")  # schedulers that are no class of Optuna's
@@ -61,7 +61,7 @@ def problems(settings: StudySpec) -> Iterator[Problem]:
         given = {} if isinstance(named, str) else {k: v for k, v in named.items() if k != "name"}
         if name in OWN and kind == "scheduler":
             if given:
-                text = f"takes no argument of {name}: study.grace_period and study.reduction_factor are its own"
+                text = f"is {name!r}, which takes no arguments: it has study.grace_period and study.reduction_factor"
                 yield Problem(text, key)
             continue
         if name not in names and "." not in name:
@@ -77,7 +77,7 @@ def _class_problems(
     name = name_of(named)
     try:
         found = class_of(kind, named)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # whatever a module does when it is imported
         yield Problem(f"is {name!r}, but there is no such class here", key)
         return
     bases = [base.__name__ for base in inspect.getmro(found)] if inspect.isclass(found) else []
@@ -86,8 +86,14 @@ def _class_problems(
         return
     parameters = inspect.signature(found).parameters
     for argument in given:
+        if argument == "seed":
+            yield Problem("has a seed, but study.tuning_seed is where it is set", key)
+            return
         if argument not in parameters:
-            yield Problem(unknown(f"argument of {name}", argument, parameters), key)
+            hint = nearest(argument, parameters)
+            takes = f"(it takes: {', '.join(parameters)})"
+            text = f"has the argument {argument!r}, which {name} does not take{hint} {takes}"
+            yield Problem(text, key)
             return
     try:
         found(**arguments(named))

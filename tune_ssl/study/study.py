@@ -258,6 +258,9 @@ def checked(file: YamlFile, problems: list[Problem], *, fixed_only: bool = False
 def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -> Iterator[Problem]:
     """The configs of `study.start_from` have searched keys, of one method at least, with values in their domains."""
     for i, entry in enumerate(settings.start_from):
+        if entry == "":
+            text = "has an empty name, but must name defaults, a run or {key: value}"
+            yield Problem(text, "study.start_from", file.where(("study", "start_from")))
         if not isinstance(entry, dict):
             continue
         key, place = "study.start_from", file.where(("study", "start_from", str(i)))
@@ -271,6 +274,13 @@ def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -
                 text = unknown("searched key", wrong, every)
             yield Problem(text, key, place)
         for name, value in config.items() if fits else ():
+            idle = [w for w, of in fits[0].search[name].when if w in config and config[w] not in of]
+            if idle:
+                yield Problem(
+                    f"has {name}, which is not active with {idle[0]}: {shown(config[idle[0]])}",
+                    key,
+                    place,
+                )
             if not any(value in one.search[name] for one in fits):
                 yield Problem(
                     f"has {name}: {shown(value)}, which is outside {fits[0].search[name]}",

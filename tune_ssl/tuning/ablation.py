@@ -13,6 +13,7 @@ from typing import Any
 
 from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.records import log
+from tune_ssl.records.domain import active
 from tune_ssl.records.ledger import TUNING, Ledger
 from tune_ssl.records.log import Record
 from tune_ssl.runs.describe import code_revision, command_line
@@ -164,19 +165,40 @@ class Planner:
                 for key in variant.retune:
                     for end in condition.search[key].ends():
                         override(condition.spec, {**values, key: end})
+                tuned, idle = self._tuned(condition, variant, values)
+                if idle:
+                    tell(
+                        f"{condition.id}: {variant.name} does not tune {', '.join(idle)}: not active in it"
+                    )
                 unmeasured = (
                     "" if self.metric in metric_directions(spec) else f"has no {self.metric}"
                 )
                 steps, whole = (sum(s.stage_steps().values()) for s in (spec, base))
                 if steps != whole and not same:
                     tell(f"{condition.id}: {variant.name} trains {steps} steps of {whole}")
-                rows.append((self._row(condition, variant, values), same or unmeasured))
+                row = self._row(condition, replace(variant, retune=tuned), values)
+                rows.append((row, same or unmeasured))
             return rows
         except UserError as error:
             raise UserError(
                 replace(p, where=str(self.run), text=f"{p.text} (condition {condition.id})")
                 for p in error.problems
             ) from None
+
+    def _tuned(
+        self, condition: Condition, variant: Variant, values: dict[str, Any]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """The keys that are tuned again in a row, and those that are not active in it."""
+        reached = active(condition.search, values)
+        both = {*variant.retune}
+        idle = [
+            key
+            for key in variant.retune
+            if any(
+                w not in both and reached.get(w) not in of for w, of in condition.search[key].when
+            )
+        ]
+        return tuple(key for key in variant.retune if key not in idle), idle
 
     def _variants(
         self, condition: Condition, config: dict[str, Any], wanted: Wanted

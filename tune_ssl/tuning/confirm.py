@@ -45,6 +45,9 @@ class ConfirmPhase(RepeatPhase):
             trial = self._trial(seed, locked["config"])
             self.repeat(trial, locked["config"], seed, keep=seed == seeds[0])
 
+    def counts(self, trial: str, start: Record) -> bool:
+        return not self.context.ledger.superseded(trial)
+
     @property
     def undone(self) -> int:
         return self.too_late or super().undone

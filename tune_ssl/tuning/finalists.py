@@ -18,8 +18,12 @@ class FinalistPhase(RepeatPhase):
 
     def __init__(self, context: RunContext, index: int) -> None:
         super().__init__(context, index)
+        self.best: set[str] = set()  # the trials that are run again
         if self.condition.id not in context.ledger.locked:
             self.repeat_best(None)
+
+    def counts(self, trial: str, start: Record) -> bool:
+        return start.get("repeats") in self.best
 
     def repeat_best(self, variant: str | None) -> None:
         """A job for each finalist and further tuning seed: of the search, or of a retuned `variant`."""
@@ -27,10 +31,11 @@ class FinalistPhase(RepeatPhase):
         best = ledger.finalists(self.condition.id, settings.mode, settings.finalists, variant)
         if 1 < len(best) < settings.finalists or (not best and settings.finalists > 1):
             row = f" {variant}" if variant else ""
-            finished = len(best) or "at most one"
+            finished = len(best) or "one or none"
             self.context.tell(
                 f"{self.condition.id}{row}: {finished} of {settings.finalists} finalists: no more trials finished"
             )
+        self.best.update(best)
         for trial in best:
             number, config = trial.rpartition("-t")[2], ledger.begun[trial]["config"]
             row = f"{log.RETUNE}-{variant}-" if variant else ""
@@ -44,11 +49,9 @@ class RetunedFinalistPhase(FinalistPhase):
 
     name = log.RETUNE
 
-    def counts(self, start: Record) -> bool:
-        return bool(start.get("repeats"))
-
     def __init__(self, context: RunContext, index: int) -> None:
         RepeatPhase.__init__(self, context, index)
+        self.best = set()
         for variant, row in context.ledger.planned.get(self.condition.id, {}).items():
-            if row["retune"]:
+            if row["retune"] and not context.ledger.row_has_begun(self.condition.id, variant):
                 self.repeat_best(variant)

@@ -51,7 +51,11 @@ class LiveTable(NotPickled, tune.Callback):
         done, expected = self._done(), sum(line.expected for line in self.stream.lines)
         spent = time.monotonic() - self.began
         caption = f"{done} of {expected} trials, {_span(spent)}"
-        if done > self.done_before and done < expected:
+        if (
+            done > self.done_before
+            and done < expected
+            and not self.stream.context.deadline.passed()
+        ):
             left = spent / (done - self.done_before) * (expected - done)
             caption += f", about {_span(left)} left"
         caption += f"; best {self.metric}"

@@ -88,8 +88,8 @@ class Phase:
         """Jobs that it has not given."""
         return len(self.jobs)
 
-    def counts(self, start: Record) -> bool:
-        """Whether a trial of the phase's name, by its beginning, is one of its own."""
+    def counts(self, trial: str, start: Record) -> bool:
+        """Whether a trial of the phase's name is one of its own, by its beginning."""
         return True
 
     def why_stop(self, job: Job, report: Record) -> str:

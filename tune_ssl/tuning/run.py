@@ -53,6 +53,7 @@ from tune_ssl.runs.home import driving, find_home, place_new, rejoin
 from tune_ssl.runs.splits import caveats, changed_folders, check_data, record_splits
 from tune_ssl.runs.start_from import with_starts
 from tune_ssl.runs.status import what_was_found
+from tune_ssl.search.rehearsal import refuse_unusable
 from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
 from tune_ssl.storage.places import Place, folder_of
@@ -123,6 +124,8 @@ def run_study(
             changes, reopened = {}, []
             stores = stores or check_data(study)
             study = with_starts(study, stores, runs)
+            if ablation is None:
+                refuse_unusable(study)
             refuse_existing(run)
         else:
             home = find_home(study, runs)
@@ -134,7 +137,7 @@ def run_study(
                 refuse_without_search(run, ledger)
             wanted = extended(study, more, run)
             changes = changed(study, wanted)
-            reopened, study = reopening(changes, ledger, anew), wanted
+            reopened, study = reopening(study, wanted, ledger, anew), wanted
             for line in what_was_found(run, ledger, study.settings.storage):
                 tell(line)
             stores = check_data(study, stores_of(run))
@@ -152,7 +155,7 @@ def run_study(
         verb = "search" if ablation is None else "ablate"
         with resume_hint(run, verb, address, study.settings.storage):
             context = open_run(run, study, stores, ledger, tell)
-            opened = sorted(ledger.locked)
+            opened = sorted({*ledger.locked, *ledger.reopened})
             for (
                 event
             ) in reopened:  # before the settings: a run that is killed here has chosen nothing

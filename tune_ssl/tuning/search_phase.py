@@ -59,7 +59,7 @@ class SearchPhase(Phase):
             )
         return self._runner_up() if None in self.searches else None
 
-    def counts(self, start: Record) -> bool:
+    def counts(self, trial: str, start: Record) -> bool:
         return not start.get("repeats")
 
     @property
@@ -140,8 +140,12 @@ def search_phases(
     if retuning:
         plans = [ledger.planned.get(condition.id, {}) for condition in study.conditions]
         rows = [
-            [(n, r["config"], r["retune"]) for n, r in plan.items() if r["retune"]]
-            for plan in plans
+            [
+                (n, r["config"], r["retune"])
+                for n, r in plan.items()
+                if r["retune"] and not ledger.row_has_begun(condition.id, n)
+            ]
+            for condition, plan in zip(study.conditions, plans, strict=True)
         ]
     known = [
         {name: recorded(ledger, condition.id, name) for name, _, _ in own}

@@ -110,8 +110,8 @@ class ConditionLine:
         self.progress = Progress(
             self.condition, self.phase.title, self.phase.planned, done_before=done
         )
-        for _, start, end in self.context.ledger.trials(self.condition, self.phase.name):
-            if end is not None and self.phase.counts(start):
+        for trial, start, end in self.context.ledger.trials(self.condition, self.phase.name):
+            if end is not None and self.phase.counts(trial, start):
                 self.count(end["event"], end["value"])
 
 

@@ -91,4 +91,4 @@ def test_caption_claims_no_single_opening_where_two_configs_were_locked(tmp_path
     )
     runs = load_runs([path, searched])
     found = protocol(runs, results_table(runs), budget_table(runs))
-    assert "once" not in found and "(6 begun) and locked; 1 condition(s) had" in found
+    assert "once" not in found and "(6 begun) and locked; 1 condition had" in found
