@@ -109,7 +109,7 @@ def test_what_was_chosen_anew_is_said_first(anew, event):
     assert sentence in lines
     assert not any("configurations were locked" in line for line in lines)
     text = paper.protocol(runs, found["results"], found["budget"])
-    assert "in 1 condition(s) it was chosen anew, with test data open, and only the last" in text
+    assert "in 1 condition it was chosen anew, with test data open, and only the last" in text
     opened = provenance(runs, runs.studies[0], found["chosen"])["opened"]
     assert [line.endswith(", taken back later") for line in opened] == [True, False]
     reopen(anew, event)
