@@ -42,6 +42,12 @@ METHODS = ("supervised", "fixmatch", "soft_kmeans")
 CONFIGS, SEEDS = 160, (0, 1, 2)
 TRIALS, WORKERS, CHANCE = 16, 2, 0.1
 SHARES = (0.25, 0.5, 1.0)
+DRAWN = {  # strategy -> its colour in the figure
+    "random": "#888888",
+    "TPE + ASHA as it was": "#d55e00",
+    "stock Ray Tune": "#0072b2",
+    "now": "#009e73",
+}
 METRIC = "val/mean_class_accuracy"
 FIXED = (
     *("data.dataset=digits", "data.num_labels=20", "data.batch_size=16", "data.mu=4"),
@@ -371,6 +377,34 @@ def _search(pool: Pool, settings: dict[str, Any] | None, number: int) -> tuple[A
     return FromPool(pool, StudySpec.model_validate({**fixed, **settings})), tuning
 
 
+def draw(rows: list[dict[str, Any]]) -> Any:
+    """Mean regret on fresh seeds against the compute, a panel for each method."""
+    from plotly.subplots import make_subplots
+
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    fig = make_subplots(rows=1, cols=len(methods), subplot_titles=methods, shared_yaxes=True)
+    for row in rows:
+        if row["strategy"] not in DRAWN:
+            continue
+        curve = row["chosen curve"]
+        fig.add_scatter(
+            x=np.arange(1, len(curve) + 1) / len(curve),
+            y=curve,
+            name=row["strategy"],
+            line={"color": DRAWN[row["strategy"]], "width": 2},
+            showlegend=row["method"] == methods[0],
+            row=1,
+            col=methods.index(row["method"]) + 1,
+        )
+    fig.update_xaxes(title_text="share of 16 whole trials")
+    fig.update_yaxes(range=[0, 12])
+    fig.update_yaxes(title_text="regret, points", col=1)
+    fig.update_layout(
+        width=960, height=340, template="plotly_white", legend={"orientation": "h", "y": -0.3}
+    )
+    return fig
+
+
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if sys.argv[1:2] == ["record"]:
@@ -380,6 +414,6 @@ if __name__ == "__main__":
         chosen = [m for m in METHODS if m in sys.argv[2:]] or list(METHODS)
         only = [name for name in sys.argv[2:] if name not in METHODS]
         every = [row for method in chosen for row in figures(method, replays, only)]
-        out = Path(f"search_quality-{'-'.join(chosen)}.json")
-        out.write_text(json.dumps(every))
-        print(f"mean regret by evaluations spent: {out}")
+        Path("search_quality.json").write_text(json.dumps(every))
+        draw(every).write_image("search_quality.svg")
+        print("mean regret by evaluations spent: search_quality.json, search_quality.svg")

@@ -149,7 +149,7 @@ def test_changes_are_said_with_what_was_open(anew, event):
         "choice was taken back.",
         f"a went on with study.seeds=[0, 1] (before: [0]) {when}: of {CONDITION} the choice was made before the "
         "test data was opened and stands.",
-        f"a went on with study.time_budget=9.0 (before: None) {when}: no test data was open then.",
+        f"a went on with study.time_budget=9.0 (before: none) {when}: no test data was open then.",
     ):
         assert line in lines, line
 
