@@ -1,6 +1,6 @@
 """How well a search finds the best of recorded configs, and what that costs: replays of whole learning curves.
 
-    python -m benchmarks.search_quality record METHOD...    # trains, for half an hour on 2 cores; goes on where it was
+    python -m benchmarks.search_quality record METHOD...    # trains, for an hour on 2 cores; goes on where it was
     python -m benchmarks.search_quality                     # 200 replays of each strategy: about 20 minutes
 
 `record` trains CONFIGS configs of a method's own search space, and its defaults, to their end with each of SEEDS on
