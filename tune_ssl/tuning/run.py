@@ -156,9 +156,8 @@ def run_study(
         with resume_hint(run, verb, address, study.settings.storage):
             context = open_run(run, study, stores, ledger, tell)
             opened = sorted({*ledger.locked, *ledger.reopened})
-            for (
-                event
-            ) in reopened:  # before the settings: a run that is killed here has chosen nothing
+            # Before the settings: a run that is killed in between has chosen nothing
+            for event in reopened:
                 context.writer.event(event)
             if changes:
                 write_changes(run, study, changes, opened)
