@@ -164,7 +164,8 @@ def account(run: Path, witness: Path) -> dict[str, int]:
     all_events, (_, study) = events(run), reopen(run.parent, run.name)
     settings = study.settings
 
-    # Every trial began, and ended once; nothing of it came after its ending, unless it failed and ran again.
+    # Every trial began, and ended once; nothing of it came after its ending, unless it failed and ran again, or was
+    # stopped and had to be finished for want of finalists.
     ended: dict[str, dict[str, Any]] = {}
     begun: set[str] = set()
     for event in all_events:
@@ -172,7 +173,8 @@ def account(run: Path, witness: Path) -> dict[str, int]:
         if event["event"] in log.BEGINNINGS:
             before = ended.pop(trial, None)
             once_more = before and before["event"] == log.FAILED and before["phase"] != log.SEARCH
-            check(not before or once_more, f"{trial} was run again after its ending")
+            late = before and before["event"] == log.STOPPED  # a finalist is trained to its end
+            check(not before or once_more or late, f"{trial} was run again after its ending")
             begun.add(trial)
         elif event["event"] in log.ENDINGS:
             check(trial not in ended, f"{trial} ended twice")

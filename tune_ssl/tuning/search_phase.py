@@ -91,7 +91,8 @@ class SearchPhase(Phase):
             )
         self.finished_late.add(trial)
         start = ledger.begun[trial]
-        return self.job(trial, start["config"], start["seed"], start["number"])
+        whole_at = search.compared_at
+        return self.job(trial, start["config"], start["seed"], start["number"], whole_at=whole_at)
 
     def _say_exhausted(self, search: ConditionSearch) -> None:
         self.planned -= search.budget - search.drawn
