@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from analysis.read.changes import Change, changes
 from analysis.read.load import Runs
+from tune_ssl.records import log
 
 
 def change_sentences(runs: Runs) -> Iterator[str]:
@@ -38,6 +39,19 @@ def cut_caveats(runs: Runs) -> Iterator[str]:
         for event in runs.ledgers[study.run].cut:
             why = event.get("reason") or "work was left undone"
             yield f"{study.label}, {event['condition']}, {event['phase']}: {why}."
+
+
+def old_reference_caveats(runs: Runs) -> Iterator[str]:
+    """The ablations of a config that is not the chosen one any more."""
+    for study in runs.studies:
+        ledger = runs.ledgers[study.run]
+        for condition, rows in ledger.planned.items():
+            reference, lock = rows.get(log.REFERENCE), ledger.locked.get(condition)
+            if reference and lock and reference.get("config") != lock.get("config"):
+                yield (
+                    f"{study.label}, {condition}: the ablation takes the config apart that was chosen before a "
+                    "reopening, and not the chosen one."
+                )
 
 
 def _choices(change: Change) -> str:

@@ -17,7 +17,12 @@ from analysis.read.values import last_line
 from analysis.words.answer import answer_lines
 from analysis.words.candidates import among, few_candidates, given_sentences
 from analysis.words.display import ends, metric_value, share, text
-from analysis.words.going_on import change_sentences, cut_caveats, reopened_caveats
+from analysis.words.going_on import (
+    change_sentences,
+    cut_caveats,
+    old_reference_caveats,
+    reopened_caveats,
+)
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
 
@@ -103,6 +108,7 @@ def caveats(
         *_seeds(runs, results),
         *few_candidates(runs, budget),
         *cut_caveats(runs),
+        *old_reference_caveats(runs),
         *_locks(runs, chosen),
         *_fair(runs, budget),
     ]

@@ -115,7 +115,10 @@ def test_where_no_other_config_is_left_the_choice_stands(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     more = ("study.num_trials=20", "--reopen")
     code, _, err = called(monkeypatch, capsys, "search", "--resume", "one", *more)
-    assert code == 2 and "there is no other config to choose: all of the space were tried" in err
+    assert (
+        code == 2
+        and "there is no other config to choose: every config of the space was tried" in err
+    )
     assert not Ledger.read(run).reopened
 
 

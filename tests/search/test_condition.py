@@ -11,6 +11,7 @@ from tests.support.studies import after, begun, broken, play, reports, stream_of
 from tune_ssl.base.errors import UserError
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.records import log
+from tune_ssl.records.domain import Domain
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.status import RunStatus
 from tune_ssl.search import samplers
@@ -385,6 +386,8 @@ def test_a_search_that_is_killed_over_and_over_finishes_its_runners_up_too(tmp_p
         play(stream, slots=2, until=after(25))
         if stream.over:
             break
+    stops = [e["trial"] for e in events(run) if e["event"] == log.STOPPED]
+    assert len(stops) == len(set(stops)), "one that is trained to its end is not judged again"
     assert stream.over and not Ledger.read(run).open_trials()
     assert len(finished_trials(run)) == 8
     assert set(endings(run).values()) <= {log.FINISHED, log.STOPPED}
@@ -543,3 +546,36 @@ def test_a_trial_that_is_cut_is_the_cause_where_nothing_could_be_chosen(tmp_path
         .first_failure(log.SEARCH)
         .endswith("longer than budget.max_minutes (0.1) at step 5")
     )
+
+
+@pytest.mark.parametrize("low, high", [(0.1, 0.7), (0.0, 0.3), (0.0, 0.9)])
+def test_the_last_step_of_a_domain_is_its_end(low, high):
+    domain = Domain("uniform", (low, high), 0.1)
+    assert domain.all()[-1] == domain.nearest(5.0) == domain.grid(4)[-1] == high
+    assert all(value in domain for value in domain.all()) and len(domain.all()) == domain.count
+
+
+def test_what_was_given_before_a_kill_is_not_given_again(tmp_path):
+    space = "{data.batch_size: {choice: [128, 256]}, optim.lr: {log_uniform: [1.0e-4, 1.0e-1]}}"
+    more = "searcher: random, start_from: [defaults, {optim.lr: 0.01}]"  # 32 is no choice
+    body = FIXED.format(search=space, trials=6, more=more, method="supervised", optim="{}")
+    whole = begun(tmp_path / "whole", body)
+    play(stream_of(whole, confirm=False))
+    killed = begun(tmp_path / "killed", body)
+    for _ in range(12):
+        play(stream_of(killed, confirm=False), until=after(12))
+    configs = [
+        {t: (e.get("given"), e["config"]) for t, e in Ledger.read(run).begun.items()}
+        for run in (whole, killed)
+    ]
+    assert configs[0] == configs[1]
+    assert [configs[0][f"c0-t000{n}"][0] for n in range(3)] == ["defaults", "start_from", None]
+
+
+def test_a_large_factor_has_its_rung_at_a_quarter_and_not_at_once():
+    assert rungs_of(StudySpec(reduction_factor=8), [20]) == [5]
+
+
+def test_a_default_that_is_another_kind_of_number_is_found_among_the_choices(tmp_path):
+    search = search_of(tmp_path, "{losses.supervised.weight: {choice: [3, 1]}}", trials=2)
+    assert search.ask() == (0, {"losses.supervised.weight": 1}, "defaults", 0)

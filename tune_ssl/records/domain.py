@@ -118,17 +118,21 @@ class Domain:
             return any(type(choice) is type(value) and choice == value for choice in self.choices)
         if not is_number(value) or not self.low <= cast(float, value) <= self.high:
             return False
+        return abs(self.nearest(cast(float, value)) - cast(float, value)) < 1e-6 * (self.step or 1)
+
+    def nearest(self, value: float) -> float:
+        """Of a range, the value in it that is nearest to a number."""
+        inside = min(max(value, self.low), self.high)
         step = self.step or (1 if self.whole else 0)
-        place = (cast(float, value) - self.low) / step if step else 0
-        return abs(place - round(place)) < 1e-6
+        if step:
+            inside = min(self.low + round((inside - self.low) / step) * step, self.high)
+        return int(inside) if self.whole else float(inside)
 
     def all(self) -> list[Value]:
         """Every value of a domain whose `count` is finite, in order."""
         if self.choices:
             return list(self.choices)
-        step = self.step or 1
-        found = [self.low + i * step for i in range(int(self.count))]
-        return [int(value) if self.whole else float(value) for value in found]
+        return [self.nearest(self.low + i * (self.step or 1)) for i in range(int(self.count))]
 
     def ends(self) -> list[Value]:
         """The values that are built into a spec before any training: both ends, or every choice."""
@@ -149,10 +153,8 @@ class Domain:
             inner = [math.exp(log + width * i / steps) for i in range(1, steps)]
         else:
             inner = [low + (high - low) * i / steps for i in range(1, steps)]
-        if self.step is not None:
-            inner = [low + round((value - low) / self.step) * self.step for value in inner]
-        if self.whole:
-            inner = [round(value) for value in inner]
+        if self.step is not None or self.whole:
+            inner = [self.nearest(value) for value in inner]
         return list(dict.fromkeys([low, *inner, high]))
 
 
@@ -164,6 +166,11 @@ def active(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str
         if key in config and all(w in kept and kept[w] in values for w, values in wanted):
             kept[key] = config[key]
     return {key: value for key, value in config.items() if key in kept or key not in domains}
+
+
+def idle_key(domain: Domain, config: Mapping[str, Any]) -> str | None:
+    """A key of the config with whose value a key of this domain is not active, if there is one."""
+    return next((key for key, of in domain.when if key in config and config[key] not in of), None)
 
 
 def in_order(domains: Mapping[str, Domain]) -> list[str]:

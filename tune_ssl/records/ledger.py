@@ -36,11 +36,12 @@ class Ledger:
     locked  condition -> the event that locked its config
     planned condition -> variant -> the row of an ablation, the reference first
     reopened condition -> the events that took its choice back after test data was opened
+    late    trials that were stopped early, and began again to be trained to their end
     cut     the events of work that a time budget left undone
     exhausted (condition, variant or None) of the searches that found no further config
 
-    A trial ends once. Where it begins again after its end (a failed finalist or seed is run again), it
-    is open until its next ending, and that one counts.
+    A trial ends once. Where it begins again after its end (a failed one is run again, a stopped one is trained to its
+    end), it is open until its next ending, and that one counts.
     """
 
     def __init__(self, events: Iterable[Record] = ()) -> None:
@@ -51,6 +52,7 @@ class Ledger:
         self.planned: dict[str, dict[str, Record]] = {}
         self.reopened: dict[str, list[Record]] = {}
         self.cut: list[Record] = []
+        self.late: set[str] = set()
         self.exhausted: set[tuple[str, str | None]] = set()
         self.first: Record | None = None  # the first event of all
         self._of: dict[tuple[str, str], list[str]] = {}  # (condition, phase) -> trials
@@ -76,10 +78,10 @@ class Ledger:
             if trial not in self.begun:
                 self.begun[trial] = event
                 self._of.setdefault((event["condition"], event["phase"]), []).append(trial)
-            if self.cut:  # it goes on
-                at = event["condition"], event["phase"]
-                self.cut = [c for c in self.cut if (c["condition"], c["phase"]) != at]
-            self.ended.pop(trial, None)
+            self._uncut(event)  # it goes on
+            before = self.ended.pop(trial, None)
+            if before is not None and before["event"] == log.STOPPED:
+                self.late.add(trial)
             self.resumed[trial] += kind == log.RESUMED
         elif kind in log.ENDINGS:
             self.ended.setdefault(trial, event)
@@ -89,11 +91,16 @@ class Ledger:
             self.reopened.setdefault(event["condition"], []).append(event)
             self.locked.pop(event["condition"], None)
         elif kind == log.CUT:
+            self._uncut(event)
             self.cut.append(event)
         elif kind == log.EXHAUSTED:
             self.exhausted.add((event["condition"], event.get("variant")))
         elif kind == log.PLANNED:
             self.planned.setdefault(event["condition"], {}).setdefault(event["variant"], event)
+
+    def _uncut(self, event: Record) -> None:
+        at = event["condition"], event["phase"]
+        self.cut = [c for c in self.cut if (c["condition"], c["phase"]) != at]
 
     # ---- trials --------------------------------------------------------------------------------
 

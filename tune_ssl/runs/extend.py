@@ -58,9 +58,6 @@ def reopening(before: Study, after: Study, ledger: Ledger, reopen: bool) -> list
     unseen. One in which there is nothing more to choose among keeps its choice.
     """
     choosing = [key for key in CHOOSING if key in changed(before, after)]
-    if reopen and not choosing and set(ledger.reopened) <= set(ledger.locked):
-        text = f"takes back what was chosen, but nothing new is to be chosen: give study.{' or study.'.join(CHOOSING)}"
-        raise UserError(Problem(text, "--reopen"))
     gaining = [
         c for c in after.conditions if c.id in ledger.locked and _gains(before, after, c, ledger)
     ]
@@ -71,9 +68,11 @@ def reopening(before: Study, after: Study, ledger: Ledger, reopen: bool) -> list
             "was opened; --reopen chooses anew, and the report says so. study.seeds needs no new choice"
         )
         raise UserError(Problem(text, f"study.{key}"))
-    if choosing and reopen and ledger.locked and not gaining:
-        text = "takes back what was chosen, but there is no other config to choose: all of the space were tried"
-        raise UserError(Problem(text, "--reopen"))
+    if reopen and not gaining and set(ledger.reopened) <= set(ledger.locked):
+        why = "there is no other config to choose: every config of the space was tried"
+        if not choosing:
+            why = f"nothing new is to be chosen: give study.{' or study.'.join(CHOOSING)}"
+        raise UserError(Problem(f"takes back what was chosen, but {why}", "--reopen"))
     return [
         {
             "event": log.REOPENED,
@@ -83,7 +82,7 @@ def reopening(before: Study, after: Study, ledger: Ledger, reopen: bool) -> list
             "reason": command_line(),
         }
         for condition in gaining
-        if choosing and reopen
+        if reopen
     ]
 
 
@@ -93,16 +92,15 @@ def _gains(before: Study, after: Study, condition: Condition, ledger: Ledger) ->
     trials = trials_of(new.searcher, condition.search, new.num_trials)
     begun = sum(1 for _ in ledger.trials(condition.id, log.SEARCH))
     finished = len(ledger.scores(condition.id, new.mode, log.SEARCH))
+    finished += len(ledger.runners_up(condition.id, new.mode, new.finalists))
     more = min(new.finalists, finished) > min(old.finalists, finished)
     return more or (trials > begun and (condition.id, None) not in ledger.exhausted)
 
 
-def write_changes(
-    run: Path, study: Study, changes: dict[str, list[Any]], opened: Sequence[str]
-) -> None:
+def write_changes(run: Path, changes: dict[str, list[Any]], opened: Sequence[str]) -> None:
     """Write the settings into study.yaml, and what they were before. `opened` names conditions that are locked."""
     described = read_yaml(run / log.STUDY).data
-    described["study"]["study"] = study.resolved()["study"]
+    described["study"]["study"].update({key: new for key, (_, new) in changes.items()})
     described.setdefault("changes", []).append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -26,10 +26,10 @@ from tune_ssl.search.samplers import (
     build_sampler,
     compared_at,
     keeps_notes,
-    learns_from_stopped,
 )
 from tune_ssl.study.domains import MOST_LISTED, every_config, grid, trials_of
 from tune_ssl.study.given import Given, fitted, from_start
+from tune_ssl.study.named import learns_early
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
 
@@ -102,6 +102,11 @@ class ConditionSearch:
         self.ended = 0
         self.exhausted = False  # no further config was found
         self._load(run, known)
+        for one in known.values():  # what was given already is not given again
+            given = one.start.get("given")
+            tried = next((point for point in self.points if given and point.source == given), None)
+            if tried is not None:
+                self.points.remove(tried)
 
     def _load(self, run: Path, known: Mapping[int, Recorded]) -> None:
         notes = keeps_notes(self.settings)
@@ -218,7 +223,7 @@ class ConditionSearch:
         if draw >= DRAWS:
             settings = settings.model_copy(update={"searcher": "random"})
         sampler = build_sampler(settings, always, seed, number, draw)
-        study = AsSampled(self.study, learns_from_stopped(settings))
+        study = AsSampled(self.study, learns_early(settings.sampler))
         trial = self.study._storage.get_trial(self.ids[number])
         sampler.before_trial(study, trial)
         space = sampler.infer_relative_search_space(study, trial)

@@ -31,7 +31,8 @@ def build_sampler(
     """The sampler that draws trial `number` of a study; `kinds` are the keys that each config has.
 
     What it draws depends on the seed, the number, how often it was drawn before and the trials before it, and on
-    nothing that a process remembers: a search that goes on after a kill draws what it would have drawn.
+    nothing that a process remembers: a search that goes on after a kill draws what it would have drawn. Only
+    CMA-ES, and others that keep notes in the trials, begin to adapt anew.
     """
     fresh = int(np.random.SeedSequence([seed, number, draw]).generate_state(1)[0])
     if settings.searcher in ("random", "grid"):  # a grid's values are given
@@ -115,6 +116,7 @@ class AsSampled(optuna.Study):
             value=None if self.stopped_counts else worst,
             params=trial.params,
             distributions=trial.distributions,
+            system_attrs=trial.system_attrs,  # in which some samplers keep what they know
         )
         bad.number, bad._trial_id = trial.number, trial._trial_id
         return bad
@@ -122,11 +124,6 @@ class AsSampled(optuna.Study):
 
 def _went_bad(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get("status") in (log.DIVERGED, log.COLLAPSED)
-
-
-def learns_from_stopped(settings: StudySpec) -> bool:
-    """Whether the sampler looks at trials that were stopped early."""
-    return name_of(settings.sampler) == "tpe" or name_of(settings.sampler).endswith(".TPESampler")
 
 
 class HalvingPruner(optuna.pruners.BasePruner):
@@ -218,7 +215,7 @@ def rungs_of(settings: StudySpec, stages: Sequence[int]) -> list[int]:
         found = [rung]
         while found[-1] * factor <= last:
             found.append(found[-1] * factor)
-    moved = [_off_new_stage(rung, stages) for rung in found or [1]]
+    moved = [_off_new_stage(rung, stages) for rung in found or [math.ceil(FIRST_RUNG * total)]]
     return sorted({rung for rung in moved if rung < total})
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tune_ssl.base.spec import StudySpec
-from tune_ssl.records.domain import Domain, active
+from tune_ssl.records.domain import Domain, idle_key
+from tune_ssl.records.fields import is_number
 from tune_ssl.study.study import ABOUT, FROM, OF, Condition
 from tune_ssl.study.trial import TrialSpec
 
@@ -52,21 +53,17 @@ def _value(nested: Mapping[str, Any], key: str) -> Any:
 
 
 def fitted(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config inside the domains: a number goes to the nearest value, and a choice that is none is left out."""
+    """The config inside the domains: numbers at their nearest values, without what is no choice or not active."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        domain = domains[key]
+        domain, number = domains[key], is_number(value)
         if domain.choices:
-            if value in domain:
-                found[key] = value
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[key] = _nearest(domain, value)
-    return active(domains, found) if set(found) == set(domains) else found
-
-
-def _nearest(domain: Domain, value: float) -> float:
-    inside = min(max(value, domain.low), domain.high)
-    step = domain.step or (1 if domain.whole else 0)
-    if step:
-        inside = domain.low + round((inside - domain.low) / step) * step
-    return int(inside) if domain.whole else float(inside)
+            same = [
+                c
+                for c in domain.choices
+                if c == value and isinstance(c, bool) == isinstance(value, bool)
+            ]
+            found.update({key: same[0]} if same else {})
+        elif number:
+            found[key] = domain.nearest(value)
+    return {key: value for key, value in found.items() if idle_key(domains[key], found) is None}

@@ -101,11 +101,17 @@ def _class_problems(
         yield Problem(f"is {name!r}, which refuses its arguments: {first_line(error)}", key)
 
 
+def learns_early(sampler: Named) -> bool:
+    """Whether a sampler learns from stopped trials too, or from none."""
+    name = name_of(sampler)
+    return name in LEARN_EARLY or name.endswith(".TPESampler")
+
+
 def cautions(settings: StudySpec) -> Iterator[str]:
     """What a user should know of a sampler and a scheduler that do not go well together."""
     sampler, scheduler = name_of(settings.sampler), name_of(settings.scheduler)
     early = scheduler != "none" and settings.searcher == "optuna"
-    if early and sampler not in LEARN_EARLY and not sampler.endswith(".TPESampler"):
+    if early and not learns_early(settings.sampler):
         yield (
             f"study.sampler {sampler} learns from finished trials only, and study.scheduler {scheduler} stops most of "
             "them: with scheduler: none it learns from all, and tpe learns from stopped ones too"

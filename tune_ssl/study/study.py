@@ -15,7 +15,7 @@ from tune_ssl.base.errors import Problem, UserError, shown, unknown
 from tune_ssl.base.spec import DataSpec, StudySpec
 from tune_ssl.base.yaml_file import YamlFile, read_yaml
 from tune_ssl.methods.plugins import Plugin, load_plugins
-from tune_ssl.records.domain import Domain
+from tune_ssl.records.domain import Domain, idle_key
 from tune_ssl.study.checks import Checks, condition_cells, condition_id
 from tune_ssl.study.comparison import OWN_DATA, SECTION, entries
 from tune_ssl.study.messages import validation_problems
@@ -274,13 +274,10 @@ def _wrong_starts(file: YamlFile, settings: StudySpec, found: Sequence[Entry]) -
                 text = unknown("searched key", wrong, every)
             yield Problem(text, key, place)
         for name, value in config.items() if fits else ():
-            idle = [w for w, of in fits[0].search[name].when if w in config and config[w] not in of]
+            idle = idle_key(fits[0].search[name], config)
             if idle:
-                yield Problem(
-                    f"has {name}, which is not active with {idle[0]}: {shown(config[idle[0]])}",
-                    key,
-                    place,
-                )
+                text = f"has {name}, which is not active with {idle}: {shown(config[idle])}"
+                yield Problem(text, key, place)
             if not any(value in one.search[name] for one in fits):
                 yield Problem(
                     f"has {name}: {shown(value)}, which is outside {fits[0].search[name]}",

@@ -85,6 +85,11 @@ class Planner:
             if wanted.conditions and condition.id not in wanted.conditions:
                 continue
             mine = have.get(condition.id, {})
+            lock, own = self.ledger.locked.get(condition.id), mine.get(log.REFERENCE)
+            if own and lock and own["config"] != lock["config"]:
+                tell(
+                    f"{condition.id}: its rows are of the config that was chosen before, and not of the chosen one"
+                )
             reference = mine.get(log.REFERENCE) or self._reference(condition)
             new = []
             for row, why_not in self._rows(condition, reference, wanted, tell):
@@ -140,16 +145,18 @@ class Planner:
         """Every trial of its budget has ended, and every repeat of its finalists, if there are some."""
         settings, ledger = self.study.settings, self.ledger
 
-        def ended(phase: str) -> int:
-            return sum(end is not None for _, _, end in ledger.trials(condition.id, phase))
-
+        tuned = [end is not None for _, _, end in ledger.trials(condition.id, log.SEARCH)]
         budget = trials_of(settings.searcher, condition.search, settings.num_trials)
         if (condition.id, None) in ledger.exhausted:
-            budget = 0
+            budget = len(tuned)
         best = ledger.finalists(condition.id, self.mode, settings.finalists)
+        again = [
+            end is not None
+            for _, start, end in ledger.trials(condition.id, log.FINALIST)
+            if start["repeats"] in best
+        ]
         repeats = len(best) * len(settings.finalist_seeds)
-        begun = any(ledger.trials(condition.id, log.FINALIST))
-        return ended(log.SEARCH) >= budget and (not begun or ended(log.FINALIST) >= repeats)
+        return sum(tuned) >= budget and all(tuned) and (not again or sum(again) >= repeats)
 
     def _rows(
         self, condition: Condition, reference: Record, wanted: Wanted, tell: Tell

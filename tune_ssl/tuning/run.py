@@ -128,10 +128,11 @@ def run_study(
                 refuse_unusable(study)
             refuse_existing(run)
         else:
-            home = find_home(study, runs)
-            run, study = reopen(home.runs, study)
-            study, place = rejoin(study, home)
+            home, given = find_home(study, runs), study
+            run, study = reopen(home.runs, given)
+            _, place = rejoin(study, home)
             held.enter_context(driving(run, place, tell))
+            study, _ = rejoin(reopen(home.runs, given)[1], home)  # the copy may have had more
             ledger, resumed = Ledger.glance(run), True
             if ablation is None:
                 refuse_without_search(run, ledger)
@@ -160,7 +161,7 @@ def run_study(
             for event in reopened:
                 context.writer.event(event)
             if changes:
-                write_changes(run, study, changes, opened)
+                write_changes(run, changes, opened)
                 tell(f"{run.name}: goes on with {in_words(changes)}")
             if ablation is not None:
                 for row in Planner(run, study, ledger).rows(ablation, tell):

@@ -8,7 +8,7 @@ from functools import partial
 
 from tune_ssl.records import log
 from tune_ssl.records.log import Record
-from tune_ssl.search.condition import ConditionSearch
+from tune_ssl.search.condition import Asked, ConditionSearch
 from tune_ssl.search.rebuild import Recorded, read_values, recorded
 from tune_ssl.search.samplers import why_stopped
 from tune_ssl.study.given import Given
@@ -43,21 +43,24 @@ class SearchPhase(Phase):
             return None
         waiting = [search for search in self.searches.values() if search.remaining]
         for search in sorted(waiting, key=lambda s: (not s.open, s.drawn)):
-            asked = search.ask()
-            if asked is None:
+            while search.remaining:
+                asked = search.ask()
+                if asked is not None:
+                    return self._job(search, asked)
                 self._say_exhausted(search)
-                continue
-            return self.job(
-                search.trial_name(asked.number),
-                asked.config,
-                self.context.study.settings.tuning_seed,
-                asked.number,
-                given=asked.given,
-                redrawn=asked.redrawn,
-                variant=search.variant,
-                whole_at=search.compared_at,
-            )
         return self._runner_up() if None in self.searches else None
+
+    def _job(self, search: ConditionSearch, asked: Asked) -> Job:
+        return self.job(
+            search.trial_name(asked.number),
+            asked.config,
+            self.context.study.settings.tuning_seed,
+            asked.number,
+            given=asked.given,
+            redrawn=asked.redrawn,
+            variant=search.variant,
+            whole_at=search.compared_at,
+        )
 
     def counts(self, trial: str, start: Record) -> bool:
         return not start.get("repeats")
@@ -114,7 +117,7 @@ class SearchPhase(Phase):
         if value is None or not math.isfinite(value):
             return ""
         search = self.searches[job.variant]
-        if job.number not in search.live:  # it is being trained to its end
+        if job.trial in self.context.ledger.late:  # it is being trained to its end
             return ""
         stop = search.report(job.number, value, report["evaluation"])
         return why_stopped(search.settings) if stop else ""
@@ -155,7 +158,12 @@ def search_phases(
     trials = (trial for own in known for by_number in own.values() for trial in by_number.values())
     read_values(context.run, study, trials)
     if again:
-        for own in known:
+        for condition, own in zip(study.conditions, known, strict=True):
+            if condition.id in ledger.locked and not retuning:
+                context.tell(
+                    f"{condition.id}: its config is chosen, so that no failed trial of its search runs again"
+                )
+                continue
             _run_again(own)
 
     def begin(index: int) -> SearchPhase | None:
