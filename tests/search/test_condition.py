@@ -191,7 +191,7 @@ def test_a_default_outside_a_domain_begins_at_its_nearest_value(tmp_path):
 def test_written_configs_come_first_in_their_order_and_winners_of_other_conditions_after_them(
     tmp_path,
 ):
-    more = "start_from: [{optim.lr: 0.02, method.labeled_view: none}, defaults]"
+    more = "start_from: [{optim.lr: 0.02, method.labeled_view: none}, defaults, winners]"
     found = asked(
         search_of(
             tmp_path,

@@ -40,7 +40,7 @@ search:
   optim.finetune.lr: {log_uniform: [1e-4, 1e-1]}
 study:
   {num_trials: 3, searcher: random, scheduler: none, finalists: 2, finalist_seeds: [1001], seeds: [0],
-   checkpoint_seconds: 0, max_concurrent: 2}
+   checkpoint_seconds: 0, max_concurrent: 2, start_from: [defaults]}  # which condition is done first is chance
 """
 STEPS = list(range(20, 241, 20))
 

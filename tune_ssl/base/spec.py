@@ -429,9 +429,9 @@ class StudySpec(Spec):
     )
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     start_from: list[str | dict[str, Any]] = Field(
-        ["defaults"],
+        ["defaults", "winners"],
         description="the first trials of each condition: defaults (the method's own values of the searched keys), a "
-        "run (its winners), or {key: value}; the sampler goes on from there",
+        "run (its winners), {key: value}, and winners (of the method's conditions that are decided by then)",
     )
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
         None,

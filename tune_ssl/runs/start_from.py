@@ -11,7 +11,7 @@ from tune_ssl.base.errors import Problem, UserError, nearest
 from tune_ssl.data.store import Store
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.folder import reopen, stores_of
-from tune_ssl.study.given import DEFAULTS, fitted
+from tune_ssl.study.given import WORDS, fitted
 from tune_ssl.study.study import FROM, OF, Study
 
 
@@ -22,7 +22,7 @@ def with_starts(study: Study, stores: dict[str, Store], runs: Path) -> Study:
     """
     found: list[Any] = []
     for entry in study.settings.start_from:
-        if isinstance(entry, dict) or entry == DEFAULTS:
+        if isinstance(entry, dict) or entry in WORDS:
             found.append(entry)
             continue
         try:
@@ -31,7 +31,7 @@ def with_starts(study: Study, stores: dict[str, Store], runs: Path) -> Study:
             place = study.file.where(("study", "start_from"))
             raise UserError(
                 Problem(
-                    f"names {entry}{nearest(entry, [DEFAULTS])}: {problem}",
+                    f"names {entry}{nearest(entry, WORDS)}: {problem}",
                     "study.start_from",
                     place,
                 )

@@ -28,7 +28,7 @@ from tune_ssl.search.samplers import (
     keeps_notes,
 )
 from tune_ssl.study.domains import MOST_LISTED, every_config, grid, trials_of
-from tune_ssl.study.given import Given, fitted, from_start
+from tune_ssl.study.given import WINNERS, Given, fitted, from_start
 from tune_ssl.study.named import learns_early
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import TrialSpec, override
@@ -194,7 +194,8 @@ class ConditionSearch:
             given = self.points.popleft()
             if config := self._given(number, given):
                 return Given(given.source, config)
-        for given in self.winners() if not self.variant else ():
+        asked = not self.variant and WINNERS in self.settings.start_from
+        for given in self.winners() if asked else ():
             if config := self._given(number, given):
                 return Given(given.source, config)
         if self.settings.searcher == "grid":

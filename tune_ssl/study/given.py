@@ -11,7 +11,7 @@ from tune_ssl.records.fields import is_number
 from tune_ssl.study.study import ABOUT, FROM, OF, Condition
 from tune_ssl.study.trial import TrialSpec
 
-DEFAULTS = "defaults"
+DEFAULTS, WINNERS = WORDS = ("defaults", "winners")
 WRITTEN = "start_from"  # the source of a config that the study writes down
 
 
