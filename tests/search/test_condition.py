@@ -374,6 +374,12 @@ def test_where_too_few_finish_the_best_of_the_stopped_ones_are_trained_to_their_
     play(stream_of(run, said), slots=3)
     stopped = {e["trial"] for e in events(run) if e["event"] == log.STOPPED}
     late = stopped & set(finished_trials(run))
+    ledger = Ledger.read(run)
+    assert late == set(ledger.late)
+    for trial in late:  # both trainings are paid for
+        own = [e for e in events(run) if e["trial"] == trial and e["event"] in log.ENDINGS]
+        assert ledger.ended[trial]["seconds"] == pytest.approx(sum(e["seconds"] for e in own))
+        assert ledger.ended[trial]["images_seen"] == sum(e["images_seen"] for e in own)
     assert len(finished_trials(run)) == 8 and late
     assert any("the best of the stopped ones are trained to their end" in line for line in said)
     assert len(Ledger.read(run).finalists("all", "max", 8)) == 8

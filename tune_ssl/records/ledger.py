@@ -16,6 +16,7 @@ from tune_ssl.records import log
 from tune_ssl.records.log import Record
 
 OPEN = "open"  # a trial without an ending: it runs, or was interrupted
+COSTS = ("seconds", "waited", "images_seen")  # of an ending
 TUNING = (log.SEARCH, log.FINALIST)  # the phases whose trials a config is chosen by
 
 
@@ -36,7 +37,8 @@ class Ledger:
     locked  condition -> the event that locked its config
     planned condition -> variant -> the row of an ablation, the reference first
     reopened condition -> the events that took its choice back after test data was opened
-    late    trials that were stopped early, and began again to be trained to their end
+    late    trial -> the early ending of one that began again to be trained to its end; what both trainings cost is
+            in the ending that counts
     cut     the events of work that a time budget left undone
     exhausted (condition, variant or None) of the searches that found no further config
 
@@ -52,7 +54,7 @@ class Ledger:
         self.planned: dict[str, dict[str, Record]] = {}
         self.reopened: dict[str, list[Record]] = {}
         self.cut: list[Record] = []
-        self.late: set[str] = set()
+        self.late: dict[str, Record] = {}
         self.exhausted: set[tuple[str, str | None]] = set()
         self.first: Record | None = None  # the first event of all
         self._of: dict[tuple[str, str], list[str]] = {}  # (condition, phase) -> trials
@@ -81,10 +83,12 @@ class Ledger:
             self._uncut(event)  # it goes on
             before = self.ended.pop(trial, None)
             if before is not None and before["event"] == log.STOPPED:
-                self.late.add(trial)
+                self.late[trial] = before
             self.resumed[trial] += kind == log.RESUMED
         elif kind in log.ENDINGS:
-            self.ended.setdefault(trial, event)
+            first = self.late.get(trial, {})
+            both = {key: (event.get(key) or 0) + n for key in COSTS if (n := first.get(key))}
+            self.ended.setdefault(trial, {**event, **both})
         elif kind == log.LOCKED:
             self.locked.setdefault(event["condition"], event)
         elif kind == log.REOPENED:
