@@ -41,7 +41,7 @@ def reports_of(config: dict[str, Any]) -> Any:
     from tune_ssl.training.loop import train
 
     spec = load_fixed(os.environ["STUDY"]).fixed
-    return train(override(spec, {**config, "seed": 1000}), metric=METRIC)
+    return train(override(spec, {**config, "seed": int(os.environ["SEED"])}), metric=METRIC)
 
 
 def ray_trial(config: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def ours(folder: Path, seed: int) -> dict[str, Any]:
         "--name",
         "a",
     ]
-    more = [f"study.tuning_seed={1000 + 7 * seed}", "--no-confirm", "--no-report"]
+    more = [f"study.tuning_seed={os.environ['SEED']}", "--no-confirm", "--no-report"]
     subprocess.run([*command, *more], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     ends = Ledger.read(folder / "runs" / "a").ended.values()
     done = [end["value"] for end in ends if end["event"] == log.FINISHED]
@@ -149,7 +149,8 @@ def measured(kind: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "study.yaml"
         study.write_text(STUDY)
-        environment = {**os.environ, "STUDY": str(study), "RAY_AIR_NEW_OUTPUT": "0"}
+        own = {"STUDY": str(study), "SEED": str(1000 + 7 * seed), "RAY_AIR_NEW_OUTPUT": "0"}
+        environment = {**os.environ, **own}
         command = [sys.executable, "-m", "benchmarks.side_by_side", kind, str(seed), folder]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         meter = Meter(process.pid)
