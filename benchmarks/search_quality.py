@@ -29,10 +29,12 @@ import torch
 from analysis.read.search_space import Key
 from tune_ssl.base.spec import StudySpec
 from tune_ssl.base.yaml_file import YamlFile
+from tune_ssl.methods import find_method
 from tune_ssl.records import log
 from tune_ssl.search.condition import ConditionSearch
 from tune_ssl.search.rebuild import distribution
 from tune_ssl.study.domains import domain
+from tune_ssl.study.given import defaults_of
 from tune_ssl.study.study import checked, load_fixed
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.training.loop import Collapsed, Diverged, train
@@ -62,8 +64,6 @@ def fixed_spec(method: str) -> TrialSpec:
 
 def space(method: str) -> dict[str, Any]:
     """key -> its domain, of what a comparison searches of the method"""
-    from tune_ssl.methods import find_method
-
     return {key: domain(leaf) for key, leaf in find_method(method).searched.items()}
 
 
@@ -71,13 +71,7 @@ def configs(method: str) -> list[dict[str, Any]]:
     """The recorded configs: the method's defaults, and CONFIGS random ones."""
     kinds = {key: distribution(one) for key, one in space(method).items()}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    nested = fixed_spec(method).model_dump()
-    defaults = {}
-    for key in kinds:
-        value: Any = nested
-        for part in key.split("."):
-            value = value[part]
-        defaults[key] = value
+    defaults = defaults_of(fixed_spec(method), space(method))
     return [defaults, *(study.ask(kinds).params for _ in range(CONFIGS))]
 
 

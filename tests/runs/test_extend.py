@@ -50,6 +50,8 @@ REFUSED = {
     "study.metric=val/loss": "study.metric cannot be changed in a run that has begun (what can: study.num_trials, ",
     "study.num_trial=4": "'study.num_trial', but must be a known key that a run can be taken on with; did you mean",
     "optim.lr=1": "'optim.lr', but must be a known key that a run can be taken on with",
+    "study.finalists=null": "override study.finalists=null: study.finalists must have a value",
+    "study.num_trials=[": "override study.num_trials=[: study.num_trials has a value that is not YAML: ",
     "x.yaml": "a resumed run keeps its name, study and data: x.yaml is not taken; study.num_trials=40 adds trials",
     "study.num_trials=4": "study.num_trials is 4, but the config of condition all is chosen and its test data was "
     "opened; "

@@ -71,14 +71,15 @@ def test_a_space_with_more_configs_than_trials_ends_with_its_trials(tmp_path):
     assert len(asked(search)) == 3
 
 
+def test_each_combination_of_two_keys_is_a_config(tmp_path):
+    heads = "{model.stem: {choice: [auto, small]}, model.head: {choice: [linear, mlp]}}"
+    assert len(asked(search_of(tmp_path, heads, trials=9))) == 4
+
+
 def test_configs_that_train_the_same_are_one_config(tmp_path):
-    """A learning rate of the whole, and one of a part that says the same."""
-    search = search_of(
-        tmp_path,
-        "{model.stem: {choice: [auto, small]}, model.head: {choice: [linear, mlp]}}",
-        trials=9,
-    )
-    assert len(asked(search)) == 4
+    """1 and 1.0 are two choices of the file, and one learning rate."""
+    search = search_of(tmp_path, "{optim.lr: {choice: [1, 1.0, 2.0]}}", trials=9)
+    assert sorted(one.config["optim.lr"] for one in asked(search)) == [1, 2.0]
 
 
 # ---- values that do not fit together -----------------------------------------------------------

@@ -73,6 +73,12 @@ NoCache = Annotated[
     typer.Option("--no-cache", help="Reuse no pretrained network: short for compute.cache=false."),
 ]
 
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        help="Go on with this run; with study.num_trials=40 or study.seeds=[...] with more."
+    ),
+]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="With --resume: run failed trials once more.")
 ]
@@ -98,12 +104,7 @@ def search(
     no_cache: NoCache = False,
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run; with study.num_trials=40 or study.seeds=[...] with more."
-        ),
-    ] = None,
+    resume: Resume = None,
     retry_failed: RetryFailed = False,
     reopen: Reopen = False,
     runs: Runs = Path("runs"),
@@ -145,12 +146,7 @@ def compare(
     no_cache: NoCache = False,
     plugin: Plugins = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run; with study.num_trials=40 or study.seeds=[...] with more."
-        ),
-    ] = None,
+    resume: Resume = None,
     retry_failed: RetryFailed = False,
     reopen: Reopen = False,
     runs: Runs = Path("runs"),

@@ -110,29 +110,39 @@ class Domain:
         """How many values it has; inf of a range without steps."""
         if self.choices:
             return len(self.choices)
-        step = self.step or (1 if self.whole else 0)
-        return round((self.high - self.low) / step) + 1 if step else math.inf
+        return round((self.high - self.low) / self.stride) + 1 if self.stride else math.inf
+
+    @property
+    def stride(self) -> float:
+        """From one value of a range to the next; 0 where any number between its ends is in it."""
+        return self.step or (1 if self.whole else 0)
+
+    def active_in(self, config: Mapping[str, Any]) -> bool:
+        """Whether a key of this domain is active where the others have the config's values."""
+        return all(key in config and config[key] in values for key, values in self.when)
 
     def __contains__(self, value: Value) -> bool:
         if self.choices:
             return any(type(choice) is type(value) and choice == value for choice in self.choices)
         if not is_number(value) or not self.low <= cast(float, value) <= self.high:
             return False
-        return abs(self.nearest(cast(float, value)) - cast(float, value)) < 1e-6 * (self.step or 1)
+        return abs(self.nearest(cast(float, value)) - cast(float, value)) < 1e-6 * (
+            self.stride or 1
+        )
 
     def nearest(self, value: float) -> float:
         """Of a range, the value in it that is nearest to a number."""
         inside = min(max(value, self.low), self.high)
-        step = self.step or (1 if self.whole else 0)
-        if step:
-            inside = min(self.low + round((inside - self.low) / step) * step, self.high)
+        if self.stride:
+            steps = round((inside - self.low) / self.stride)
+            inside = min(self.low + steps * self.stride, self.high)
         return int(inside) if self.whole else float(inside)
 
     def all(self) -> list[Value]:
         """Every value of a domain whose `count` is finite, in order."""
         if self.choices:
             return list(self.choices)
-        return [self.nearest(self.low + i * (self.step or 1)) for i in range(int(self.count))]
+        return [self.nearest(self.low + i * self.stride) for i in range(int(self.count))]
 
     def ends(self) -> list[Value]:
         """The values that are built into a spec before any training: both ends, or every choice."""
@@ -153,7 +163,7 @@ class Domain:
             inner = [math.exp(log + width * i / steps) for i in range(1, steps)]
         else:
             inner = [low + (high - low) * i / steps for i in range(1, steps)]
-        if self.step is not None or self.whole:
+        if self.stride:
             inner = [self.nearest(value) for value in inner]
         return list(dict.fromkeys([low, *inner, high]))
 
@@ -162,8 +172,7 @@ def active(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str
     """What of a config's values, one for each domain, counts: without keys whose `when` does not hold."""
     kept: dict[str, Any] = {}
     for key in in_order(domains):
-        wanted = domains[key].when
-        if key in config and all(w in kept and kept[w] in values for w, values in wanted):
+        if key in config and domains[key].active_in(kept):
             kept[key] = config[key]
     return {key: value for key, value in config.items() if key in kept or key not in domains}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +198,14 @@ class Ledger:
             distinct.setdefault(str(self.begun[trial]["config"]), trial)
         best = list(distinct.values())[:count]
         return best if len(best) > 1 else []
+
+    def repeats(self, condition: str, best: Collection[str]) -> list[Record | None]:
+        """The endings (None: it is open) of the finalists' repeats of those trials."""
+        return [
+            end
+            for _, start, end in self.trials(condition, log.FINALIST)
+            if start.get("repeats") in best
+        ]
 
     def runners_up(self, condition: str, mode: str, count: int) -> list[str]:
         """The search trials to be finished where fewer than `count` are: stopped ones, the furthest and best first."""

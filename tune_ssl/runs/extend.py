@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any
 from tune_ssl.base.errors import Problem, UserError, unknown
 from tune_ssl.base.files import write_atomically
 from tune_ssl.base.spec import StudySpec
-from tune_ssl.base.yaml_file import YamlFile, read_yaml, to_yaml
+from tune_ssl.base.yaml_file import YamlFile, parse_value, read_yaml, to_yaml
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.describe import command_line
@@ -20,6 +21,7 @@ from tune_ssl.study.overrides import apply_overrides, keys_of
 from tune_ssl.study.study import Condition, Study, checked
 
 CHOOSING = ("num_trials", "finalists")  # more of them is a new choice
+NEVER_NONE = (*CHOOSING, "seeds", "max_retries")
 FREE = ("seeds", "time_budget", "max_concurrent", "max_retries")
 
 
@@ -114,26 +116,24 @@ def write_changes(run: Path, changes: dict[str, list[Any]], opened: Sequence[str
 
 
 def _other_key(text: str) -> Iterator[Problem]:
-    keys = keys_of(text.partition("=")[0].strip())
-    if keys[-1] in (*CHOOSING, "seeds", "max_retries") and text.partition("=")[2].strip() in (
-        "null",
-        "~",
-        "",
-    ):
-        yield Problem("must have a value", ".".join(keys), f"override {text}")
+    name, _, value = (part.strip() for part in text.partition("="))
+    section, *rest = keys_of(name)
+    key, place = ".".join(map(str, rest)), f"override {text}"
     allowed = [f"study.{key}" for key in (*CHOOSING, *FREE)]
-    if (
-        keys[0] == "study"
-        and keys[-1] in StudySpec.model_fields
-        and keys[-1] not in (*CHOOSING, *FREE)
-    ):
+    if section == "study" and key in (*CHOOSING, *FREE):
+        if key in NEVER_NONE and _is_null(value):
+            yield Problem("must have a value", name, place)
+    elif section == "study" and key in StudySpec.model_fields:
         why = "cannot be changed in a run that has begun"
-        yield Problem(f"{why} (what can: {', '.join(allowed)})", ".".join(keys), f"override {text}")
-    elif keys[0] != "study" or len(keys) != 2 or keys[1] not in (*CHOOSING, *FREE):
-        name = text.partition("=")[0].strip()
-        yield Problem(
-            unknown("key that a run can be taken on with", name, allowed), where=f"override {text}"
-        )
+        yield Problem(f"{why} (what can: {', '.join(allowed)})", name, place)
+    else:
+        yield Problem(unknown("key that a run can be taken on with", name, allowed), where=place)
+
+
+def _is_null(value: str) -> bool:
+    with contextlib.suppress(ValueError):  # said where the override is written
+        return parse_value(value) is None
+    return False
 
 
 def _less(before: Study, after: Study, run: Path) -> Iterator[Problem]:

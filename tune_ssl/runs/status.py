@@ -120,10 +120,10 @@ class RunStatus:
             planned = sum(map(self._searched, self.about.conditions))
             parts.append(Part("searching", "searched", ended.get(log.SEARCH, 0), planned))
         if log.FINALIST in counts:
-            best = [ledger.finalists(c, mode, settings.finalists) for c in self.conditions]
-            planned = sum(map(len, best)) * len(settings.finalist_seeds)
-            again = {trial for own in best for trial in own}
-            done = self._ended(log.FINALIST, lambda _, start: start["repeats"] in again)
+            best = {c: ledger.finalists(c, mode, settings.finalists) for c in self.conditions}
+            planned = sum(map(len, best.values())) * len(settings.finalist_seeds)
+            ends = [end for c, own in best.items() for end in ledger.repeats(c, own)]
+            done = sum(end is not None for end in ends)
             parts.append(Part("repeating finalists", FINALISTS, done, planned))
         if ledger.locked:
             planned = len(ledger.locked) * len(settings.seeds)

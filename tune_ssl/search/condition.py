@@ -73,6 +73,9 @@ class ConditionSearch:
         self.domains = alone(own, retuned) if variant else own
         self.kinds = {key: distribution(domain) for key, domain in self.domains.items()}
         self.order = in_order(self.domains)
+        self.always = {key: self.kinds[key] for key in self.order if not self.domains[key].when}
+        seed = self.settings.tuning_seed + 7919 * index + zlib.crc32((variant or "").encode())
+        self.seed = seed % 2**32
         self.budget = trials_of(self.settings.searcher, self.domains, self.settings.num_trials)
         self.spec: TrialSpec = override(condition.spec, self.base)
         self.points: deque[Given] = deque()  # what the first trials are to be
@@ -177,7 +180,6 @@ class ConditionSearch:
             self.study.tell(optuna.Trial(self.study, self.ids[number]), state=TrialState.FAIL)
             return None
         self.drawn = max(self.drawn, number + 1)
-        self.seen.add(self.identity(found.config))
         for key, value in found.config.items():
             kind = self.kinds[key]
             internal = kind.to_internal_repr(value)
@@ -202,10 +204,10 @@ class ConditionSearch:
             return None
         for draw in range(DRAWS + RANDOM_DRAWS):
             config = self._draw(number, draw, {})
-            if not self._why_not(config):
+            if self._take(config):
                 return Given("", config)
         every = every_config(self.domains, MOST_LISTED) or []
-        left = next((config for config in every if not self._why_not(config, count=False)), None)
+        left = next((config for config in every if self._take(config, count=False)), None)
         return None if left is None else Given("", left)
 
     def _given(self, number: int, given: Given) -> dict[str, Any]:
@@ -213,17 +215,14 @@ class ConditionSearch:
         config = fitted(self.domains, given.config)
         if set(config) < set(self.domains):
             config = self._draw(number, 0, config)
-        return {} if self._why_not(config, count=False) else config
+        return config if self._take(config, count=False) else {}
 
     def _draw(self, number: int, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """A config for the trial, with the values of `fixed`; the inactive keys are not in it."""
-        seed = self.settings.tuning_seed + 7919 * self.index
-        seed = (seed + zlib.crc32((self.variant or "").encode())) % 2**32
-        always = {key: self.kinds[key] for key in self.order if not self.domains[key].when}
         settings = self.settings
         if draw >= DRAWS:
             settings = settings.model_copy(update={"searcher": "random"})
-        sampler = build_sampler(settings, always, seed, number, draw)
+        sampler = build_sampler(settings, self.always, self.seed, number, draw)
         study = AsSampled(self.study, learns_early(settings.sampler))
         trial = self.study._storage.get_trial(self.ids[number])
         sampler.before_trial(study, trial)
@@ -231,7 +230,7 @@ class ConditionSearch:
         values = sampler.sample_relative(study, trial, space)
         config: dict[str, Any] = {}
         for key in self.order:
-            if not all(w in config and config[w] in of for w, of in self.domains[key].when):
+            if not self.domains[key].active_in(config):
                 continue
             kind = self.kinds[key]
             if key in fixed:
@@ -244,15 +243,20 @@ class ConditionSearch:
                 config[key] = sampler.sample_independent(study, trial, key, kind)
         return {key: config[key] for key in self.domains if key in config}
 
-    def _why_not(self, config: Mapping[str, Any], count: bool = True) -> str:
-        """Why a drawn config is not tried; empty if it is."""
+    def _take(self, config: Mapping[str, Any], count: bool = True) -> bool:
+        """Whether a config is to be tried: then it counts as tried. Else, with `count`, as a draw that was left out."""
         try:
-            why = COPY if self.identity(config) in self.seen else ""
+            identity = self.identity(config)
         except UserError:
             why = UNFIT
-        if why and count:
+        else:
+            if identity not in self.seen:
+                self.seen.add(identity)
+                return True
+            why = COPY
+        if count:
             self.left_out[why] += 1
-        return why
+        return False
 
     def identity(self, config: Mapping[str, Any]) -> str:
         """What two configs have in common that train the same: the digest of the spec, as the records have it.

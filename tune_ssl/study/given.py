@@ -56,7 +56,7 @@ def fitted(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str
     """The config inside the domains: numbers at their nearest values, without what is no choice or not active."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        domain, number = domains[key], is_number(value)
+        domain = domains[key]
         if domain.choices:
             same = [
                 c
@@ -64,6 +64,6 @@ def fitted(domains: Mapping[str, Domain], config: Mapping[str, Any]) -> dict[str
                 if c == value and isinstance(c, bool) == isinstance(value, bool)
             ]
             found.update({key: same[0]} if same else {})
-        elif number:
+        elif is_number(value):
             found[key] = domain.nearest(value)
     return {key: value for key, value in found.items() if idle_key(domains[key], found) is None}

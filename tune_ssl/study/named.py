@@ -41,8 +41,11 @@ def name_of(named: Named) -> str:
 
 def arguments(named: Named) -> dict[str, Any]:
     """The arguments that the study gives, over those that a class has no default for."""
-    own = {} if isinstance(named, str) else {k: v for k, v in named.items() if k != "name"}
-    return {**NEEDED.get(name_of(named), {}), **own}
+    return {**NEEDED.get(name_of(named), {}), **given_arguments(named)}
+
+
+def given_arguments(named: Named) -> dict[str, Any]:
+    return {} if isinstance(named, str) else {k: v for k, v in named.items() if k != "name"}
 
 
 def class_of(kind: str, named: Named) -> Any:
@@ -58,7 +61,7 @@ def problems(settings: StudySpec) -> Iterator[Problem]:
         named: Named = getattr(settings, kind)
         name, key = name_of(named), f"study.{kind}"
         names = [*(OWN if kind == "scheduler" else ()), *known]
-        given = {} if isinstance(named, str) else {k: v for k, v in named.items() if k != "name"}
+        given = given_arguments(named)
         if name in OWN and kind == "scheduler":
             if given:
                 text = f"is {name!r}, which takes no arguments: it has study.grace_period and study.reduction_factor"

@@ -23,10 +23,8 @@ from tune_ssl.study.overrides import apply_overrides
 from tune_ssl.study.trial import TrialSpec, override
 from tune_ssl.study.variants import Variant, variants_from_file
 
-FROM, OF = ABOUT = (
-    "from",
-    "method",
-)  # of a config of `study.start_from`: its source, and the entry it is for
+# Of a config of `study.start_from`: its source, and the entry it is for
+FROM, OF = ABOUT = ("from", "method")
 SIZES = ("data.image_size", "data.store_size")
 
 

@@ -150,13 +150,9 @@ class Planner:
         if (condition.id, None) in ledger.exhausted:
             budget = len(tuned)
         best = ledger.finalists(condition.id, self.mode, settings.finalists)
-        again = [
-            end is not None
-            for _, start, end in ledger.trials(condition.id, log.FINALIST)
-            if start["repeats"] in best
-        ]
-        repeats = len(best) * len(settings.finalist_seeds)
-        return sum(tuned) >= budget and all(tuned) and (not again or sum(again) >= repeats)
+        again = [end is not None for end in ledger.repeats(condition.id, best)]
+        wanted = len(best) * len(settings.finalist_seeds)
+        return sum(tuned) >= budget and all(tuned) and (not again or sum(again) >= wanted)
 
     def _rows(
         self, condition: Condition, reference: Record, wanted: Wanted, tell: Tell

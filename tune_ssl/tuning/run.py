@@ -132,7 +132,9 @@ def run_study(
             run, study = reopen(home.runs, given)
             _, place = rejoin(study, home)
             held.enter_context(driving(run, place, tell))
-            study, _ = rejoin(reopen(home.runs, given)[1], home)  # the copy may have had more
+            if place is not None:  # the copy may have had more
+                _, study = reopen(home.runs, given)
+            study, _ = rejoin(study, home)
             ledger, resumed = Ledger.glance(run), True
             if ablation is None:
                 refuse_without_search(run, ledger)

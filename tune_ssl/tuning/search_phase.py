@@ -34,7 +34,6 @@ class SearchPhase(Phase):
         self.searches, self.later = searches, later
         self.planned = sum(search.budget for search in searches.values())
         self.finished_late: set[str] = set()  # stopped trials that are trained to their end
-        self.told = False
         if None not in searches:
             self.name, self.title = log.RETUNE, "retune"
 
@@ -86,8 +85,7 @@ class SearchPhase(Phase):
         trial = next((t for t in late if t not in self.finished_late), None)
         if trial is None:
             return None
-        if not self.told:
-            self.told = True
+        if not self.finished_late:
             context.tell(
                 f"{self.condition.id}: fewer trials finished than study.finalists ({settings.finalists}): the best of "
                 "the stopped ones are trained to their end"
