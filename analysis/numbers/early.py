@@ -73,9 +73,12 @@ def _cell_rows(
 
 def _stopped_at(trials: pd.DataFrame, reports: pd.DataFrame) -> pd.Series:
     """Step -> how many trials the scheduler stopped there; one that ran out of time is none of them."""
-    reasons = trials["reason"].fillna("").astype(str)
-    too_long = reasons.str.startswith(log.TOO_LONG)
-    names = trials.loc[(trials["status"] == log.STOPPED) & ~too_long, "trial"]
+    stopped = trials[trials["status"] == log.STOPPED]
+    cut = [
+        log.was_cut({"event": log.STOPPED, "reason": reason})
+        for reason in stopped["reason"].fillna("").astype(str)
+    ]
+    names = stopped.loc[~np.array(cut, dtype=bool), "trial"]
     last = reports.groupby("trial")["total_step"].max()
     return last[last.index.isin(names)].value_counts()
 

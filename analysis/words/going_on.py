@@ -12,10 +12,7 @@ from tune_ssl.records import log
 def change_sentences(runs: Runs) -> Iterator[str]:
     """What was changed, when, and what that means for the choices."""
     for change in changes(runs):
-        said = ", ".join(
-            f"study.{key}={_said(new)} (before: {_said(old)})"
-            for key, (old, new) in change.settings.items()
-        )
+        said = log.changes_in_words(change.settings)
         yield f"{change.run} went on with {said} at {change.time}: {_choices(change)}."
 
 
@@ -45,9 +42,8 @@ def old_reference_caveats(runs: Runs) -> Iterator[str]:
     """The ablations of a config that is not the chosen one any more."""
     for study in runs.studies:
         ledger = runs.ledgers[study.run]
-        for condition, rows in ledger.planned.items():
-            reference, lock = rows.get(log.REFERENCE), ledger.locked.get(condition)
-            if reference and lock and reference.get("config") != lock.get("config"):
+        for condition in ledger.planned:
+            if ledger.ablates_old_choice(condition):
                 yield (
                     f"{study.label}, {condition}: the ablation takes the config apart that was chosen before a "
                     "reopening, and not the chosen one."
@@ -68,10 +64,6 @@ def _choices(change: Change) -> str:
             f"of {_listed(stand)} the choice was made before the test data was opened and stands"
         )
     return "; ".join(parts)
-
-
-def _said(value: object) -> str:
-    return "none" if value is None else str(value)
 
 
 def _listed(conditions: list[str] | tuple[str, ...]) -> str:

@@ -263,6 +263,12 @@ class Ledger:
             if not self.superseded(trial)
         }
 
+    def ablates_old_choice(self, condition: str) -> bool:
+        """Whether the planned rows take apart another config than the one that is chosen now."""
+        reference = self.planned.get(condition, {}).get(log.REFERENCE)
+        lock = self.locked.get(condition)
+        return bool(reference and lock and reference.get("config") != lock.get("config"))
+
     def row_has_begun(self, condition: str, variant: str) -> bool:
         """Whether a row of an ablation is being trained: what was tuned for it stands."""
         return any(s["variant"] == variant for _, s, _ in self.trials(condition, log.ABLATE))

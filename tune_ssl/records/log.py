@@ -109,6 +109,17 @@ _SPLIT = fields.Shape(
 )
 
 
+def changes_in_words(changes: Mapping[str, Iterable[Any]]) -> str:
+    """`study.seeds=[0, 1, 2] (before: [0, 1])`, of what a run went on with: key -> (before, after)."""
+
+    def said(value: Any) -> str:
+        return "none" if value is None else str(value)
+
+    return ", ".join(
+        f"study.{key}={said(new)} (before: {said(old)})" for key, (old, new) in changes.items()
+    )
+
+
 def was_cut(ending: Record) -> bool:
     """Whether an ending is that of a trial which took too long."""
     return ending["event"] == STOPPED and (ending.get("reason") or "").startswith(TOO_LONG)

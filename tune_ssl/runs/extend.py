@@ -44,15 +44,6 @@ def changed(before: Study, after: Study) -> dict[str, list[Any]]:
     return {key: [old[key], new[key]] for key in (*CHOOSING, *FREE) if old[key] != new[key]}
 
 
-def in_words(changes: dict[str, list[Any]]) -> str:
-    def said(value: Any) -> str:
-        return "none" if value is None else str(value)
-
-    return ", ".join(
-        f"study.{k}={said(new)} (before: {said(old)})" for k, (old, new) in changes.items()
-    )
-
-
 def reopening(before: Study, after: Study, ledger: Ledger, reopen: bool) -> list[log.Record]:
     """An event for each condition whose choice is taken back. UserError where that is not allowed.
 

@@ -85,8 +85,7 @@ class Planner:
             if wanted.conditions and condition.id not in wanted.conditions:
                 continue
             mine = have.get(condition.id, {})
-            lock, own = self.ledger.locked.get(condition.id), mine.get(log.REFERENCE)
-            if own and lock and own["config"] != lock["config"]:
+            if self.ledger.ablates_old_choice(condition.id):
                 tell(
                     f"{condition.id}: its rows are of the config that was chosen before, and not of the chosen one"
                 )

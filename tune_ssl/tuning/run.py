@@ -41,7 +41,7 @@ from tune_ssl.data.store import Store
 from tune_ssl.records import log
 from tune_ssl.records.ledger import TUNING, Ledger
 from tune_ssl.runs.describe import command_line
-from tune_ssl.runs.extend import changed, extended, in_words, reopening, write_changes
+from tune_ssl.runs.extend import changed, extended, reopening, write_changes
 from tune_ssl.runs.folder import (
     create,
     refuse_existing,
@@ -164,7 +164,7 @@ def run_study(
                 context.writer.event(event)
             if changes:
                 write_changes(run, changes, opened)
-                tell(f"{run.name}: goes on with {in_words(changes)}")
+                tell(f"{run.name}: goes on with {log.changes_in_words(changes)}")
             if ablation is not None:
                 for row in Planner(run, study, ledger).rows(ablation, tell):
                     context.writer.event(row)
