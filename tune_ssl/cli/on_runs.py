@@ -167,6 +167,26 @@ def dashboard(
 
 
 @app.command()
+def watch(
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, its name under --runs, or the URL of a run (s3://)."),
+    ],
+    port: Annotated[int, typer.Option(help="0 is any free one.")] = 8081,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Show a run in the browser while it goes on, and after it: a page that keeps itself up to date.
+
+    Progress, time left, the curves of running trials, and the report. It changes nothing. Ctrl-C ends it.
+    """
+    from tune_ssl.viewers.watch import serve
+
+    serve(run, runs, host, port, lambda line: print(line, flush=True))
+
+
+@app.command()
 def tensorboard(
     run: Run,
     out: Annotated[
