@@ -71,7 +71,13 @@ WRONG: tuple[Any, ...] = (
     *([], [[]], [None], {}, {"a": {}}, [1, "x"], {"x": [1]}),
 )
 RECORDS = ("[" * 5000, "{}", "[]", "null", "1", '"x"', '{"event": "finished"}', "\ufeff{}", "{" * 9)
-LINES = ("trials.jsonl", "history.jsonl", "splits.jsonl", "galleries.jsonl")
+LINES = (
+    "trials.jsonl",
+    "history.jsonl",
+    "splits.jsonl",
+    "galleries.jsonl",
+    "predictions.jsonl",
+)
 READERS = tuple(
     line.split()
     for line in ("list", "list --json", "best one", "tensorboard one -o logs", "neighbors one")

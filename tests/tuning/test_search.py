@@ -86,7 +86,9 @@ def test_a_resume_says_what_it_found_and_loses_and_repeats_nothing(searched):
     _, out, _ = searched.resumed
     first, second = out.splitlines()[:2]
     assert first.startswith("one: searched ") and " of 8" in first
-    assert second.startswith(f"one: {len(searched.open_then)} trials were running: ")
+    many = len(searched.open_then)
+    were = "1 trial was" if many == 1 else f"{many} trials were"
+    assert second.startswith(f"one: {were} running: ")
     ended = [e["trial"] for e in events(searched.run) if e["event"] in log.ENDINGS]
     twice = {trial for trial, times in Counter(ended).items() if times > 1}
     stopped = [e["trial"] for e in events(searched.run) if e["event"] == log.STOPPED]

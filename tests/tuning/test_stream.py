@@ -15,7 +15,7 @@ from tune_ssl.base.errors import Stopped
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 from tune_ssl.runs.status import RunStatus
-from tune_ssl.tuning.live_table import LiveTable
+from tune_ssl.tuning.live_table import LiveTable, time_left
 from tune_ssl.tuning.run import refuse_without_result
 from tune_ssl.tuning.stream import JobStream
 
@@ -395,6 +395,33 @@ def test_the_table_has_a_row_for_each_condition_and_says_how_many_trials_there_w
         ["data.num_labels=40", "search", "0", "1/4", "0", "0", best[1]],
     ]
     assert "3 of 16 trials" in shown  # 4 of a search, 2 finalists and 2 seeds in each condition
+
+
+def test_the_time_left_counts_running_trials_each_conditions_length_and_later_phases(tmp_path):
+    stream = stream_of(begun(tmp_path, settings(f"4, {RANDOM}")))
+    assert time_left(stream, 1.0) == {}  # nobody can know
+    play(stream, 2, until=lambda: len(endings(stream.context.run)) == 3)  # .9 s each
+    left = time_left(stream, stream.worked)  # as if one place had trained all
+    trials = sum(line.expected for line in stream.lines)
+    assert trials == 16
+    running = sum(at.step / 45 for at in stream.at.values())
+    assert sum(stream.at[trial].seconds for trial in stream.running) == pytest.approx(0.9 * running)
+    assert max(left.values()) == pytest.approx(0.9 * (16 - 3 - running))
+    half = time_left(stream, stream.worked / 2)  # two places
+    assert max(half.values()) == pytest.approx(max(left.values()) / 2)
+    console = Console(width=120, file=io.StringIO())
+    console.print(LiveTable(stream, "search r", console).table())
+    assert " of 45 " in console.file.getvalue() and " left" in console.file.getvalue()
+
+
+def test_the_time_left_after_a_resume_counts_this_commands_own_work(tmp_path):
+    run = begun(tmp_path, settings(f"4, {RANDOM}"))
+    play(stream_of(run), until=lambda: len(endings(run)) == 3)
+    stream = stream_of(run)
+    assert stream.worked == 0 and time_left(stream, 5.0) == {}
+    play(stream, until=lambda: len(endings(run)) == 4)
+    assert stream.worked == pytest.approx(0.9)
+    assert max(time_left(stream, 0.9).values()) == pytest.approx(0.9 * 12)
 
 
 def test_a_resume_counts_what_ended_before_it(tmp_path):

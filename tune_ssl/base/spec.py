@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -407,6 +408,18 @@ Named = Annotated[str | dict[str, Any], AfterValidator(_has_a_name)]
 """A sampler or a scheduler: its name, or a mapping of its name and its arguments."""
 
 
+def _named_first(value: Any) -> Any:
+    """`{mlflow: {experiment: mine}}` as `{name: mlflow, experiment: mine}`."""
+    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+        ((name, arguments),) = value.items()
+        if arguments is None or isinstance(arguments, dict):
+            return {"name": name, **(arguments or {})}
+    return value
+
+
+Logger = Annotated[Named, BeforeValidator(_named_first)]
+
+
 class StudySpec(Spec):
     """How the search runs. Trials are counted per condition, so that budgets are equal."""
 
@@ -449,7 +462,7 @@ class StudySpec(Spec):
         [1001, 1002], description="further tuning seeds for the finalists; never among `seeds`"
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        [0, 1, 2], description="fresh seeds on which the chosen config is confirmed"
+        list(range(10)), description="fresh seeds on which the chosen config is confirmed"
     )
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -463,6 +476,11 @@ class StudySpec(Spec):
     )
     storage: str | None = Field(
         None, description="folder or URL (s3://, gs://) that keeps the runs; --runs if absent"
+    )
+    loggers: list[Logger] = Field(
+        [],
+        description="other tools that follow the trials: tensorboard, mlflow, wandb; "
+        "{name: wandb, project: mine} gives one arguments",
     )
 
     @field_validator("gpus_per_trial")

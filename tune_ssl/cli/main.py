@@ -243,19 +243,39 @@ def report(
     formats: Annotated[
         str, typer.Option("--format", help="Tables as csv,md,latex; figures as png,svg,pdf.")
     ] = ("csv,md,latex"),
+    figures: Annotated[
+        str | None,
+        typer.Option(
+            help="The figures to draw, a,b: by name, or by what names begin with (search-curves is "
+            "that of every condition). `list` prints the names."
+        ),
+    ] = None,
+    intervals: Annotated[
+        str | None,
+        typer.Option(
+            help="How LaTeX tables set intervals: brackets, plusminus or stacked (below the mean). "
+            "Absent: stacked in results_wide, brackets in the others."
+        ),
+    ] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Write one HTML page, the tables and, if asked, the figures of one run or of several."""
-    from analysis.report.report import write_report
+    from analysis.report.report import figure_names, write_report
+    from tune_ssl.artifacts.thumbnails import images_of
 
     paths = [Path(name) if Path(name).exists() else runs / name for name in run]
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    if figures == "list":
+        print("\n".join(figure_names(paths)))
+        return
+    only = _listed("--figures", figures, "figures")
     if out is None:
         if len(paths) > 1:
             raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
         out = paths[0] / "report"
-    _name(write_report(paths, out, wanted), Console())
+    page = write_report(paths, out, wanted, images_of, only, intervals or "")
+    _name(page, Console())
 
 
 @app.command()
@@ -316,6 +336,7 @@ def train(
         if texts:
             raise UserError("a trial of a run is trained as it was: give --trial alone")
         loaded = study_of_trial(study, trial)
+    from tune_ssl.base.progress import StepBar
     from tune_ssl.base.spec import digest
     from tune_ssl.data.store import prepare as prepare_store
     from tune_ssl.training.loop import Collapsed, Diverged, TooLong
@@ -330,17 +351,30 @@ def train(
             store = prepare_store(spec.data)
             for line in store.remarks():
                 console.print(f"data: {line}", markup=False)
-            training = run_training(spec, metric=settings.metric, mode=settings.mode, store=store)
-            for item in training:
-                kept = {
-                    k: v for k, v in item.metrics.items() if k.startswith(("val/", "raw/", "loss/"))
-                }
-                values = "  ".join(f"{key} {value:.4f}" for key, value in kept.items())
-                console.print(
-                    f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {values}", markup=False
-                )
-                for note in item.notes:
-                    console.print(note, markup=False)
+            total = sum(spec.stage_steps().values())
+            with StepBar(console, total) as bar:
+                for item in run_training(
+                    spec,
+                    metric=settings.metric,
+                    mode=settings.mode,
+                    store=store,
+                    on_step=bar.step,
+                ):
+                    kept = {
+                        k: v
+                        for k, v in item.metrics.items()
+                        if k.startswith(("val/", "raw/", "loss/"))
+                    }
+                    values = {key: f"{key} {value:.4f}" for key, value in kept.items()}
+                    console.print(
+                        f"{item.stage} step {item.step} ({item.seconds:.1f} s)  {'  '.join(values.values())}",
+                        markup=False,
+                    )
+                    bar.step(item.stage, item.step)
+                    last = ("loss/total", settings.metric)
+                    bar.say(", ".join(values[key] for key in last if key in values))
+                    for note in item.notes:
+                        console.print(note, markup=False)
             _say_chance(item, console)
     except (Diverged, Collapsed, TooLong) as error:
         console.print(f"{type(error).__name__.lower()}: {error}", markup=False)
@@ -394,12 +428,14 @@ def check(
     from tune_ssl.runs.start_from import with_starts
     from tune_ssl.search.rehearsal import refuse_unusable
     from tune_ssl.study.domains import trials_of
+    from tune_ssl.study.loggers import refuse_missing
     from tune_ssl.study.study import load_study
     from tune_ssl.tuning.check import refuse_beyond_machine, rehearse_all
 
     loaded = load_study(study, all_overrides(overrides, data_root), plugin or ())
     if address is None:
         refuse_beyond_machine(loaded)
+    refuse_missing(loaded)
     stores = check_data(loaded)
     loaded = with_starts(loaded, stores, runs)
     refuse_unusable(loaded)
@@ -514,9 +550,10 @@ def _comparison(
 
 def _answer(run: Path, console: Console) -> None:
     """What a comparison found, in words, and what to do next."""
+    from analysis.report.report import all_tables
     from analysis.words.answer import answer
 
-    for line in answer(run):
+    for line in answer(run, all_tables):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -533,9 +570,10 @@ def _run(going: Any, console: Console, report: bool, **options: Any) -> Path:
 
 def _write_report(run: Path, console: Console) -> None:
     from analysis.report.report import write_report
+    from tune_ssl.artifacts.thumbnails import images_of
     from tune_ssl.storage.mirror import mirror_of
 
-    page = write_report([run], run / "report")
+    page = write_report([run], run / "report", find_images=images_of)
     if mirror := mirror_of(run):
         mirror.push()
     _name(page, console)
@@ -545,10 +583,10 @@ def _name(page: Path, console: Console) -> None:
     console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _listed(option: str, names: str | None) -> tuple[str, ...]:
+def _listed(option: str, names: str | None, kind: str = "variants") -> tuple[str, ...]:
     found = tuple(part.strip() for part in (names or "").split(",") if part.strip())
     if names is not None and not found:
-        raise UserError(f"{option} is {names!r}, but must name variants: a,b")
+        raise UserError(f"{option} is {names!r}, but must name {kind}: a,b")
     return found
 
 

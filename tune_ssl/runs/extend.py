@@ -21,8 +21,8 @@ from tune_ssl.study.overrides import apply_overrides, keys_of
 from tune_ssl.study.study import Condition, Study, checked
 
 CHOOSING = ("num_trials", "finalists")  # more of them is a new choice
-NEVER_NONE = (*CHOOSING, "seeds", "max_retries")
-FREE = ("seeds", "time_budget", "max_concurrent", "max_retries")
+NEVER_NONE = (*CHOOSING, "seeds", "max_retries", "loggers")
+FREE = ("seeds", "time_budget", "max_concurrent", "max_retries", "loggers")
 
 
 def extended(study: Study, overrides: Sequence[str], run: Path) -> Study:

@@ -190,7 +190,8 @@ def what_was_found(run: Path, ledger: Ledger, storage: str | None = None) -> lis
         saved = sum(bool(checkpoints.of_earlier(trial)) for trial in running)
         ways = [f"{saved} go on from a checkpoint"] if saved else []
         ways += [f"{len(running) - saved} begin again"] if saved < len(running) else []
-        lines.append(f"{run.name}: {len(running)} trials were running: {', '.join(ways)}")
+        were = "1 trial was" if len(running) == 1 else f"{len(running)} trials were"
+        lines.append(f"{run.name}: {were} running: {', '.join(ways)}")
     if torn := sum(_torn(run / name) for name in (log.TRIALS, log.HISTORY)):
         lines.append(f"{run.name}: {torn} torn lines of its records are dropped")
     return lines

@@ -19,6 +19,7 @@ from tune_ssl.methods.measures import MEASURED
 from tune_ssl.records.domain import Domain, active, in_order
 from tune_ssl.records.log import REFERENCE
 from tune_ssl.study.domains import DomainSpec, domain, grid
+from tune_ssl.study.loggers import problems as logger_problems
 from tune_ssl.study.messages import validation_problems
 from tune_ssl.study.named import name_of
 from tune_ssl.study.named import problems as named_problems
@@ -28,7 +29,8 @@ from tune_ssl.study.variants import RETUNE
 
 MOST_CONDITIONS = 1000
 SAMPLER_PACKAGES = {"cmaes": "cmaes"}  # others need only what tune-ssl itself needs
-CHECKED = ("searcher", "sampler", "metric", "mode")  # still checked when another key is wrong
+# Still checked when another key is wrong
+CHECKED = ("searcher", "sampler", "metric", "mode", "loggers")
 SEEDS = ("seed", "data.split_seed")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 # What decides which images are labeled is the same for all trials of a condition.
@@ -90,6 +92,8 @@ class Checks:
             settings = StudySpec.model_validate(sound)
         for problem in named_problems(settings):
             self.add(tuple(problem.key.split(".")), problem.key, problem.text)
+        for place, problem in logger_problems(settings.loggers):
+            self.add(place, problem.key, problem.text)
         package = SAMPLER_PACKAGES.get(name_of(settings.sampler))
         if settings.searcher == "optuna" and package and find_spec(package) is None:
             text = (

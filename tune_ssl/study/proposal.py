@@ -113,7 +113,8 @@ def _fill(
         _fill_small(data, fill)
     else:
         _fill_photos(data, fill, named, gpu, reachable, side, lines)
-    seeds = list(range(6 if dataset in SMALL else 5))
+    cheap = dataset in SMALL or fixed.get("model", {}).get("freeze") == "all"
+    seeds = list(range(10 if cheap else 5))
     fill(
         "study.seeds",
         seeds,

@@ -35,6 +35,7 @@ from torch import Generator, Tensor, nn
 
 from tune_ssl.base.errors import first_line
 from tune_ssl.base.files import make_room, sync, write_atomically
+from tune_ssl.base.progress import progress
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data, chunk_size, stream
 from tune_ssl.data.rows import take
@@ -122,7 +123,8 @@ class FrozenFeatures:
     def _fill(self, table: Table, piece: Piece, view: str, rows: Ints) -> None:
         while len(missing := rows[table.done[rows] == 0]):
             busy: list[int] = []
-            for block in np.unique(missing // BLOCK).tolist():
+            blocks = np.unique(missing // BLOCK).tolist()
+            for block in progress(blocks, f"features of {piece.part}", len(blocks)):
                 with table.claim(block, wait=False) as mine:
                     if mine:
                         self._compute(table, piece, view, missing[missing // BLOCK == block])

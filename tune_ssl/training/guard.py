@@ -22,7 +22,7 @@ class Diverged(ArithmeticError):
     def __init__(self, quantity: str, step: int, value: float, text: str = "") -> None:
         super().__init__(text or f"{quantity} is {value} at step {step}")
         self.quantity, self.step, self.value = quantity, step, value
-        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
+        self.images_seen, self.seconds, self.waited, self.reused = 0, 0.0, 0.0, 0
 
 
 class Collapsed(ArithmeticError):
@@ -33,7 +33,7 @@ class Collapsed(ArithmeticError):
             f"{quantity} is {value:.3g} over steps {first} to {step}, under its floor {floor:g}"
         )
         self.quantity, self.step, self.value = quantity, step, value
-        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
+        self.images_seen, self.seconds, self.waited, self.reused = 0, 0.0, 0.0, 0
 
 
 class TooLong(ArithmeticError):
@@ -42,7 +42,7 @@ class TooLong(ArithmeticError):
     def __init__(self, minutes: float, step: int) -> None:
         super().__init__(f"{TOO_LONG} ({minutes:g}) at step {step}")
         self.step = step
-        self.images_seen, self.seconds, self.waited = 0, 0.0, 0.0
+        self.images_seen, self.seconds, self.waited, self.reused = 0, 0.0, 0.0, 0
 
 
 class Guard:

@@ -68,7 +68,8 @@ class Report:
     `step`, `evaluation` (from 1) and `images_seen` run on over the stages. On the `last` report, `trained`
     and `result` are the weights and validation values that the checkpoint rule chose. `stand_in` is
     what to compare trials on, in the study's mode, while `result` lacks its metric. `waited` are those of the
-    `seconds` that passed while another process trained what this trial reuses. `snapshot()` is all that
+    `seconds` that passed while another process trained what this trial reuses, `reused` the steps so far that
+    another trial trained. `snapshot()` is all that
     `train(spec, resume=...)` needs; take it before asking for the next report. There is none where
     the weights are those of another trial's pretraining. `notes` say at a stage's end what taught nothing in it.
     """
@@ -83,6 +84,7 @@ class Report:
     images_seen: int
     seconds: float
     waited: float
+    reused: int
     trained: Trained
     snapshot: Callable[[], dict[str, Any]] | None
     notes: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ def train(
     mode: str = "max",
     whole_at: Container[int] = (),
     store: Store | None = None,
+    on_step: Callable[[str, int], None] | None = None,
 ) -> Generator[Report, None, None]:
     """Train `spec` stage by stage, yielding at every evaluation and at the end of each stage.
 
@@ -103,7 +106,8 @@ def train(
     never interrupted. `metric` and `mode` say what `budget.checkpoint: best` keeps. An evaluation on the way looks at
     `budget.eval_images` (`val/images` says at how many); at the end of a stage, for `checkpoint: best`, and at the
     evaluations `whole_at`, counted from 1, it looks at the whole validation set. `store` has the images, where they are
-    pinned: else they are looked for as `spec.data` says. Close it when you stop early: it may hold the lock of a
+    pinned: else they are looked for as `spec.data` says. `on_step` is called after each step with its stage and number,
+    and only looks on. Close it when you stop early: it may hold the lock of a
     pretrained network.
 
     Raises:
@@ -128,7 +132,7 @@ def train(
         check_fit(spec.model, data.task)
 
     network: nn.Module | None = None
-    steps_before = evaluations_before = images_before = 0
+    steps_before = evaluations_before = images_before = reused_steps = 0
     # The key of the shelf; None as soon as a stage has seen labels
     key = "" if spec.compute.cache else None
     stages, steps_of = spec.stages(), spec.stage_steps()
@@ -169,6 +173,7 @@ def train(
                 images_seen=images_before,
                 seconds=clock.seconds,
                 waited=clock.waited,
+                reused=reused_steps,
                 trained=trained,
                 snapshot=None,
             )
@@ -178,10 +183,11 @@ def train(
             evaluations_before += len(targets)
             continue
         stepper = Stepper(spec, stage, network, seen, steps, steps_before)
+        stepper.on_step = on_step
         some = seen.sets.validation.some(images_evaluated(spec, stepper))
         best = BestWeights(metric, mode) if spec.budget.checkpoint == "best" else None
         if resume is not None and index == at_stage:
-            images_before = resume["images_before"]
+            images_before, reused_steps = resume["images_before"], resume.get("reused", 0)
             stepper.load(resume["stepper"])
             if best:
                 best.load(resume["best"])
@@ -190,6 +196,8 @@ def train(
 
         try:
             for means, reused in train_or_reuse(stepper, targets, shelf, clock):
+                if reused:
+                    reused_steps = steps_before + stepper.step
                 # Evaluate
                 evaluation = evaluations_before + ceil(stepper.step / every)
                 whole = stepper.step == steps or best or evaluation in whole_at
@@ -210,6 +218,7 @@ def train(
                 stand_in = metrics.get(f"val/{stage.stand_in}")  # more is better
                 spent = {"seconds": clock.seconds, "waited": clock.waited}
                 progress = {"stage": index, "images_before": images_before, **spent}
+                progress["reused"] = reused_steps
 
                 def snapshot(
                     stepper: Stepper = stepper,
@@ -230,6 +239,7 @@ def train(
                     stand_in=-stand_in if stand_in and mode == "min" else stand_in,
                     images_seen=images_before + stepper.images_seen,
                     **spent,
+                    reused=reused_steps,
                     trained=trained,
                     snapshot=None if reused else snapshot,
                     notes=tuple(stepper.idle()) if stepper.step == steps else (),
@@ -241,6 +251,7 @@ def train(
         except (Diverged, Collapsed, TooLong) as error:
             error.images_seen = images_before + stepper.images_seen
             error.seconds, error.waited = clock.seconds, clock.waited
+            error.reused = reused_steps
             raise
         except ValueError as error:
             raise known_failure(error, spec) or error from error

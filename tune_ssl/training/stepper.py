@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from math import isnan, nan
 from typing import Any
 
@@ -41,6 +42,8 @@ class Stepper:
     ) -> None:
         self.spec, self.stage, self.steps, self.step = spec, stage, steps, 0
         self.before = before
+        # Called after each step with the stage's name and the step, those of the stages before included
+        self.on_step: Callable[[str, int], None] | None = None
         self.device = data.device
         self.channels_last = spec.compute.channels_last
         if self.channels_last:
@@ -96,6 +99,8 @@ class Stepper:
         """Optimizer steps until `step`; returns the means of `take_means`."""
         while self.step < step:
             self.advance()
+            if self.on_step is not None:
+                self.on_step(self.stage.name, self.before + self.step)
         return self.take_means()
 
     def factors(self, progress: float) -> dict[str, float]:

@@ -58,11 +58,13 @@ from tune_ssl.storage.checkpoints import Checkpoints
 from tune_ssl.storage.mirror import mirror_of
 from tune_ssl.storage.places import Place, folder_of
 from tune_ssl.study.domains import repeats_of
+from tune_ssl.study.loggers import refuse_missing
 from tune_ssl.study.study import Study
 from tune_ssl.tuning.ablation import AblationPhase, Planner, Wanted
 from tune_ssl.tuning.confirm import ConfirmPhase
 from tune_ssl.tuning.finalists import FinalistPhase, RetunedFinalistPhase
 from tune_ssl.tuning.live_table import LiveTable
+from tune_ssl.tuning.loggers import following
 from tune_ssl.tuning.phase import Deadline, RunContext
 from tune_ssl.tuning.ray_adapters import (
     Caretaker,
@@ -122,6 +124,7 @@ def run_study(
             study, home = place_new(study, name, runs)
             run, place, ledger, resumed = home.runs / name, home.place, Ledger(), False
             changes, reopened = {}, []
+            refuse_missing(study)
             stores = stores or check_data(study)
             study = with_starts(study, stores, runs)
             if ablation is None:
@@ -141,6 +144,7 @@ def run_study(
             wanted = extended(study, more, run)
             changes = changed(study, wanted)
             reopened, study = reopening(study, wanted, ledger, anew), wanted
+            refuse_missing(study)
             for line in what_was_found(run, ledger, study.settings.storage):
                 tell(line)
             stores = check_data(study, stores_of(run))
@@ -170,7 +174,8 @@ def run_study(
                     context.writer.event(row)
             phases = searching(context, confirm, again) if ablation is None else ablating(context)
             stream = JobStream(context, phases)
-            train_all(stream, fit, f"{verb} {run.name}", console)
+            with following(context, resumed):
+                train_all(stream, fit, f"{verb} {run.name}", console)
             delete_checkpoints(context)
         refuse_without_result(context, ablation is not None)
     return run

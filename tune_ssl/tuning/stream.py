@@ -31,6 +31,13 @@ class Begin(NamedTuple):
     expected: int = 0
 
 
+class At(NamedTuple):
+    """How far a running trial is: steps done, and seconds trained, earlier attempts included."""
+
+    step: int
+    seconds: float
+
+
 @dataclass
 class Progress:
     """What the live table shows of one condition: its present phase and, below, all of its phases."""
@@ -50,6 +57,7 @@ class ConditionLine:
     def __init__(self, context: RunContext, index: int, phases: Sequence[Begin]) -> None:
         self.context, self.waiting = context, list(phases)
         self.condition = context.study.conditions[index].id
+        self.spec = context.study.conditions[index].spec
         self.phase: Phase | None = None
         self.in_hand: list[Job] = []
         self.turn = 0  # when it was last given a job
@@ -135,6 +143,8 @@ class JobStream:
         ends = context.ledger.ended.values()
         self.sound = any(end["event"] != log.FAILED for end in ends)  # has any trial ever worked?
         self.reached: dict[str, int] = {}  # running trial -> evaluations that it has reported
+        self.at: dict[str, At] = {}  # running trial -> how far it is
+        self.worked = 0.0  # seconds that trials have trained since the stream began
         self.failed_at = 0  # evaluations of the failed trial that came furthest
 
     # ---- what Ray asks -------------------------------------------------------------------------
@@ -169,6 +179,7 @@ class JobStream:
             line = {key: report[key] for key in ("stage", "step", "metrics", "seconds")}
             self.context.writer.report({"trial": job.trial, **line})
             self.reached[job.trial] = report["evaluation"]
+            self._came_to(job, report)
             if job.pretraining and report["step"] >= job.pretraining_steps:
                 self.pretrained.add(job.pretraining)
         if note := report.get("note"):
@@ -212,7 +223,7 @@ class JobStream:
         result = report.get("result") or {}
         value = result.get(self.context.study.settings.metric)
         more = {"accumulate": parts} if (parts := report.get("accumulate", 1)) != 1 else {}
-        more |= {"waited": waited} if (waited := report.get("waited")) else {}
+        more |= {key: spent for key in ("waited", "reused") if (spent := report.get(key))}
         more |= {"notes": notes} if (notes := report.get("notes")) else {}
         self._event(
             job,
@@ -226,6 +237,8 @@ class JobStream:
             **more,
         )
         del self.running[job.trial]
+        self._came_to(job, report)
+        self.at.pop(job.trial, None)
         causes, reached = self.causes.pop(job.trial, []), self.reached.pop(job.trial, 0)
         line = self.of[job.condition]
         line.progress.running -= 1
@@ -274,6 +287,13 @@ class JobStream:
         phase = self.of[job.condition].phase
         assert phase is not None and phase.name == job.phase
         return phase
+
+    def _came_to(self, job: Job, report: Record) -> None:
+        seconds = report.get("seconds") or 0.0
+        # What a trial that goes on did before counts for another stream
+        before = self.at.get(job.trial, At(0, seconds if job.resume_from else 0.0))
+        self.worked += max(0.0, seconds - before.seconds)
+        self.at[job.trial] = At(report.get("step") or before.step, seconds)
 
     def _tell_once(self, line: str) -> None:
         if line not in self.told:

@@ -24,17 +24,26 @@ class Writer:
     def __init__(self, run: Path, ledger: Ledger, tell: Callable[[str], None]) -> None:
         self.run, self.ledger, self.tell = run, ledger, tell
         self.unsynced: set[str] = set()  # files whose last lines may not be on the disk
+        self.also: Callable[[str, Record], None] | None = None  # hears of what was written
 
     def event(self, event: Record) -> None:
         event = {"time": time.time(), **event}
         self._append(log.TRIALS, event, durable=True)
         self.ledger.add(event)
+        if self.also is not None:
+            self.also("event", event)
 
     def report(self, report: Record) -> None:
+        report = {"time": time.time(), **report}
         self._append(log.HISTORY, report)
+        if self.also is not None:
+            self.also("report", report)
 
     def galleries(self, galleries: list[Record]) -> None:
         self._append(log.GALLERIES, *galleries)
+
+    def predictions(self, line: Record) -> None:
+        self._append(log.PREDICTIONS, line)
 
     def _append(self, name: str, *lines: dict[str, Any], durable: bool = False) -> None:
         path = self.run / name

@@ -25,6 +25,8 @@ from tune_ssl.records.log import Record
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
+FLUSH_SECONDS = 5  # after which a file that is still written has what was added
+
 
 def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     """Write the logs to the folder `out`, all or none, and return the number of trials.
@@ -60,9 +62,10 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     try:
         temporary.mkdir(parents=True)
         for trial, lines in history.items():
-            _write_trial(
-                temporary / trial, lines, ledger.begun[trial], ledger.ended.get(trial), metric
-            )
+            written = TrialLog(temporary / trial, ledger.begun[trial], metric)
+            for line in lines:
+                written.report(line)
+            written.close(ledger.ended.get(trial))
         if replace:
             shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
@@ -73,32 +76,56 @@ def write_logs(run: Path, out: Path, *, replace: bool) -> int:
     return len(history)
 
 
-def _write_trial(
-    folder: Path, reports: list[Record], start: Record, ending: Record | None, metric: str
-) -> None:
-    from tensorboardX import SummaryWriter
+class TrialLog:
+    """The event file of one trial, in a folder of its own; whoever opens it closes it."""
 
-    with SummaryWriter(str(folder)) as writer:
-        for report in reports:
-            for key, value in report["metrics"].items():
-                if value is None or isinstance(value, (int, float)):
-                    shown = nan if value is None else value
-                    writer.add_scalar(key, shown, report["step"], walltime=report["time"])
-        final: dict[str, float] = {}
-        if ending and ending["event"] == log.FINISHED and ending["value"] is not None:
-            final[f"final/{metric}"] = ending["value"]
+    def __init__(self, folder: Path, start: Record, metric: str) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.start, self.metric = start, metric
+        self.writer = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
+
+    def report(self, report: Record) -> None:
+        for key, value in scalars(report["metrics"]).items():
+            self.writer.add_scalar(key, value, report["step"], walltime=report["time"])
+
+    def close(self, ending: Record | None) -> None:
+        """With the final value of a finished trial, and the hyperparameters."""
+        with self.writer:
+            final = final_value(ending, self.metric)
             for key, value in final.items():
-                writer.add_scalar(key, value, ending["step"], walltime=ending["time"])
-        _write_hparams(writer, start, final)
+                assert ending is not None
+                self.writer.add_scalar(key, value, ending["step"], walltime=ending["time"])
+            _write_hparams(self.writer, self.start, final)
+
+
+def scalars(metrics: Record) -> dict[str, float]:
+    """The metrics that are numbers; what was not finite is NaN."""
+    return {
+        key: nan if value is None else value
+        for key, value in metrics.items()
+        if value is None or isinstance(value, (int, float))
+    }
+
+
+def final_value(ending: Record | None, metric: str) -> dict[str, float]:
+    """`final/<metric>` of a trial that finished, and of no other."""
+    if ending and ending["event"] == log.FINISHED and ending["value"] is not None:
+        return {f"final/{metric}": ending["value"]}
+    return {}
+
+
+def hyperparameters(start: Record) -> Record:
+    """What a trial was given: its flat config, and its phase, condition, seed and variant."""
+    named = {k: start[k] for k in ("phase", "condition", "seed", "variant") if k in start}
+    return {key: _plain(value) for key, value in (start["config"] | named).items()}
 
 
 def _write_hparams(writer: SummaryWriter, start: Record, final: dict[str, float]) -> None:
     """Into the trial's own run: SummaryWriter.add_hparams would open a further one."""
     from tensorboardX.summary import hparams
 
-    named = {k: start[k] for k in ("phase", "condition", "seed", "variant") if k in start}
-    values = {key: _plain(value) for key, value in (start["config"] | named).items()}
-    experiment, begin, end = hparams(values, final)
+    experiment, begin, end = hparams(hyperparameters(start), final)
     for summary in (experiment, begin, *([end] if final else [])):
         writer.file_writer.add_summary(summary)
 

@@ -1,0 +1,40 @@
+"""`study.loggers: [tensorboard]`: the event files of `tune-ssl tensorboard`, written while trials train."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tune_ssl.records.log import Record
+from tune_ssl.viewers.follow import NOTHING, Followed
+from tune_ssl.viewers.tensorboard import TrialLog
+
+
+class Tool:
+    """A folder for each trial. One that goes on is written anew: the records have all of it."""
+
+    def __init__(self, followed: Followed, folder: str | None = None) -> None:
+        self.metric = followed.metric
+        # Two runs in one folder of the user's must not write into each other's trials
+        self.folder = (
+            Path(folder) / followed.folder.name if folder else followed.folder / "tensorboard"
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.logs: dict[str, TrialLog] = {}
+
+    def has(self, trial: str, ending: Record) -> bool:
+        return False
+
+    def open(self, trial: str, start: Record) -> float:
+        shutil.rmtree(self.folder / trial, ignore_errors=True)
+        self.logs[trial] = TrialLog(self.folder / trial, start, self.metric)
+        return NOTHING
+
+    def report(self, trial: str, report: Record) -> None:
+        self.logs[trial].report(report)
+
+    def close(self, trial: str, ending: Record | None) -> None:
+        self.logs.pop(trial).close(ending)
+
+    def finish(self) -> None:
+        pass
