@@ -4,6 +4,7 @@ Runs.trials       one row per trial:
     run, label, method, dataset, condition, labels, phase, trial, number, status, seed, digest,
     value, last, step, seconds, images_seen, reason, started, ended, resumed, split,
     repeats (of a finalist), variant (of an ablation),
+    waited (seconds, of those, for another trial's pretraining), reused (steps that another one trained),
     given (where the config of a search trial was known from beforehand, if it was), redrawn (how
     many drawn configs were left out before it),
     full_config (a dict; a value of null is in it alone),
@@ -23,6 +24,7 @@ Runs.variants     one row per planned row of an ablation: run, label, condition,
                   retune, switches, config; the variant `reference` changes nothing
 Runs.ledgers      run -> its events as `tune_ssl.records.ledger` reads them
 Runs.galleries    what the model sees (analysis.read.galleries)
+Runs.predictions  run -> confirmed trial -> what its network says of single images (records.predictions)
 Runs.notes        sentences on what is incomplete or odd, for the reader of the report
 """
 
@@ -38,10 +40,12 @@ import pandas as pd
 
 from analysis.read.galleries import Gallery, read_galleries
 from analysis.read.history import HISTORY_COLUMNS, History
+from analysis.read.predictions import read_predictions
 from analysis.read.study import Study, check_schema, read_studies
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
+from tune_ssl.records.predictions import Predictions
 
 RUNNING = "running"
 SUPERSEDED = "superseded"  # the phase of confirm trials that count no more
@@ -51,7 +55,8 @@ MATRICES = ("test/confusion", "test/reliability")  # of a trial, as nested lists
 
 TRIAL_COLUMNS = str.split(
     "run label method dataset condition labels phase trial number status seed digest value last "
-    "step seconds images_seen reason started ended resumed split repeats variant given redrawn full_config"
+    "step seconds images_seen reason started ended resumed split repeats variant given redrawn "
+    "waited reused full_config"
 )
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
 LOCK_COLUMNS = str.split(
@@ -59,7 +64,7 @@ LOCK_COLUMNS = str.split(
 )
 VARIANT_COLUMNS = str.split("run label condition variant changes retune switches config")
 NUMBERS = str.split(
-    "labels number seed value last step seconds images_seen started ended resumed redrawn"
+    "labels number seed value last step seconds images_seen started ended resumed redrawn waited reused"
 )
 
 
@@ -76,6 +81,7 @@ class Runs:
     ledgers: dict[str, Ledger]
     notes: list[str] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
+    predictions: dict[str, dict[str, Predictions]] = field(default_factory=dict)
 
     def study(self, run: str) -> Study:
         return next(study for study in self.studies if study.run == run)
@@ -109,6 +115,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     variants: list[dict[str, Any]] = []
     ledgers: dict[str, Ledger] = {}
     galleries: list[Gallery] = []
+    predictions: dict[str, dict[str, Predictions]] = {}
     for study in studies:
         events = _own(study, log.TRIALS, ("event", "trial", "condition", "phase"), notes)
         splits = _own(study, log.SPLITS, ("condition", "seed", "digest"), notes)
@@ -127,6 +134,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         variants += _event_rows(study, planned, VARIANT_COLUMNS)
         gone = {trial for trial in ledger.begun if ledger.superseded(trial)}
         galleries += [one for one in read_galleries(study, notes) if one.trial not in gone]
+        predictions[study.run] = read_predictions(study, ledger, notes)
     table = _frame(trials, TRIAL_COLUMNS)
     for column in NUMBERS:
         try:
@@ -143,6 +151,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
         ledgers,
         notes,
         galleries,
+        predictions,
     )
 
 
@@ -189,7 +198,12 @@ def _trial_rows(
         known = ("number", "seed", "digest", "repeats", "variant", "given", "redrawn")
         row.update({key: start[key] for key in known if key in start})
         row.update(end.get("metrics") or {})
-        row.update({k: end.get(k) for k in ("value", "step", "seconds", "images_seen", "reason")})
+        row.update(
+            {
+                k: end.get(k)
+                for k in ("value", "step", "seconds", "images_seen", "reason", "waited", "reused")
+            }
+        )
         if (parts := end.get("accumulate", 1)) != 1:  # asked for, or tried where memory had run out
             halved = f"each batch in {parts} parts (compute.accumulate={parts})"
             row["reason"] = "; ".join(filter(None, [halved, row["reason"]]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tune_ssl.records.ledger import Ledger
 
 
@@ -17,17 +15,12 @@ class BestFinalValue:
         "tuning seeds, the one with the best mean over all tuning seeds. Trials that were stopped "
         "early, diverged, collapsed or failed are never candidates. Test data plays no part. Configurations "
         "within the 95 % half-width sqrt(ln(40) / 2n) of the best, n being the number of "
-        "validation images, count as ties."
+        "validation images, count as ties, by their values on the search's own seed."
     )
 
     def scores(self, ledger: Ledger, condition: str, mode: str) -> dict[str, float]:
         """Each trial of a condition that may be chosen -> what it is chosen by; the first one is."""
         return ledger.scores(condition, mode)
-
-    def ties(self, scores: Mapping[str, float], half_width: float) -> int:
-        """How many other candidates lie within the half-width of the first."""
-        best, *others = scores.values()
-        return sum(abs(value - best) <= half_width for value in others)
 
 
 DEFAULT_RULE = BestFinalValue()

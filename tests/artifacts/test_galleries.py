@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from tests.support.helpers import small_spec
 from tests.support.runs import run_here
-from tune_ssl.artifacts import galleries
+from tune_ssl.artifacts import galleries, thumbnails
 from tune_ssl.artifacts.model_files import load_model, save_model
 from tune_ssl.base.errors import UserError
 from tune_ssl.data.loading import load_data
@@ -60,7 +60,7 @@ def noise(count, channels, side):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_strip_shows_each_pixel_enlarged_by_a_whole_number(channels):
     images = noise(3, channels, 8)
-    png, width = galleries.strip(images)
+    png, width = thumbnails.strip(images)
     found = decoded(galleries.Row("", png, width))
     assert width == found.shape[1] == 3 * 50 and found.shape[0] == 50
     for i, image in enumerate(images):
@@ -72,12 +72,12 @@ def test_a_strip_shows_each_pixel_enlarged_by_a_whole_number(channels):
     "side, shown", [(8, 48), (28, 56), (32, 64), (47, 94), (48, 48), (96, 96), (224, 160)]
 )
 def test_images_are_shown_from_48_to_160_pixels_large(side, shown):
-    assert galleries.shown_side(side) == shown
+    assert thumbnails.shown_side(side) == shown
 
 
 def test_a_strip_stays_small_even_where_its_images_are_noise():
-    png, width = galleries.strip(noise(8, 3, 224))
-    assert len(png) <= 30_000 and width >= 8 * galleries.SMALLEST
+    png, width = thumbnails.strip(noise(8, 3, 224))
+    assert len(png) <= 30_000 and width >= 8 * thumbnails.SMALLEST
 
 
 # ---- the images that are chosen ---------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_a_run_of_other_data_than_the_drivers_leaves_nothing(confirming):
 
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
 def test_images_of_any_number_of_channels_are_shown(channels, mode):
-    from tune_ssl.artifacts.galleries import sheet
+    from tune_ssl.artifacts.thumbnails import sheet
 
     drawn = sheet([np.full((2, channels, 8, 8), 9, np.uint8)], 8)
     assert drawn.mode == mode and drawn.getpixel((4, 4)) == (9 if mode == "L" else (9, 9, 9))

@@ -332,7 +332,7 @@ def test_a_bank_of_another_size_is_loaded_whole():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_confirmation_measures_the_test_part_as_for_any_method(method):
-    values = measure_test(fitted(small_spec(method)).trained)
+    values = measure_test(fitted(small_spec(method)).trained)["result"]
     assert values["test/count"] == 359 and np.sum(values["test/confusion"]) == 359
     assert values["test/mean_class_accuracy"] > 0.5
 

@@ -444,6 +444,6 @@ def test_the_test_part_is_looked_at_only_when_a_confirmation_measures_it(
         patched.setattr(store, "open_test", refuse)
         reports = run(spec_of("fixmatch", **SMALL_POOL))
     assert not any(name.startswith("test") for name in rows_of(kept))
-    values = measure_test(reports[-1].trained)
+    values = measure_test(reports[-1].trained)["result"]
     assert rows_of(kept)["test.none.1"] == values["test/count"] == 359
     assert np.trace(values["test/confusion"]) / 359 == pytest.approx(values["test/accuracy"])

@@ -7,18 +7,15 @@ Shapes: Q queries, k neighbours of each, N validation images, n images in a row.
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from tune_ssl.artifacts.thumbnails import strip
 from tune_ssl.data.batch import Batch
 from tune_ssl.data.loading import SetLoader, stream
 from tune_ssl.data.sets import LabeledSet
@@ -26,10 +23,6 @@ from tune_ssl.training.evaluation import predict
 from tune_ssl.training.loop import Trained
 from tune_ssl.training.metrics import class_agreement, nearest_neighbours, some_rows
 
-SMALLEST, LARGEST = 48, 160  # pixels a side, as shown
-GAP = 2  # pixels between two images
-GREY = 128
-MOST_BYTES = 22_500  # of a strip where possible; base64 makes 30,000 of them
 ROW_LENGTH = 8  # images
 QUERIES, NEIGHBOURS = 4, 5
 PICTURES, NEAREST = "pictures", "neighbours"
@@ -39,7 +32,6 @@ TITLES = {
 }
 
 Ints = NDArray[np.int64]
-Uint8s = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -193,55 +185,3 @@ def choose_queries(labels_N: Ints, count: int) -> Ints:
         rows = rows[labels_N[rows].argsort(kind="stable")]
         chosen += rows[some_rows(len(rows), count - len(chosen))].tolist()
     return np.array(chosen, np.int64)
-
-
-# ---- drawing -----------------------------------------------------------------------------------
-
-
-def strip(images_n: Uint8s) -> tuple[str, int]:
-    """Images (n, C, side, side) side by side as a PNG in base64, and its width in pixels.
-
-    Where a full strip would be large, it has 256 colours, and at last smaller images.
-    """
-    side = shown_side(images_n.shape[-1])
-    drawn = sheet([images_n], side)
-    content = png(drawn, optimize=True)
-    for smaller in (side, 128, 96, 80, 64, SMALLEST):
-        if len(content) <= MOST_BYTES:
-            break
-        if smaller <= side:
-            drawn = sheet([images_n], smaller).quantize(256)
-            content = png(drawn, optimize=True)
-    return base64.b64encode(content).decode(), drawn.width
-
-
-def shown_side(side: int) -> int:
-    """How large an image of `side` pixels is shown: whole multiples where it is enlarged."""
-    return side * math.ceil(SMALLEST / side) if side < SMALLEST else min(side, LARGEST)
-
-
-def sheet(rows: Sequence[Uint8s], side: int, below: int = 0) -> Image.Image:
-    """Rows of images (n, C, H, H), each `side` pixels large, left to right in a grey frame.
-
-    A cell is `side + GAP` wide; `below` each row that many pixels are left free for text. Of other than 1 or 3 channels
-    the first three are shown, of two the first.
-    """
-    shown = 3 if rows[0].shape[1] >= 3 else 1
-    rows = [row[:, :shown] for row in rows]
-    channels = rows[0].shape[1]
-    cell, width = side + GAP, max(len(row) for row in rows)
-    mode, grey = ("L", GREY) if channels == 1 else ("RGB", (GREY,) * 3)
-    drawn = Image.new(mode, (width * cell, len(rows) * (cell + below)), grey)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            pixels = image[0] if channels == 1 else np.moveaxis(image, 0, -1)
-            how = Image.Resampling.NEAREST if side > image.shape[-1] else Image.Resampling.BOX
-            scaled = Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), how)
-            drawn.paste(scaled, (x * cell + GAP // 2, y * (cell + below) + GAP // 2))
-    return drawn
-
-
-def png(drawn: Image.Image, optimize: bool = False) -> bytes:
-    content = io.BytesIO()
-    drawn.save(content, "PNG", optimize=optimize)
-    return content.getvalue()

@@ -143,7 +143,7 @@ def grid(found: NamedNeighbours) -> Image.Image:
     """A row per query: itself, then its neighbours, each with its class below it."""
     from PIL import ImageDraw, ImageFont
 
-    from tune_ssl.artifacts.galleries import GAP, SMALLEST, sheet, shown_side
+    from tune_ssl.artifacts.thumbnails import GAP, SMALLEST, sheet, shown_side
 
     near = found.neighbours
     rows = [near.on.images.gather(row) for row in near.rows()]
@@ -174,7 +174,7 @@ def fitted(name: str, font: Any, width: int) -> str:
 
 def write_grid(found: NamedNeighbours, out: Path) -> None:
     """Write the grid as a PNG, whole or not at all. UserError if it cannot be written."""
-    from tune_ssl.artifacts.galleries import png
+    from tune_ssl.artifacts.thumbnails import png
 
     if out.is_dir():
         raise UserError(Problem("is a folder, but must be a file's name", str(out)))

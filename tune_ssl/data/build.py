@@ -4,7 +4,8 @@ meta.json                       what is in it, and what was left out
 train.images.bin                pixels, uint8 (N, C, H, W); or
 train.files.bin, .offsets.npy   the files' own bytes, one after another (data.store: encoded)
 train.labels.npy                int64 (N,)
-files.npz                       of a store of files: name, time and digest of each, in the listing's order
+files.npz                       of a store of files: name, time and digest of each, in the listing's order, and
+                                which of them each row of a part is (`train.files`)
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def build(dataset: Dataset, spec: DataSpec, listing: Listing | None, target: Pat
         meta = _meta(dataset, spec, source, kind, written, record, listing)
         if listing is not None:
             with writing(target):
-                np.savez(temp / "files.npz", **_table(listing, written.hashes))  # type: ignore[arg-type]
+                table = _table(listing, written.hashes) | _files_of_rows(listing, source)
+                np.savez(temp / "files.npz", **table)  # type: ignore[arg-type]
         meta["build_seconds"] = round(time.monotonic() - started, 2)
         with writing(target):
             content = json.dumps(meta, indent=1).encode()
@@ -279,6 +281,18 @@ def _table(listing: Listing, hashes: dict[str, bytes]) -> dict[str, Any]:
         "mtimes": np.array([file.mtime_ns for file in every], np.int64),
         "sizes": np.array([file.size for file in every], np.int64),
         "digests": np.frombuffer(digests, np.uint8).reshape(-1, 16),
+    }
+
+
+def _files_of_rows(listing: Listing, source: Source) -> dict[str, Any]:
+    """Of each part's rows the number of their file in the listing's order."""
+    every = [file.path for files in listing.files.values() for file in files]
+    number = {path: i for i, path in enumerate(every)}
+    return {
+        f"{name}.files": np.array(
+            [number[file.path] for file in part.files if file.path not in source.bad], np.int64
+        )
+        for name, part in source.parts.items()
     }
 
 

@@ -16,7 +16,7 @@ from tune_ssl.records import log
 from tune_ssl.records.log import Record
 
 OPEN = "open"  # a trial without an ending: it runs, or was interrupted
-COSTS = ("seconds", "waited", "images_seen")  # of an ending
+COSTS = ("seconds", "waited", "images_seen", "reused")  # of an ending
 TUNING = (log.SEARCH, log.FINALIST)  # the phases whose trials a config is chosen by
 
 

@@ -6,13 +6,14 @@ It needs only the standard library, so that a report renders where neither torch
     history.jsonl   one line per report of a trial in training
     splits.jsonl    one line per (condition, seed): which images were labeled, validation, test
     galleries.jsonl one line per gallery of a condition's first confirmed seed
+    predictions.jsonl  one line per confirmed trial: what its network says of single images (`records.predictions`)
     models/<index of the condition>/   that seed's weights, model.safetensors, and model.json
 
 Lines are append-only and self-describing. A torn last line is dropped with a warning; one that is whole
 but not what a run writes (a value that is a text, an unknown event) is an error that names file and line:
 no crash makes such lines, and what was changed must not become a result. After a resume
 the same report may stand twice: `latest_reports` keeps the last one of each (trial, stage, step),
-and `latest_galleries` that of each (trial, name).
+`latest_galleries` that of each (trial, name). Of predictions the last sound line of a trial counts.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tune_ssl.records import fields
 SCHEMA = 1
 TRIALS, HISTORY, SPLITS, STUDY = "trials.jsonl", "history.jsonl", "splits.jsonl", "study.yaml"
 GALLERIES, MODELS = "galleries.jsonl", "models"
+PREDICTIONS = "predictions.jsonl"
 WEIGHTS, MODEL = "model.safetensors", "model.json"
 
 STARTED, RESUMED = "started", "resumed"
@@ -77,6 +79,7 @@ _EVENT = {
     "step": fields.AMOUNT.or_null(),
     "seconds": fields.AMOUNT.or_null(),
     "waited": fields.AMOUNT,
+    "reused": fields.AMOUNT,
     "images_seen": fields.AMOUNT.or_null(),
     "half_width": fields.AMOUNT.or_null(),
     "retune": fields.TEXTS,

@@ -25,7 +25,8 @@ RULE = (
 class ConfirmPhase(RepeatPhase):
     """One job per reporting seed, all of the config that is locked for the condition.
 
-    The first seed's run also leaves galleries and the model: the driver writes them to the run folder.
+    Each leaves what its network says of single images. The first seed's run also leaves galleries and the model: the
+    driver writes them to the run folder.
     """
 
     name, title = log.CONFIRM, "confirm"
@@ -63,9 +64,11 @@ class ConfirmPhase(RepeatPhase):
 
     def finishing(self, job: Job, report: Record) -> None:
         """Before the ending is recorded, so that a run of which anything is lost is run again."""
+        about = {"trial": job.trial, "condition": job.condition, "seed": job.seed}
+        if predictions := report.get("predictions"):
+            self.context.writer.predictions({**about, **predictions})
         if not job.keep:
             return
-        about = {"trial": job.trial, "condition": job.condition, "seed": job.seed}
         if galleries := report.get("galleries"):
             self.context.writer.galleries([{**about, **gallery} for gallery in galleries])
         try:

@@ -62,8 +62,8 @@ def train_job(config: dict[str, Any]) -> None:
 def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) -> None:
     """Train one job. What goes wrong in it is reported; it is raised only for Ray to try once more.
 
-    `finish` adds to the last report's result. `keep` adds to that report itself, and what it writes into
-    the folder goes with it as a checkpoint.
+    `finish` adds to the last report: to its `result` and its `notes`, and what else it returns beside them. `keep` adds
+    to that report too, and what it writes into the folder goes with it as a checkpoint.
     """
     # Ray gives up a worker whose last trial's thread is not over by then, and the next trial with it
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
@@ -76,7 +76,8 @@ def run_job(job: Job, finish: Finish | None = None, keep: Keep | None = None) ->
         _train_and_report(job, finish, keep)
     except (loop.Diverged, loop.Collapsed, loop.TooLong) as error:
         spent = {
-            name: getattr(error, name) for name in ("step", "images_seen", "seconds", "waited")
+            name: getattr(error, name)
+            for name in ("step", "images_seen", "seconds", "waited", "reused")
         }
         endings = {loop.Diverged: log.DIVERGED, loop.Collapsed: log.COLLAPSED}
         status = endings.get(type(error), log.STOPPED)
@@ -165,7 +166,10 @@ def _send_each(
         plain = _plain(report) | {"accumulate": spec.compute.accumulate}
         if report.last:
             more = finish(report.trained) if finish else {}
-            plain |= {"status": log.FINISHED, "result": report.result | more}
+            result, notes = more.pop("result", {}), more.pop("notes", [])
+            plain |= {"status": log.FINISHED, "result": report.result | result, **more}
+            if notes:
+                plain["notes"] = [*plain.get("notes", []), *notes]
             _send_with(plain, partial(keep, report.trained) if keep else None, "model_error")
         elif report.snapshot and time.monotonic() - written >= job.checkpoint_seconds:
             state = report.snapshot() | {"report": json.dumps(log.plain(plain))}
@@ -237,6 +241,7 @@ def _plain(report: loop.Report) -> dict[str, Any]:
         "images_seen": report.images_seen,
         "seconds": report.seconds,
         "waited": report.waited,
+        "reused": report.reused,
         "split": report.trained.data.split.digest,
         **({"notes": list(report.notes)} if report.notes else {}),
     }
