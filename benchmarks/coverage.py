@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
+from scipy import special
 
 from analysis.numbers import stats
+from analysis.numbers.labels_saved import equivalent
 from analysis.numbers.tables import not_worse
 
 Floats = stats.Floats
@@ -31,6 +32,9 @@ CONDITIONS = 4
 CORRELATION = 0.3  # of one seed's scores under two conditions
 COMPARISONS = 12  # in the table that Holm corrects: three methods under four conditions
 GAIN = 2.0  # standard deviations of a method's scores, where the power is asked for
+LEVEL = 2.0  # of a logit: an accuracy near 85 %
+KINDS = ((0.1, 1.0), (0.1, 3.0), (0.5, 1.0))  # standard deviations of seeds' and of images' logits
+IMAGES = 359  # of a test part, as that of digits
 METHODS = (2, 4, 10)  # in a condition whose best are bold
 COLLAPSE = 0.1  # the share of seeds that lose 30 points
 DECIDES = "paired t"
@@ -85,26 +89,110 @@ def probability_coverage(
     return float(((low <= truth) & (truth <= high)).mean())
 
 
-def iqm_coverage(
-    n: int, samples: int, correlation: float, together: bool, draws: int = 1_000, seed: int = 0
-) -> float:
-    """The share of `iqm_interval`s over four conditions and n seeds that hold the population's IQM.
+def crossed(
+    rng: np.random.Generator, seeds: int, images: int, seed_std: float, image_std: float
+) -> Floats:
+    """Right (1) or not (0) of S seeds on N images: logits of a common level, a seed's and an image's own."""
+    logits = LEVEL + seed_std * rng.normal(size=(seeds, 1)) + image_std * rng.normal(size=images)
+    return (rng.random(logits.shape) < special.expit(logits)).astype(float)
 
-    Scores are normal, with the means 0 to 3 and the standard deviations 1.5 to 0.75 of a learning
-    curve; `correlation` is that of a seed's scores under two conditions.
+
+def images_coverage(n: int, samples: int, kind: tuple[float, float], whole: bool) -> float:
+    """The share of intervals, of n seeds on IMAGES images in 10 classes, that hold the mean over all of both.
+
+    By `seeds_and_images` if `whole`, else over seeds alone.
     """
-    rng = np.random.default_rng(seed)
-    centres, widths = np.arange(CONDITIONS), np.linspace(1.5, 0.75, CONDITIONS)
-    grid = (np.arange(20_000) + 0.5) / 20_000  # a quantile grid stands for the population
-    population = centres[:, None] + widths[:, None] * scipy_stats.norm.ppf(grid)
-    truth = stats.iqm(population)
+    rng = np.random.default_rng(0)
+    truth = np.mean([crossed(rng, 50, 2_000, *kind).mean() for _ in range(60)])
+    classes = np.arange(IMAGES) % 10
     held = 0
     for _ in range(samples):
-        shared = np.sqrt(correlation) * rng.normal(size=n)
-        own = np.sqrt(1 - correlation) * rng.normal(size=(CONDITIONS, n))
-        scores = centres[:, None] + widths[:, None] * (shared + own)
-        held += stats.iqm_interval(scores, together=together, draws=draws).holds(truth)
+        scores = crossed(rng, n, IMAGES, *kind)
+        found = (
+            stats.seeds_and_images(scores, classes)
+            if whole
+            else stats.mean_interval(scores.mean(axis=1))
+        )
+        held += found.holds(float(truth))
     return held / samples
+
+
+def digits_coverage(n: int, samples: int, labels: int) -> tuple[float, float]:
+    """The same of real models: logistic regression on `labels` of scikit-learn's digits, n seeds, 359 test images.
+
+    Each sample draws its test images anew, each seed its labels from the rest. The truth is the mean
+    accuracy on all images that were neither, over all samples. (over seeds alone, seeds and images)
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    images, labels_N = load_digits(return_X_y=True)
+    images = images / 16
+    rng = np.random.default_rng(0)
+    found, beyond = [], []
+    for _ in range(samples):
+        order = rng.permutation(len(images))
+        test, pool = order[:IMAGES], order[IMAGES:]
+        scores = []
+        for _ in range(n):
+            mine = rng.permutation(pool)
+            model = LogisticRegression(C=1.0, max_iter=200)
+            model.fit(images[mine[:labels]], labels_N[mine[:labels]])
+            scores.append(model.predict(images[test]) == labels_N[test])
+            others = mine[labels:]
+            right = model.predict(images[others]) == labels_N[others]
+            beyond.append(np.mean([right[labels_N[others] == k].mean() for k in range(10)]))
+        right_SN = np.array(scores, dtype=float)
+        by_class = [right_SN[:, labels_N[test] == k].mean(axis=1) for k in range(10)]
+        alone = stats.mean_interval(np.mean(by_class, axis=0))
+        found.append((alone, stats.seeds_and_images(right_SN, labels_N[test])))
+    truth = float(np.mean(beyond))
+    alone, both = (np.mean([pair[i].holds(truth) for pair in found]) for i in (0, 1))
+    return float(alone), float(both)
+
+
+def labels_coverage(n: int, samples: int, seed: int = 0) -> float:
+    """The share of `labels_saved` intervals that hold 40 labels, which the method is exactly worth.
+
+    Seeds move both curves together (2 points), and each point has its own noise (1 point).
+    """
+    rng = np.random.default_rng(seed)
+    curve = {10.0: 0.70, 20.0: 0.80, 80.0: 0.90}
+    held = 0
+    for _ in range(samples):
+        levels = rng.normal(0, 0.02, n)
+        noisy = {
+            count: {s: mean + levels[s] + rng.normal(0, 0.01) for s in range(n)}
+            for count, mean in curve.items()
+        }
+        ours = {s: 0.85 + levels[s] + rng.normal(0, 0.01) for s in range(n)}
+        found = equivalent(ours, noisy)
+        held += found["low"] <= 40 <= found["high"]
+    return held / samples
+
+
+def gain_coverage(n: int, samples: int, seed: int = 0) -> float:
+    """The share of mean gains over CONDITIONS, whole seeds as units, whose interval holds the true one.
+
+    A seed's differences under two conditions have the correlation CORRELATION.
+    """
+    rng = np.random.default_rng(seed)
+    shared = np.sqrt(CORRELATION) * rng.normal(size=(samples, 1, n))
+    own = np.sqrt(1 - CORRELATION) * rng.normal(size=(samples, CONDITIONS, n))
+    means = (shared + own).mean(axis=1)
+    return sum(stats.mean_interval(row).holds(0.0) for row in means) / samples
+
+
+def outlier_rates(n: int, samples: int, seed: int = 0) -> tuple[float, float]:
+    """How often a normal sample has a seed called outlying, and how often one of them that lost 30 points is."""
+    rng = np.random.default_rng(seed)
+    false = found = 0
+    for _ in range(samples):
+        scores = rng.normal(0.9, 0.02, n)
+        false += bool(stats.outlying(scores.tolist(), least=0))
+        scores[0] -= 0.3
+        found += 0 in stats.outlying(scores.tolist())
+    return false / samples, found / samples
 
 
 def type_one_error(
@@ -162,7 +250,11 @@ def main() -> None:
         cells = "".join(f"{100 * rate(n):8.1f}" for n in args.seeds)
         print(f"{title:52s}{cells}", flush=True)
 
-    print(f"{m:,} samples; {few:,} for the IQM, bold and the sign flip with Holm. In percent.\n")
+    print(
+        f"A share of 95 % has a Monte Carlo standard error of {100 * (0.05 * 0.95 / m) ** 0.5:.2f} with {m:,} samples, "
+        f"of {100 * (0.05 * 0.95 / few) ** 0.5:.2f} with {few:,}."
+    )
+    print(f"{m:,} samples; {few:,} for what is slow. In percent.\n")
     print(f"{'coverage of 95 % intervals; n =':52s}" + "".join(f"{n:8d}" for n in args.seeds))
     for name, (draw, truth) in MEANS.items():
         show(f"mean: {name}", lambda n, d=draw, t=truth: mean_coverage(d, t, n, m))  # type: ignore[misc]
@@ -170,11 +262,27 @@ def main() -> None:
         show(f"paired difference: {name}", lambda n, d=draw: difference_coverage(d, n, m))  # type: ignore[misc]
     for name, chances in PAIRS.items():
         show(name, lambda n, c=chances: probability_coverage(c, n, m))  # type: ignore[misc]
-    for correlation in (0.0, CORRELATION):
-        for together in (False, True):
-            kind = "whole seeds" if together else "stratified"
-            title = f"IQM, {kind}, correlation {correlation}"
-            show(title, lambda n, c=correlation, t=together: iqm_coverage(n, few, c, t))  # type: ignore[misc]
+    show(
+        f"mean gain over {CONDITIONS} conditions, correlation {CORRELATION}",
+        lambda n: gain_coverage(n, m),
+    )
+    show("labels saved, 40 of 10 to 80", lambda n: labels_coverage(n, few))
+    for kind in KINDS:
+        for whole in (False, True):
+            title = "seeds and images" if whole else "seeds alone, read as of other images"
+            show(
+                f"{title}, seeds {kind[0]}, images {kind[1]}",
+                lambda n, k=kind, w=whole: images_coverage(n, few, k, w),  # type: ignore[misc]
+            )
+    show("outlying: a normal seed is called so", lambda n: outlier_rates(n, few)[0])
+    show("outlying: a seed that lost 30 points is", lambda n: outlier_rates(n, few)[1])
+    for labels in (200, 400):
+        alone, both = digits_coverage(10, min(few, 200), labels)
+        print(
+            f"digits, logistic regression, {labels} labels, 10 seeds, {min(few, 200)} samples: "
+            f"seeds alone {100 * alone:.1f}, seeds and images {100 * both:.1f}",
+            flush=True,
+        )
     normal = MEANS["normal"][0]
     for test in TESTS:
         decides = test == DECIDES

@@ -1,4 +1,4 @@
-"""Methods against each other: paired differences, aggregates over conditions, average ranks.
+"""Methods against each other: paired differences, and their mean over conditions.
 
 All of it is on test data, over confirm trials whose seed and labeled images are the same for the
 methods compared. Shares are fractions, a cell without a number is nan; `display` formats.
@@ -6,24 +6,23 @@ methods compared. Shares are fractions, a cell without a number is nan; `display
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.numbers import ranks
 from analysis.numbers.stats import (
     ALPHA,
     holm,
-    iqm_interval,
+    mean_interval,
     paired,
     paired_difference,
     paired_t_p_value,
     probability_of_improvement,
     seeds_for_decision,
     sign_flip_p_value,
+    t_p_value,
 )
 from analysis.numbers.tables import (
     CELL,
@@ -32,7 +31,9 @@ from analysis.numbers.tables import (
     cells,
     condition_of,
     confirm_trials,
+    correct_by_seed,
     identity,
+    images_interval,
     pairs,
 )
 from analysis.read.load import Runs
@@ -41,10 +42,11 @@ from analysis.read.study import Study
 BASELINE = "supervised"
 DIFFERENCES = str.split(
     "method reference condition labels mean low high n unpaired p p_holm p_sign_flip "
-    "p_better p_better_low p_better_high seeds_needed"
+    "p_better p_better_low p_better_high seeds_needed images_low images_high"
 )
-AGGREGATE = str.split("method iqm low high mean rank conditions seeds left_out")
-RANKS = str.split("method rank critical_difference groups friedman_p conditions left_out")
+GAINS = str.split(
+    "method reference mean low high n p p_holm score reference_score conditions left_out"
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,6 @@ class Shared:
     @property
     def conditions(self) -> list[str]:
         return list(self.scores.index.unique("condition"))
-
-    def means(self) -> pd.DataFrame:
-        """The mean over seeds: conditions x methods."""
-        return self.scores.groupby("condition", sort=False).mean()
 
 
 def reference_study(studies: Sequence[Study]) -> Study:
@@ -79,6 +77,7 @@ def difference_table(runs: Runs) -> pd.DataFrame:
     the paired t test, `p_holm` the same after Holm's correction over the whole table: it decides.
     `p_sign_flip` is of the sign-flip test, `p_better` P(method > reference). `seeds_needed` is 0
     where it is decided, else `stats.seeds_for_decision` for as many comparisons as the table has.
+    `images_low` and `images_high` are the difference's ends for other seeds and other test images.
     """
     confirmed = [cell for cell in cells(runs, confirm_trials(runs)) if not cell[2].empty]
     rivals: dict[Condition, dict[str, pd.DataFrame]] = {}
@@ -94,6 +93,8 @@ def difference_table(runs: Runs) -> pd.DataFrame:
         gaps.append(paired(ours, theirs))
         found = paired_difference(ours, theirs)
         better = probability_of_improvement(ours, theirs)
+        single = [correct_by_seed(runs, one) for one in (trials, others[reference.run])]
+        whole = images_interval(*({s: own[s] for s in own if s in ours} for own in single))
         rows.append(
             {
                 **identity(study, condition),
@@ -108,6 +109,8 @@ def difference_table(runs: Runs) -> pd.DataFrame:
                 "p_better": better.mean,
                 "p_better_low": better.low,
                 "p_better_high": better.high,
+                "images_low": whole.low,
+                "images_high": whole.high,
             }
         )
     table = pd.DataFrame(rows, columns=DIFFERENCES)
@@ -118,55 +121,44 @@ def difference_table(runs: Runs) -> pd.DataFrame:
     return table.sort_values("labels", kind="stable", ignore_index=True)
 
 
-def aggregate_table(runs: Runs) -> pd.DataFrame:
-    """Per method, over what all methods share: the IQM over conditions and seeds with its interval,
-    the mean over conditions, and the average rank (1 is best; nan for one method).
+def gain_table(runs: Runs) -> pd.DataFrame:
+    """Per method but the reference: its paired gain averaged over conditions, whole seeds as units.
 
-    Whole seeds are resampled, since a seed's scores under several conditions are not independent.
+    A seed's gain is the mean, over the conditions that all methods share, of its test value minus the
+    reference's; the interval and p are Student's t over seeds, since a seed's scores under several
+    conditions are not independent. `p_holm` is corrected over the table. `score` is the method's own
+    mean over conditions and seeds. It is about these conditions, and no others.
     """
     shared = shared_scores(runs)
-    scores = shared.scores
-    rank = pd.Series(math.nan, index=scores.columns)
-    if len(scores) and len(scores.columns) > 1:
-        rank[:] = ranks.average_ranks(shared.means().to_numpy())
+    methods = list(shared.scores.columns)
+    studies = [study for study in runs.studies if study.label in methods]
+    if len(studies) < 2:
+        return pd.DataFrame(columns=GAINS)
+    reference = reference_study(studies).label
+    by_seed_SM = shared.scores.groupby("seed").mean()
     rows = []
-    for method in scores.columns:
-        matrix = scores[method].unstack("seed").to_numpy(dtype=float)
-        found = iqm_interval(matrix, together=True)
+    for method in methods:
+        if method == reference:
+            continue
+        found = mean_interval(by_seed_SM[method] - by_seed_SM[reference])
         rows.append(
             {
                 "method": method,
-                "iqm": found.mean,
+                "reference": reference,
+                "mean": found.mean,
                 "low": found.low,
                 "high": found.high,
-                "mean": float(shared.means()[method].mean()),
-                "rank": rank[method],
+                "n": found.n,
+                "p": t_p_value(by_seed_SM[method] - by_seed_SM[reference]),
+                "score": float(by_seed_SM[method].mean()),
+                "reference_score": float(by_seed_SM[reference].mean()),
                 "conditions": len(shared.conditions),
-                "seeds": matrix.shape[1],
                 "left_out": shared.left_out,
             }
         )
-    return pd.DataFrame(rows, columns=AGGREGATE)
-
-
-def rank_table(runs: Runs) -> pd.DataFrame:
-    """Average ranks over conditions with Nemenyi's critical difference, best first.
-
-    Methods that share a letter in `groups` do not differ; where Friedman's test finds no difference
-    at all, they all share one. Empty with fewer than 3 methods or 5 conditions.
-    """
-    shared = shared_scores(runs)
-    blocks, methods = len(shared.conditions), list(shared.scores.columns)
-    if len(methods) < ranks.LEAST_METHODS or blocks < ranks.LEAST_BLOCKS:
-        return pd.DataFrame(columns=RANKS)
-    scores = shared.means().to_numpy()
-    found, p = ranks.average_ranks(scores), ranks.friedman_p_value(scores)
-    difference = ranks.critical_difference(len(methods), blocks)
-    table = pd.DataFrame({"method": methods, "rank": found})
-    table["critical_difference"] = difference
-    table["groups"] = ranks.rank_groups(found, difference if p < 0.05 else math.inf)
-    table = table.assign(friedman_p=p, conditions=blocks, left_out=shared.left_out)
-    return table.sort_values("rank", kind="stable", ignore_index=True)[RANKS]
+    table = pd.DataFrame(rows, columns=GAINS)
+    table["p_holm"] = np.array(holm(table["p"].tolist()), dtype=float)
+    return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 
 def shared_scores(runs: Runs) -> Shared:

@@ -46,11 +46,14 @@ def _cell_rows(
     trials: pd.DataFrame, reports: pd.DataFrame, metric: str
 ) -> Iterator[dict[str, Any]]:
     """The evaluations of one condition and method, in order."""
-    reports = reports[np.isfinite(reports[metric]) & reports["trial"].isin(trials["trial"])]
+    reports = reports[reports["trial"].isin(trials["trial"])]
     if reports.empty:
         return
     reports = counted_on(reports)[["trial", "total_step", metric]]
-    stopped = _stopped_at(trials, reports)
+    stopped = _stopped_at(
+        trials, reports
+    )  # of any stage, also where the metric is not measured yet
+    reports = reports[np.isfinite(reports[metric])]
     ended = finished(trials).set_index("trial")["value"].astype(float)
     reports = reports[reports["trial"].isin(ended.index)]
     reports = reports.assign(end=reports["trial"].map(ended))

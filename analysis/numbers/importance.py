@@ -21,6 +21,7 @@ from analysis.read.search_space import Key, finished, search_cells, searched_key
 from analysis.read.study import Study
 
 FANOVA, PED_ANOVA = "fANOVA", "PED-ANOVA"
+REST = "interactions and rest"
 COLUMNS = str.split(
     "condition method key evaluator share low high used finished resamples explained"
 )
@@ -38,8 +39,9 @@ Array = NDArray[Any]
 def importance_table(runs: Runs, seed: int = 0) -> pd.DataFrame:
     """Per condition, method, key and evaluator: the share of importance, and its interval.
 
-    Columns COLUMNS. `share` is in [0, 1] and sums to 1 over the keys of an evaluator, nan where
-    nothing can be told apart; `low` and `high` are the 90 % percentile bootstrap interval over trials,
+    Columns COLUMNS. `share` is in [0, 1] and sums to 1 over the rows of an evaluator, nan where
+    nothing can be told apart; fANOVA has a row REST for what no key explains alone. `low` and `high`
+    are the 90 % percentile bootstrap interval over trials,
     nan where the report has too many conditions. `used` of `finished` trials are in. `explained`
     is the out-of-bag R2 of fANOVA's forest: near 0 or below, its shares say nothing.
     """
@@ -83,8 +85,9 @@ def fanova(points: Array, values: Array, trees: int, seed: int) -> tuple[Array, 
     """Each key's share of the explained variance, and the forest's out-of-bag R2.
 
     points: [N, D] in the unit cube. values: [N]. Returns shares [D], nan where the forest is flat.
-    The main effects of Hutter et al. (2014, algorithm 2), scaled to sum to 1; as in Optuna's
-    evaluator, but on the scale that was searched (Optuna's puts log keys on a linear scale), with
+    The main effects of Hutter et al. (2014, algorithm 2), as parts of each tree's variance, averaged over trees:
+    what they lack to 1 is the work of keys together. As in Optuna's evaluator, but on the scale that was
+    searched (Optuna's puts log keys on a linear scale), with
     one axis per choice instead of one per value, and an order of magnitude faster.
     """
     from sklearn import config_context
@@ -107,7 +110,9 @@ def fanova(points: Array, values: Array, trees: int, seed: int) -> tuple[Array, 
     seen = times > 0
     error = ((out[seen] / times[seen] - values[seen]) ** 2).sum()
     spread = ((values[seen] - values[seen].mean()) ** 2).sum()
-    return _normalised(total), float(1 - error / spread) if spread > 0 else np.nan
+    return total / trees if total.any() else np.full(len(total), np.nan), float(
+        1 - error / spread
+    ) if spread > 0 else np.nan
 
 
 def ped_anova(trials: pd.DataFrame, keys: Sequence[Key], mode: str) -> Callable[[Array], Array]:
@@ -191,11 +196,14 @@ def _cell_rows(
         drawn[PED_ANOVA].append(ped(chosen))
     rows = []
     for evaluator, share in found.items():
-        low, high = _interval(drawn[evaluator], len(keys))
-        for i, key in enumerate(keys):
+        names, several = [key.name for key in keys], drawn[evaluator]
+        if evaluator == FANOVA:
+            names, share, several = [*names, REST], _with_rest(share), [*map(_with_rest, several)]
+        low, high = _interval(several, len(names))
+        for i, name in enumerate(names):
             numbers = {"share": share[i], "low": low[i], "high": high[i]}
             fit = explained if evaluator == FANOVA else np.nan
-            own = {"key": key.name, "evaluator": evaluator, "explained": fit}
+            own = {"key": name, "evaluator": evaluator, "explained": fit}
             rows.append({**own, **numbers, "resamples": len(drawn[evaluator])})
     return rows
 
@@ -233,6 +241,11 @@ def _main_effects(tree: Any, keys: int) -> Array:
         marginal = (value * rest) @ inside
         effects[key] = sizes @ (marginal - mean) ** 2 / variance
     return effects
+
+
+def _with_rest(shares: Array) -> Array:
+    """Main effects [D] and what they lack to 1: [D + 1]."""
+    return np.append(shares, max(0.0, 1 - shares.sum()) if np.isfinite(shares).all() else np.nan)
 
 
 def _normalised(shares: Array) -> Array:

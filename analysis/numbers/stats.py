@@ -20,12 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special  # and not scipy.stats, which takes a second to import
 
-ALPHA = 0.05
-LEAST_SEEDS = 4  # no interval of a mean from fewer is called a 95 % one
+from tune_ssl.records.decisions import ALPHA as ALPHA
+from tune_ssl.records.decisions import LEAST_SEEDS as LEAST_SEEDS
+
 ROUNDING = 1e-12  # a difference or a spread up to this is none
 DRAWS = 50_000
 ALL_SIGNS = 16  # up to 2^15 sign patterns; a pattern and its opposite count alike
 MOST_SEEDS = 1_000  # more than this nobody will train
+LEAST_FOR_OUTLIERS = 5  # seeds
+OUTLIERS_AT = 0.01
+NOTABLE = 0.05  # of an accuracy: how far off an outlying seed must be to be named
 
 Floats = npt.NDArray[np.float64]
 
@@ -237,59 +241,80 @@ def seeds_for_decision(
     return float(totals[reached.argmax()] - seen.n) if reached.any() else math.inf
 
 
-def iqm(values: npt.ArrayLike) -> float:
-    """The interquartile mean: the mean of the middle half of all values, whatever their shape.
-
-    Agarwal et al. 2021 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice",
-    section 4.3): a quarter of the m values, rounded down, is left out at each end. So below m = 4
-    it is the mean. Values that are not finite are left out; nan without any.
-    """
-    x = np.asarray(values, dtype=float).ravel()
-    x = x[np.isfinite(x)]
-    return float(_middle_half(x[None])[0]) if len(x) else math.nan
-
-
-def iqm_interval(
-    scores_CN: npt.ArrayLike,
-    level: float = 0.95,
-    together: bool = False,
-    draws: int = 10_000,
-    seed: int = 0,
+def seeds_and_images(
+    scores_SN: npt.ArrayLike, classes_N: npt.ArrayLike, level: float = 0.95
 ) -> Interval:
-    """The IQM of a conditions x seeds matrix with its bootstrap interval; n is the number of values.
+    """The interval of a mean per-class score for other seeds and other test images of the same classes.
 
-    Seeds are drawn anew within each condition (the stratified bootstrap of Agarwal et al. 2021,
-    section 4.1); `together` draws whole columns instead. The first takes the conditions' scores for
-    independent. Where a column is one seed under all conditions, with one initialisation and data
-    order, its scores tend to rise and fall together and only the second is right.
+    scores_SN: of S seeds on each of N test images, 1 where it is right and 0 where not, or a difference
+    of two methods. classes_N: each image's true class. Seeds and images are crossed random factors
+    (Searle, Casella and McCulloch 1992, "Variance Components", chapter 4), images within their class:
+    with K classes of n_k images,
 
-    The tails are expanded (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section
-    5.3): with N values in C strata the bootstrap's variance is too small by the factor (N - C) / N,
-    and the t has N - C degrees of freedom (one stratum of columns: (n - 1) / n and n - 1). nan cells
-    are left out; `together` leaves out their columns. Without two seeds in some condition there is no
-    interval. `std` is nan: the values have no common mean.
+        V = V_seeds + V_images - V_rest
+        V_seeds  = var_s(mean_k y_sk) / S
+        V_images = 1/K^2 sum_k var_i(mean_s y_si) / n_k
+        V_rest   = 1/K^2 sum_k MS_k / (S n_k), MS_k the mean square of the interaction
+
+    since both of the first contain the third. The mean +- t sqrt(V), with Satterthwaite's degrees of
+    freedom. nan ends where S < 2, or no class has two images. `n` is S, `std` nan.
     """
-    scores = np.atleast_2d(np.asarray(scores_CN, dtype=float))
-    if together:
-        scores = scores[:, np.isfinite(scores).all(axis=0)]
-    strata = [row[np.isfinite(row)] for row in scores]
-    strata = [row for row in strata if len(row)]
-    total = sum(map(len, strata))
-    units = scores.shape[1] if together else total
-    freedom = units - (1 if together else len(strata))
-    if total == 0 or freedom < 1:
-        return Interval(iqm(scores), math.nan, math.nan, total, math.nan)
-    rng = np.random.default_rng(seed)
-    if together:
-        columns_DN = rng.integers(units, size=(draws, units))
-        values = np.moveaxis(scores[:, columns_DN], 0, 1).reshape(draws, -1)
-    else:
-        values = np.hstack([row[rng.integers(len(row), size=(draws, len(row)))] for row in strata])
-    found_D = _middle_half(values)
-    reach = math.sqrt(units / freedom) * t_quantile(freedom, level)
-    tail = float(special.ndtr(-reach))
-    low, high = np.quantile(found_D, [tail, 1 - tail])
-    return Interval(iqm(scores), float(low), float(high), total, math.nan)
+    scores, classes = np.asarray(scores_SN, dtype=float), np.asarray(classes_N)
+    names, places_N = np.unique(classes, return_inverse=True)
+    seeds, count = len(scores), len(names)
+    columns = [scores[:, places_N == k] for k in range(count)]
+    by_class_SK = np.column_stack([own.mean(axis=1) for own in columns])
+    mean = float(by_class_SK.mean())
+    sizes_K = np.array([own.shape[1] for own in columns])
+    freedom = int((sizes_K - 1).sum())
+    if seeds < 2 or not freedom:
+        return Interval(mean, math.nan, math.nan, seeds, math.nan)
+    images_K, rest_K = np.full(count, math.nan), np.full(count, math.nan)
+    for k, own in enumerate(columns):
+        if sizes_K[k] > 1:
+            image_mean = own.mean(axis=0)
+            rest = own - image_mean - own.mean(axis=1, keepdims=True) + own.mean()
+            images_K[k] = image_mean.var(ddof=1)
+            rest_K[k] = (rest**2).sum() / ((seeds - 1) * (sizes_K[k] - 1))
+    # A class of one image is taken to vary as the others do.
+    images_K[np.isnan(images_K)], rest_K[np.isnan(rest_K)] = np.nanmean([images_K, rest_K], axis=1)
+    of_images = float((images_K / sizes_K).sum()) / count**2
+    of_rest = float((rest_K / (seeds * sizes_K)).sum()) / count**2
+    of_seeds = float(by_class_SK.mean(axis=1).var(ddof=1)) / seeds
+    whole = max(of_seeds, of_images, of_seeds + of_images - of_rest)
+    if whole <= ROUNDING**2:
+        return Interval(mean, mean, mean, seeds, math.nan)
+    doubt = of_seeds**2 / (seeds - 1) + of_images**2 / freedom
+    doubt += of_rest**2 / (freedom * (seeds - 1))
+    reach = float(t_quantile(max(whole**2 / doubt, 1.0), level)) * math.sqrt(whole)
+    return Interval(mean, mean - reach, mean + reach, seeds, math.nan)
+
+
+def outlying(values: Sequence[float], least: float = NOTABLE) -> list[int]:
+    """The places of values that are far from the others: none among fewer than `LEAST_FOR_OUTLIERS`.
+
+    Rosner's generalized extreme studentized deviate test (1983, Technometrics 25) for up to a third of
+    the values, at 0.01; such a value must also be `least` away from the median of the others. A seed
+    that collapsed moves the mean and widens the interval of all.
+    """
+    x = np.asarray(values, dtype=float)
+    places = np.flatnonzero(np.isfinite(x))
+    if len(places) < LEAST_FOR_OUTLIERS:
+        return []
+    taken: list[int] = []
+    found = 0
+    for number in range(1, len(places) // 3 + 1):
+        rest = np.setdiff1d(places, taken)
+        n, std = len(rest), x[rest].std(ddof=1)
+        if std <= ROUNDING:
+            break
+        away = np.abs(x[rest] - x[rest].mean()) / std
+        taken.append(int(rest[away.argmax()]))
+        t = float(special.stdtrit(n - 2, 1 - OUTLIERS_AT / (2 * n)))
+        if away.max() > t * (n - 1) / math.sqrt((n - 2 + t**2) * n):
+            found = number
+    others = np.median(x[np.setdiff1d(places, taken[:found])])
+    return sorted(place for place in taken[:found] if abs(x[place] - others) >= least)
 
 
 def t_quantile(freedom: npt.ArrayLike, level: float = 0.95) -> Any:
@@ -303,14 +328,6 @@ def _power(n: npt.NDArray[np.int_], effect: float, level: float) -> Floats:
     # The share of the far tail is below 1 - level, and of no account where the power matters.
     missed = special.nctdtr(n - 1, np.sqrt(n) * effect, critical)
     return np.asarray(1 - np.nan_to_num(missed), dtype=float)  # too near to 0 for its series: nan
-
-
-def _middle_half(values_RN: Floats) -> Floats:
-    """Per row, the mean without a quarter of the values, rounded down, at each end. Shape [R]."""
-    n = values_RN.shape[1]
-    cut = n // 4
-    middle = np.partition(values_RN, (cut, n - cut - 1), axis=1)[:, cut : n - cut]
-    return np.asarray(middle.mean(axis=1))
 
 
 @cache

@@ -10,14 +10,27 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.numbers.stats import ALPHA, holm, mean_interval, paired, t_p_value, welch_p_value
+from analysis.numbers.stats import (
+    ALPHA,
+    Floats,
+    Interval,
+    holm,
+    mean_interval,
+    outlying,
+    paired,
+    seeds_and_images,
+    t_p_value,
+    welch_p_value,
+)
 from analysis.read.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.read.study import Study
 from analysis.read.values import last_line, missing
 from tune_ssl.records import log
+from tune_ssl.records.predictions import Ints
 from tune_ssl.records.ties import half_width
 
 ACCURACY = "test/accuracy"
@@ -49,7 +62,10 @@ def results_table(runs: Runs) -> pd.DataFrame:
     """Per condition and method: test accuracy over the confirm seeds, with t intervals.
 
     `n` seeds are in the mean, `missing` ended without a test value or still run. `best` is what
-    `not_worse` says of the methods under one condition and label count.
+    `not_worse` says of the methods under one condition and label count. `images_low` and
+    `images_high` are the ends for other seeds and other test images (`seeds_and_images`), nan where
+    the run did not record single images. `outlying` lists the seeds that are far from the others,
+    each with its value (a dict, nan where none), and `shift` is how far they move the mean.
     """
     rows, scores = [], []
     confirmed = confirm_trials(runs)
@@ -58,7 +74,11 @@ def results_table(runs: Runs) -> pd.DataFrame:
             continue
         main = mean_interval(finished_values(trials, TEST_METRIC))
         plain = mean_interval(finished_values(trials, ACCURACY))
-        scores.append(by_seed(trials))
+        own = by_seed(trials)
+        scores.append(own)
+        whole = images_interval(correct_by_seed(runs, trials))
+        apart = _outlying(own["value"].dropna())
+        others = own["value"].drop([*apart]).mean()
         rows.append(
             {
                 **identity(study, condition),
@@ -71,10 +91,15 @@ def results_table(runs: Runs) -> pd.DataFrame:
                 "accuracy_high": plain.high,
                 "n": main.n,
                 "missing": len(trials) - main.n,
+                "images_low": whole.low,
+                "images_high": whole.high,
+                "outlying": apart or math.nan,
+                "shift": main.mean - others if apart else 0.0,
             }
         )
     columns = "method condition labels mean low high std accuracy accuracy_low accuracy_high"
-    table = pd.DataFrame(rows, columns=[*columns.split(), "n", "missing"])
+    columns += " n missing images_low images_high outlying shift"
+    table = pd.DataFrame(rows, columns=columns.split())
     table["best"] = False
     for _, group in table.groupby(CELL, sort=False, dropna=False):
         table.loc[group.index, "best"] = not_worse([scores[place] for place in group.index])
@@ -111,6 +136,44 @@ def _lead(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
     return float(x.mean() - y.mean()), welch_p_value(x, y)
 
 
+def _outlying(values: pd.Series) -> dict[int, float]:
+    """Seed -> value of the seeds that are far from the others."""
+    found = values.iloc[outlying(values.to_list())]
+    return {int(seed): float(value) for seed, value in found.items()}  # type: ignore[call-overload]
+
+
+Scored = Mapping[int, tuple[Floats, Ints]]  # seed -> right (1) or not (0), and class, of N images
+
+
+def correct_by_seed(runs: Runs, trials: pd.DataFrame) -> Scored:
+    """What is recorded of single test images, of the finished ones of one run's confirm trials."""
+    found: dict[int, tuple[Floats, Ints]] = {}
+    own = trials[trials["status"] == log.FINISHED].dropna(subset=["seed"])
+    for run, trial, seed in zip(own["run"], own["trial"], own["seed"], strict=True):
+        one = runs.predictions[run].get(trial)
+        if one is not None and len(one.test_true):
+            found[int(seed)] = (one.test_correct.astype(float), one.test_true)
+    return found
+
+
+def images_interval(ours: Scored, theirs: Scored | None = None) -> Interval:
+    """`seeds_and_images` of a method's scores, or of two methods' paired difference; nan without records."""
+    seeds = sorted(set(ours) & set(ours if theirs is None else theirs))
+    rows = [
+        ours[s][0] - (0.0 if theirs is None else theirs[s][0])
+        for s in seeds
+        if _same(s, ours, theirs)
+    ]
+    if not rows or len({len(row) for row in rows}) > 1:
+        return mean_interval(())
+    return seeds_and_images(np.stack(rows), ours[seeds[0]][1])
+
+
+def _same(seed: int, ours: Scored, theirs: Scored | None) -> bool:
+    """Whether both scored the same images."""
+    return theirs is None or np.array_equal(ours[seed][1], theirs[seed][1])
+
+
 def by_seed(trials: pd.DataFrame) -> pd.DataFrame:
     """`value` (on test) and `split` (a digest of the labeled images) of trials, by seed."""
     found = trials.assign(value=finished_values(trials, TEST_METRIC))
@@ -134,7 +197,7 @@ def budget_table(runs: Runs) -> pd.DataFrame:
 
     Trials by status are those of the search; steps, images and seconds are of the search and the
     finalists, as far as they ended: the cost of running trials is not known. `candidates` are the
-    search trials of which one can be chosen.
+    search trials of which one can be chosen. `model_steps` are those of one confirmed network.
     """
     rows = []
     for study, condition, trials in cells(runs, runs.trials):
@@ -153,11 +216,13 @@ def budget_table(runs: Runs) -> pd.DataFrame:
                 "seconds": _total(tuning, "seconds"),
                 "confirm_trials": len(confirm),
                 "confirm_seconds": _total(confirm, "seconds"),
+                "model_steps": finished_values(confirm, "step").mean(),
             }
         )
     columns = ["trials", *STATUSES, "candidates", "finalist_trials"]
     columns += ["steps", "images_seen", "seconds"]
     columns = ["method", "condition", "labels", *columns, "confirm_trials", "confirm_seconds"]
+    columns += ["model_steps"]
     table = pd.DataFrame(rows, columns=columns)
     table["flag"] = ""
     fitted = {study.label for study in runs.studies if study.fitted}
@@ -204,7 +269,7 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
             lock = {key: math.nan if v is None else v for key, v in ledger.locked[where].items()}
             own = (confirmed["run"] == study.run) & (confirmed["condition"] == where)
             value = mean_interval(confirmed["value"][own & (confirmed["status"] == log.FINISHED)])
-            taken = str.split("trial digest ties half_width rule")
+            taken = str.split("trial digest half_width rule")
             row |= {key: lock.get(key, math.nan) for key in taken}
             row |= {"tuned": lock.get("value"), "confirmed": value.mean, "confirmed_n": value.n}
             row |= {
@@ -213,11 +278,11 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
                 "full_config": lock.get("config", {}),
             }
             row["rule_agrees"] = best is not None and scores.get(str(lock["trial"])) == scores[best]
-            rows.append(row)
+            rows.append({**row, "ties": _ties(runs, study, where, row["trial"], row["half_width"])})
         elif best is not None:
             width = half_width(condition["validation"])
             row |= {"trial": best, "tuned": scores[best], "rule": DEFAULT_RULE.sentence}
-            row |= {"ties": DEFAULT_RULE.ties(scores, width), "half_width": width}
+            row |= {"ties": _ties(runs, study, where, best, width), "half_width": width}
             row |= {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}
             chosen = trials[trials["trial"] == best].iloc[0]
             row |= {"digest": chosen["digest"], "full_config": _config(chosen)}
@@ -229,6 +294,17 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
     columns += " candidates begun half_width locked opened digest rule rule_agrees full_config run"
     table = pd.DataFrame(rows, columns=columns.split())
     return table.sort_values("labels", kind="stable", ignore_index=True)
+
+
+def _ties(runs: Runs, study: Study, condition: str, trial: str, half_width: float) -> float:
+    """How many other finished search trials lie within the half-width of the chosen one.
+
+    By the values of the search's own seed, which all of them have.
+    """
+    values = runs.ledgers[study.run].scores(condition, study.mode, log.SEARCH)
+    if trial not in values or missing(half_width):
+        return math.nan
+    return float(sum(abs(value - values[trial]) <= half_width for value in values.values()) - 1)
 
 
 def candidates(runs: Runs, study: Study, condition: Mapping[str, Any]) -> int:
@@ -303,7 +379,8 @@ def _unequal(group: pd.DataFrame, index: Any, fitted: Collection[str]) -> str:
     flags = []
     if group.loc[index, "method"] in fitted:
         return ""
-    for column, slack, word in (("trials", 0.0, "trials"), ("steps", UNEQUAL, "steps")):
+    kinds = (("trials", 0.0, "trials"), ("steps", UNEQUAL, "steps"))
+    for column, slack, word in (*kinds, ("model_steps", UNEQUAL, "steps of a model")):
         mine, most = group.loc[index, column], group[column].max()
         if mine < most * (1 - slack):
             flags.append(f"{word} {mine:,.0f} against {most:,.0f}")

@@ -15,13 +15,13 @@ from analysis.plots import (
     expected,
     importance,
     parallel,
-    ranks,
     results,
     rungs,
     search,
     slices,
     stability,
     style,
+    trials,
 )
 from analysis.plots.base import Plot, Tables
 from analysis.read.load import Runs
@@ -29,13 +29,13 @@ from analysis.read.load import Runs
 __all__ = ["SOURCES", "Plot", "all_plots"]
 
 SOURCES = (
-    ranks.plots,
     results.plots,
     errors.plots,
     calibration.plots,
     ablation.plots,
     curves.plots,
     search.plots,
+    trials.plots,
     expected.plots,
     rungs.plots,
     early.plots,

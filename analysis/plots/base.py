@@ -55,10 +55,11 @@ class Look:
 
 
 def look(method: object, colours: Mapping[str, str]) -> Look:
-    """The look of a method, by its place among `colours`."""
+    """The look of a method, by its place among `colours`: one that shares a colour has another dash and symbol."""
     place = list(colours).index(str(method))
-    dash = style.DASHES[place % len(style.DASHES)]
-    return Look(colours[str(method)], dash, style.MARKERS[place % len(style.MARKERS)])
+    turn = place + place // len(style.COLOURS)
+    dash = style.DASHES[turn % len(style.DASHES)]
+    return Look(colours[str(method)], dash, style.MARKERS[turn % len(style.MARKERS)])
 
 
 def file_name(*parts: object) -> str:

@@ -1,93 +1,70 @@
-"""What accuracy costs: test accuracy against the compute of a model and of its tuning."""
+"""What accuracy costs: test accuracy against the device-seconds of a model, and what nothing cheaper beats."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
 from analysis.numbers.stats import mean_interval
-from analysis.numbers.tables import confirm_trials
+from analysis.numbers.tables import condition_of, confirm_trials
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, spans_wide, wide_ticks
+from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, wide_ticks
 from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
-from analysis.read.values import missing
-from analysis.words.display import INTERVALS, count, interval
+from analysis.words.display import INTERVALS, condition_names, count, interval
 from tune_ssl.records import log
 
 TUNING = (log.SEARCH, log.FINALIST)
 COST_COLUMNS = str.split(
-    "condition method labels accuracy_mean accuracy_low accuracy_high n "
-    "seconds_mean seconds_low seconds_high steps images_seen tuning_seconds tuning_steps"
+    "condition method labels accuracy_mean accuracy_low accuracy_high n seconds_mean seconds_low seconds_high "
+    "pretraining steps images_seen tuning_seconds tuning_steps front"
 )
-CLOCK = (
-    "Device-seconds are wall-clock seconds of each trial: they hold the waiting for a machine that "
-    "trials share, and are comparable only between runs of one machine under one load."
+CAPTION = (
+    "Test accuracy against the device-seconds of one trained model; the line joins those that nothing cheaper beats. "
+    "{shared}Mean over the seeds, with {intervals} of accuracy. Seconds are wall-clock seconds of each trial, without "
+    "the time in which it waited for another's pretraining; they hold the waiting for a machine that trials share, and "
+    "are comparable only between runs of one machine under one load. {seeds}"
 )
-EQUAL = {"steps": "steps", "images_seen": "images seen"}
-# column -> file stem, title, axis, what the caption says about it
-VIEWS = {
-    "seconds_mean": (
-        "model-seconds",
-        "Accuracy against device-seconds per model",
-        "device-seconds per trained model",
-        f"Mean over the seeds, with {INTERVALS} both ways. {CLOCK}",
-    ),
-    "steps": (
-        "model-steps",
-        "Accuracy against steps per model",
-        "optimizer steps per trained model",
-        "Steps are summed over stages. A step of one method may cost several of another's.",
-    ),
-    "images_seen": (
-        "model-images",
-        "Accuracy against images seen per model",
-        "images seen per trained model",
-        "Labeled and unlabeled ones, as often as each was seen.",
-    ),
-    "tuning_seconds": (
-        "tuning-seconds",
-        "Accuracy against the cost of tuning",
-        "device-seconds of search and finalists",
-        f"Of all trials that ended, also the stopped and the failed ones. {CLOCK}",
-    ),
-}
+SHARED = (
+    "Pretraining that several models share is charged in full to each of them here; it was trained once, and the "
+    "table of budgets counts it once. "
+)
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
-    """Test accuracy against each kind of cost, once configurations have been confirmed."""
-    costs = cost_table(runs, tables["results"])
-    for column, (stem, title, axis, note) in VIEWS.items():
-        drawn = costs.dropna(subset=["accuracy_mean", column])
-        # Equal budgets, the usual case, would make a single column of points.
-        if drawn.empty or (column in EQUAL and drawn[column].nunique() == 1):
-            continue
-        figure = cost_figure(drawn, column, axis, colours)
-        caption = f"A point per method and condition. {note} {confirmed_by(drawn['n'])}"
-        caption += "".join(
-            f" All models were trained for {drawn[same].iloc[0]:,.0f} {word}."
-            for same, word in EQUAL.items()
-            if drawn[same].nunique() == 1
-        )
-        yield Plot("compute", stem, title, figure, drawn, caption)
+    """One figure, once configurations have been confirmed."""
+    costs = cost_table(runs, tables["results"]).dropna(subset=["accuracy_mean", "seconds_mean"])
+    costs = costs[costs["seconds_mean"] > 0]
+    if len(costs):
+        shared = SHARED if (costs["pretraining"] > 0).any() else ""
+        caption = CAPTION.format(shared=shared, intervals=INTERVALS, seeds=confirmed_by(costs["n"]))
+        figure = cost_figure(costs, colours)
+        yield Plot("compute", "cost", "Accuracy against cost", figure, costs, caption)
 
 
 def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
     """Per condition and method: test accuracy (of `results_table`) and what it cost.
 
-    `seconds_*`, `steps`, `images_seen`: per trained model, means over the finished confirm trials;
-    `tuning_*`: totals of the search and the finalists, as far as they ended. nan where unknown.
+    `seconds_*`, `steps`, `images_seen`: per trained model, means over the finished confirm trials, as if
+    each had trained alone: `pretraining` are the seconds of it that it took from another trial, at the
+    mean pace of the run's trials that trained theirs, nan where none did. `tuning_*`: what the search
+    and the finalists really spent, as far as they ended. `front`: whether no method is both cheaper and
+    better under the condition. nan where unknown.
     """
     rows = []
     confirmed = confirm_trials(runs)
     confirmed = confirmed[confirmed["status"] == log.FINISHED]
     tuned = runs.trials[runs.trials["phase"].isin(TUNING) & (runs.trials["status"] != RUNNING)]
     names = {study.label: study.run for study in runs.studies}
+    paces = {run: _pace(runs, run) for run in names.values()}
     for row in results.to_dict("records"):
-        own = (names[row["method"]], row["condition"])
-        models, tuning = _of(confirmed, *own), _of(tuned, *own)
-        seconds = mean_interval(models["seconds"])
+        run = names[row["method"]]
+        models, tuning = (_of(trials, run, row["condition"]) for trials in (confirmed, tuned))
+        reused = models["reused"].fillna(0)
+        charged = reused * paces[run] if (reused > 0).any() else reused
+        seconds = mean_interval(models["seconds"] - models["waited"].fillna(0) + charged)
         rows.append(
             {
                 **{key: row[key] for key in ("condition", "method", "labels", "n")},
@@ -95,23 +72,55 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
                 "seconds_mean": seconds.mean,
                 "seconds_low": seconds.low,
                 "seconds_high": seconds.high,
+                "pretraining": charged.mean(),
                 "steps": models["step"].mean(),
                 "images_seen": models["images_seen"].mean(),
                 "tuning_seconds": tuning["seconds"].sum(min_count=1),
                 "tuning_steps": tuning["step"].sum(min_count=1),
             }
         )
-    return pd.DataFrame(rows, columns=COST_COLUMNS)
+    table = pd.DataFrame(rows, columns=COST_COLUMNS)
+    table["front"] = False
+    for _, group in table.groupby(["condition", "labels"], dropna=False, sort=False):
+        table.loc[group.index, "front"] = front(group)
+    return table
 
 
-def cost_figure(costs: pd.DataFrame, column: str, axis: str, colours: Mapping[str, str]) -> Figure:
-    """Accuracy over one cost. Takes `cost_table`; a number beside a point is its label count."""
-    fig = style.figure(axis, "mean per-class accuracy, %", height=360)
+def front(group: pd.DataFrame) -> list[bool]:
+    """Which rows no other one beats in mean accuracy at no higher cost."""
+    points = list(zip(group["seconds_mean"], group["accuracy_mean"], strict=True))
+    return [
+        not any(x <= cost and y >= score and (x, y) != (cost, score) for x, y in points if x == x)
+        and not math.isnan(cost + score)
+        for cost, score in points
+    ]
+
+
+def cost_figure(costs: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
+    """Accuracy over the logarithm of the cost, a line along each condition's front. Takes `cost_table`."""
+    height = 400 + 10 * costs["method"].nunique()
+    fig = style.figure("device-seconds of a model", "mean per-class accuracy, %", height=height)
+    names = condition_names(costs)
+    for _, rows in costs.groupby(["condition", "labels"], dropna=False, sort=False):
+        best = rows[rows["front"].astype(bool)].sort_values("seconds_mean")
+        name = names[condition_of(rows.iloc[0])]
+        fig.add_scatter(
+            x=best["seconds_mean"],
+            y=100 * best["accuracy_mean"],
+            mode="lines+text",
+            text=[*[""] * (len(best) - 1), style.safe(name)] if len(names) > 1 else None,
+            textposition="top right",
+            textfont={"size": 11},
+            line={"color": style.NEUTRAL, "width": 1.5, "dash": "dot", "shape": "hv"},
+            cliponaxis=False,
+            hoverinfo="skip",
+            showlegend=False,
+        )
     for method, rows in costs.groupby("method", sort=False):
         own = look(method, colours)
         numbers = zip(
             rows["condition"],
-            rows[column],
+            rows["seconds_mean"],
             rows["accuracy_mean"],
             rows["accuracy_low"],
             rows["accuracy_high"],
@@ -119,30 +128,37 @@ def cost_figure(costs: pd.DataFrame, column: str, axis: str, colours: Mapping[st
             strict=True,
         )
         fig.add_scatter(
-            x=rows[column],
+            x=rows["seconds_mean"],
             y=100 * rows["accuracy_mean"],
-            error_x=error_bars(rows, stem="seconds_") if column == "seconds_mean" else None,
-            error_y=error_bars(rows, 100, "accuracy_"),
-            mode="markers+text",
-            text=["" if missing(labels) else f"{labels:,.0f}" for labels in rows["labels"]],
-            textposition="top right",
-            textfont={"size": 11},
+            error_y={**error_bars(rows, 100, "accuracy_"), "thickness": 1, "width": 0},
+            mode="markers",
             name=style.safe(method),
             marker={"color": own.colour, "symbol": own.symbol, "size": 10},
             customdata=[
                 f"{style.safe(condition)}<br>{interval(mean, low, high)} %, {n} seeds<br>"
-                f"{count(cost) if cost >= 100 else f'{cost:.3g}'} {axis}"
+                f"{count(cost) if cost >= 100 else f'{cost:.3g}'} device-seconds"
                 for condition, cost, mean, low, high, n in numbers
             ],
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
-    if spans_wide(costs[column]):
-        fig.update_xaxes(**wide_ticks(costs[column]))
-    else:
-        fig.update_xaxes(rangemode="tozero")
+    fig.update_xaxes(**wide_ticks(costs["seconds_mean"]))
     # Room at the right for the last point's label
-    fig.update_layout(showlegend=costs["method"].nunique() > 1, margin={"r": 36})
+    fig.update_layout(showlegend=costs["method"].nunique() > 1, margin={"r": 64})
     return fig
+
+
+def _pace(runs: Runs, run: str) -> float:
+    """Seconds per step of the first stage, over the trials of a run that trained all of it themselves."""
+    trials = runs.trials[(runs.trials["run"] == run) & (runs.trials["reused"].fillna(0) == 0)]
+    reports = runs.history[
+        (runs.history["run"] == run) & runs.history["trial"].isin(trials["trial"])
+    ]
+    if reports.empty:
+        return math.nan
+    first = reports[reports["stage"] == reports["stage"].iloc[0]]
+    ends = first.groupby("trial")[["seconds", "step"]].max()
+    paces = (ends["seconds"] / ends["step"]).where(ends["step"] > 0)
+    return float(paces.mean())
 
 
 def _of(table: pd.DataFrame, run: str, condition: object) -> pd.DataFrame:

@@ -108,8 +108,9 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
         fig.update_layout(yaxis2={**below, "rangemode": "tozero", "nticks": 3})
         fig.update_layout(yaxis={"domain": [0.28, 1], "title": {"text": "loss"}})
         fig.update_layout(xaxis={"anchor": "y2"})
-    for (method, curve), rows in shown.groupby(["method", "curve"], sort=False):
-        own = look(method, colours)
+    named: set[object] = set()
+    for (method, curve, _), rows in shown.groupby(["method", "curve", "stage"], sort=False):
+        own = look(method, colours)  # stages are apart: the total loss of one is no other's
         if curve == VALUE and (rows["n"] > 1).any():
             low, high = scale * rows["low"], scale * rows["high"]
             band(fig, rows["step"], low, high, own.colour, str(method))
@@ -121,14 +122,15 @@ def curves_figure(curves: pd.DataFrame, panel: str, colours: Mapping[str, str]) 
             mode="lines+markers" if len(rows) == 1 else "lines",
             name=style.safe(method) + name,
             legendgroup=style.safe(method),
-            showlegend=bool(curve == VALUE),
+            showlegend=curve == VALUE and method not in named,
             line={"color": own.colour, "width": 1 if curve == WEIGHTED else 2, "dash": own.dash},
             marker={"symbol": own.symbol},
             text=[f"{n} trial(s)" for n in rows["n"]],
             hovertemplate="step %{x}: %{y:.4g}, %{text}<extra>%{fullData.name}</extra>",
         )
+        named |= {method} if curve == VALUE else set()
     starts = stage_starts(curves[curves["method"].isin(shown["method"])])
-    for method, stage, step in starts.itertuples(index=False):
+    for method, stage, step in starts.drop_duplicates(["stage", "step"]).itertuples(index=False):
         line = {"color": look(method, colours).colour, "width": 1, "dash": "dot"}
         fig.add_line(x0=step, x1=step, y0=0, y1=1, yref="paper", line=line)
         fig.add_note(x=step, y=1, yref="paper", text=style.safe(stage), xanchor="left")

@@ -27,11 +27,9 @@ READABLE = 30  # classes: beyond, cells have no text
 TICKS = 16  # class names on an axis
 LONG = 12  # characters of a class name on an axis
 ROOM = 45  # characters of all of them side by side
-# Light to dark, so that it also reads in grey; steps grow with the square, since errors are rare.
-SHADES = [
-    (t * t, f"rgb({247 - 239 * t:.0f},{251 - 203 * t:.0f},{255 - 148 * t:.0f})")
-    for t in np.linspace(0, 1, 9)
-]
+# From the page's ground to a blue that both dark and light numbers are read on; steps grow with the square,
+# since errors are rare.
+SHADES = [(t * t, f"rgba(74,125,184,{t:.3f})") for t in np.linspace(0, 1, 9)]
 
 Floats = npt.NDArray[np.float64]
 # study, condition, K class names, counts of S seeds (S, K, K), trials whose matrix is left out
@@ -55,8 +53,8 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     for study, condition, names, counts_SKK, others in cells:
         mine = (confused["condition"] == condition) & (confused["method"] == study.label)
         caption = (
-            "Share of the test images of each true class (row), in percent, mean over seeds; "
-            "the shade grows with the root of the share. " + confirmed_by([len(counts_SKK)])
+            "Share of the test images of each true class (row), in percent, mean over seeds. "
+            "The shade grows with the root of the share. " + confirmed_by([len(counts_SKK)])
         )
         if others:
             caption += f" {others} trial(s) whose matrix does not fit the classes are left out."

@@ -21,15 +21,14 @@ from analysis.read.load import RUNNING, Runs
 from analysis.read.search_space import finished, search_cells
 from analysis.read.study import Study
 
-COLUMNS = str.split("condition method metric trials mean low high n unfinished")
+COLUMNS = str.split("condition method metric trials mean low high n")
 POINTS = 60  # of a curve; more trials than that are spaced evenly in the logarithm
 RESAMPLES = 200
 CAPTION = (
-    "Expected best {metric} on validation of k random search trials, drawn without replacement from "
-    "those of the run (Dodge et al. 2019; unbiased form of Tang et al. 2020), with a 95 % percentile "
-    "bootstrap band over trials. Near the number of trials that ran, the band is too narrow. A trial "
-    "that ended without finishing counts as a trial, with the worst value of a finished one. Other "
-    "searchers learn from earlier trials, so that their trials have no such curve."
+    "Expected best {metric} of k random search trials. Drawn without replacement from those of the run (Dodge et "
+    "al. 2019; unbiased form of Tang et al. 2020), with a 95 % percentile bootstrap band over trials, too narrow near "
+    "the number of trials that ran. Only where every trial finished; other samplers learn from earlier trials, so "
+    "that theirs have no such curve."
 )
 
 
@@ -46,19 +45,21 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
 def expected_best(runs: Runs, seed: int = 0) -> pd.DataFrame:
     """Per condition, method and number of `trials` k: the expected best value, in the metric's unit.
 
-    Only of runs with searcher random. `low` and `high` are a 95 % bootstrap interval; `n` trials
-    ended, `unfinished` of them without a finite value at the end.
+    Only of runs with searcher random in which every trial of the condition that ended has finished: no one
+    knows what a stopped one would have reached. `low` and `high` are a 95 % bootstrap interval over `n` trials.
     """
     parts = []
     for study, condition, trials in search_cells(runs):
-        if _settings(study).get("searcher") != "random":
+        settings = _settings(study)
+        if "random" not in (settings.get("searcher"), settings.get("sampler")):
             continue
+        trials = trials[trials["given"].isna()]  # those were not drawn
         ended = trials[trials["status"] != RUNNING]
         values = finished(ended)["value"].to_numpy(float)
-        if len(values) < 2:
+        if len(values) < max(2, len(ended)):  # what a stopped trial would have reached is not known
             continue
         sign = 1 if study.mode == "max" else -1
-        values = np.append(sign * values, np.full(len(ended) - len(values), (sign * values).min()))
+        values = sign * values
         counts = np.unique(np.geomspace(1, len(values), POINTS).round().astype(int))
         weights = best_of_weights(len(values), counts)
         rng = np.random.default_rng(seed)
@@ -67,8 +68,7 @@ def expected_best(runs: Runs, seed: int = 0) -> pd.DataFrame:
         part = pd.DataFrame({"trials": counts, "mean": sign * (np.sort(values) @ weights)})
         part["low"], part["high"] = np.sort(sign * tails, axis=0)
         own = {"condition": condition, "method": study.label, "metric": study.metric}
-        lost = len(ended) - len(finished(ended))
-        parts.append(part.assign(**own, n=len(values), unfinished=lost)[COLUMNS])
+        parts.append(part.assign(**own, n=len(values))[COLUMNS])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 

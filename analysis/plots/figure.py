@@ -31,7 +31,9 @@ class Figure:
         self.columns = columns
 
     def add_scatter(self, **trace: Any) -> None:
-        self._add("scatter", trace)
+        """Marks at the frame are drawn whole."""
+        whole = {"cliponaxis": False} if "markers" in trace.get("mode", "") else {}
+        self._add("scatter", {**whole, **trace})
 
     def add_bar(self, **trace: Any) -> None:
         self._add("bar", trace)

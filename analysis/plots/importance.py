@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from analysis.numbers.importance import FANOVA, LEVEL, MOST, PED_ANOVA, importance_table
+from analysis.numbers.importance import FANOVA, LEVEL, MOST, PED_ANOVA, REST, importance_table
 from analysis.plots import contour, style
 from analysis.plots.base import Plot, Tables, by_condition, file_name
 from analysis.plots.figure import Figure
@@ -43,9 +43,10 @@ def importance_caption(rows: pd.DataFrame) -> str:
     else:
         bars = "No intervals: there are too many conditions for a bootstrap of each."
     return (
-        f"Exploratory. Search trials are no experiment, and PED-ANOVA alone missed a true effect in our "
-        f"check, which is why fANOVA stands beside it; claims belong to the ablation. Finished search "
-        f"trials only, at most {MOST}: {', '.join(counts)}. Shares sum to 1 over the keys. "
+        f"Exploratory: claims belong to the ablation. fANOVA: the share of the variance over the domain that a "
+        f"key explains alone. '{REST}' is what keys do together, and noise. PED-ANOVA: how far the best trials' "
+        f"values of a key are from all trials', scaled to sum to 1. Finished search trials only, at most {MOST}: "
+        f"{', '.join(counts)}. "
         f"{bars} Out-of-bag R2 of fANOVA's forest: {', '.join(fits)}; "
         "near 0 or below, its shares say nothing."
     )
@@ -93,4 +94,5 @@ def importance_figure(importance: pd.DataFrame) -> Figure:
 
 def _ordered(rows: pd.DataFrame) -> list[str]:
     found = rows[rows["evaluator"] == FANOVA].sort_values("share", ascending=False, kind="stable")
-    return [str(key) for key in found["key"]]
+    keys = [str(key) for key in found["key"] if key != REST]
+    return [*keys, REST]

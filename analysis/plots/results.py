@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis.numbers.stats import ALPHA
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, band, confirmed_by, error_bars, look, spans_wide
 from analysis.plots.figure import Figure
@@ -14,6 +15,10 @@ from analysis.read.load import Runs
 from analysis.words.display import INTERVALS, interval
 
 DODGE = 0.025  # of the axis: how far methods stand apart at one label count
+SPAN = 0.2  # of the axis, at most, over which all methods at one label count stand
+MOST_BANDS = 4  # methods; the bands of more hide each other, and bars take their place
+LEGEND_ROW = 20  # pixels
+NEAR = 0.06  # of an axis: of two label counts nearer than that one has no tick
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -21,7 +26,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     results, differences = tables["results"], tables["differences"]
     if results["mean"].notna().any():
         seeds = confirmed_by(results.loc[results["mean"].notna(), "n"])
-        caption = f"Test accuracy; bands and bars are {INTERVALS} of the mean. {seeds}"
+        caption = f"Test accuracy with {INTERVALS}. {seeds}"
         figure = label_efficiency_figure(results, colours)
         title = "Test accuracy against labels"
         yield Plot("efficiency", "label-efficiency", title, figure, results, caption)
@@ -29,8 +34,8 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         reference = " or ".join(dict.fromkeys(differences["reference"]))
         seeds = confirmed_by(differences.loc[differences["mean"].notna(), "n"])
         caption = (
-            f"Test accuracy of each method minus that of {reference}, paired by seed, with {INTERVALS} "
-            f"that are not corrected for multiple comparisons. {seeds} Points of one label count "
+            f"Test accuracy of each method minus that of {reference}, paired by seed. Filled: p < 0.05 after Holm's "
+            f"correction over all of them. Bars are {INTERVALS}, not corrected. {seeds} Points of one label count "
             "are set apart to be seen."
         )
         figure = difference_figure(differences, colours)
@@ -46,21 +51,25 @@ def label_efficiency_figure(
     Where a method has one label count twice or unknown, conditions differ in something else: then
     points over the conditions, no line.
     """
-    fig = style.figure("labels", "mean per-class accuracy, %", height=420)
     found = results.dropna(subset=["mean"])
+    methods = list(dict.fromkeys(found["method"]))
+    height = 360 + LEGEND_ROW * -(-len(methods) // 2)
+    fig = style.figure("labels", "mean per-class accuracy, %", height=height)
     over_labels = _label_axis(fig, found, logarithmic)
-    for method, rows in found.groupby("method", sort=False):
+    for place, method in enumerate(methods):
         own = look(method, colours)
-        rows = rows.sort_values("labels", kind="stable")
+        rows = found[found["method"] == method].sort_values("labels", kind="stable")
         curve = over_labels and len(rows) > 1
-        banded = curve and bool(rows["low"].notna().all())
+        banded = curve and bool(rows["low"].notna().all()) and len(methods) <= MOST_BANDS
         if banded:
             low, high = 100 * rows["low"], 100 * rows["high"]
             band(fig, rows["labels"], low, high, own.colour, str(method))
         fig.add_scatter(
-            x=rows["labels"] if over_labels else rows["condition"].map(style.safe),
+            x=_aside(rows["labels"], found["labels"], 0 if banded else _step(place, len(methods)))
+            if over_labels
+            else rows["condition"].map(style.safe),
             y=100 * rows["mean"],
-            error_y=None if banded else error_bars(rows, 100),
+            error_y=None if banded else {**error_bars(rows, 100), "thickness": 1, "width": 0},
             mode="lines+markers" if curve else "markers",
             name=style.safe(method),
             legendgroup=style.safe(method),
@@ -69,7 +78,7 @@ def label_efficiency_figure(
             text=_cells(rows, "seeds"),
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
-    fig.update_layout(showlegend=found["method"].nunique() > 1)
+    fig.update_layout(showlegend=len(methods) > 1, legend={"font": {"size": 11}})
     return fig
 
 
@@ -84,7 +93,7 @@ def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> 
     for place, method in enumerate(methods):
         rows = found[found["method"] == method]
         own = look(method, colours)
-        aside = place - (len(methods) - 1) / 2
+        aside = _step(place, len(methods))
         fig.add_scatter(
             x=_aside(rows["labels"], found["labels"], aside)
             if over_labels
@@ -93,7 +102,11 @@ def difference_figure(differences: pd.DataFrame, colours: Mapping[str, str]) -> 
             error_y=error_bars(rows, 100),
             mode="markers",
             name=style.safe(method),
-            marker={"size": 9, "symbol": own.symbol, "color": own.colour},
+            marker={
+                "size": 9,
+                "symbol": [own.symbol + ("" if p < ALPHA else "-open") for p in rows["p_holm"]],
+                "color": own.colour,
+            },
             text=_cells(rows, "pairs", "+"),
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
@@ -111,9 +124,31 @@ def _label_axis(fig: Figure, found: pd.DataFrame, logarithmic: bool | None) -> b
     counts = sorted(found["labels"].unique())
     if logarithmic is None:
         logarithmic = spans_wide(found["labels"])
-    ticks: dict[str, Any] = {"tickvals": counts, "ticktext": [f"{count:,.0f}" for count in counts]}
-    fig.update_xaxes(type="log" if logarithmic else "linear", **(ticks if len(counts) < 9 else {}))
+    shown = _apart(counts, logarithmic)
+    fig.update_xaxes(
+        type="log" if logarithmic else "linear",
+        tickvals=shown,
+        ticktext=[f"{count:,.0f}" for count in shown],
+    )
     return True
+
+
+def _step(place: int, methods: int) -> float:
+    """How many steps of DODGE a method stands aside: of many, less, so that all have room."""
+    return (place - (methods - 1) / 2) * min(1.0, SPAN / DODGE / methods)
+
+
+def _apart(counts: list[float], logarithmic: bool) -> list[float]:
+    """The label counts whose ticks have room beside each other, the smallest and the largest among them."""
+    places = np.log(counts) if logarithmic else np.array(counts)
+    least = NEAR * float(np.ptp(places))
+    kept = [0]
+    for place in range(1, len(counts)):
+        if places[place] - places[kept[-1]] >= least:
+            kept.append(place)
+        elif place == len(counts) - 1 and len(kept) > 1:
+            kept[-1] = place
+    return [counts[place] for place in kept]
 
 
 def _aside(labels: pd.Series, all_labels: pd.Series, steps: float) -> pd.Series:

@@ -34,7 +34,7 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
 
 
 def rung_survival(runs: Runs) -> pd.DataFrame:
-    """Per condition, method and step with a validation value: how many search trials `reached` it.
+    """Per condition, method and evaluation, of any stage: how many search trials `reached` its step.
 
     The columns of STATUSES count the trials whose last evaluation that is; step 0 holds those
     without any. Steps count on over stages. Trials without history are left out with their method
@@ -44,9 +44,9 @@ def rung_survival(runs: Runs) -> pd.DataFrame:
     history = {key: rows for key, rows in runs.history.groupby(["run", "condition"], sort=False)}
     for study, condition, trials in search_cells(runs):
         reports = history.get((study.run, condition))
-        if reports is None or study.metric not in reports:
+        if reports is None:
             continue
-        reports = reports[reports[study.metric].notna() & reports["trial"].isin(trials["trial"])]
+        reports = reports[reports["trial"].isin(trials["trial"])]
         if reports.empty:
             continue
         reports = counted_on(reports)

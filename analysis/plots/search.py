@@ -23,10 +23,8 @@ MOST_POINTS = 2000  # of a figure; of more trials a random subset is drawn
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
     """Per condition: every trial in order, and the best so far against compute."""
     for condition, rows in by_condition(search_progress(runs)):
-        without = unplaced(rows)
         shown = thinned(rows)
-        caption = f"{all_search_trials(rows)} The line is the best finished one so far."
-        caption += f" {without} trial(s) without a value are not drawn." if without else ""
+        caption = f"{all_search_trials(rows, len(rows))} The line is the best finished one so far."
         caption += subset_note(len(shown), len(rows))
         figure = search_figure(shown, colours)
         name = file_name("search", condition)
@@ -37,19 +35,22 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         name = file_name("search-cost", condition, metric)
         figure = search_cost_figure(rows, colours)
         caption = (
-            f"Best {metric} on validation of a finished search trial, against what all trials up to "
-            "it cost, in order of start and as if they ran one after the other. Trials that still "
-            "run are left out."
+            f"Best {metric} of a finished search trial so far, against what all trials up to it cost. In order of "
+            "start, as if they ran one after the other; trials that still run are left out."
         )
         yield Plot("search", name, "Best against compute", figure, rows, caption, condition)
 
 
-def all_search_trials(rows: pd.DataFrame) -> str:
-    """A caption's sentence on figures of all search trials: `metric` names what is shown."""
+def all_search_trials(rows: pd.DataFrame, of: int) -> str:
+    """A caption's sentences on figures of search trials, of which there are `of`: `metric` names what is shown."""
+    shown = rows.loc[rows["value"].notna(), ["method", "trial"]].drop_duplicates()
+    lost = of - len(shown)
+    which = f"All {of} search trials" if not lost else f"{len(shown)} of {of} search trials"
+    why = f"; the other {lost} ended before the metric was measured" if lost else ""
     return (
-        f"All search trials, one seed each: {', '.join(dict.fromkeys(rows['metric']))} on validation "
-        "at the end, or as last reported by a trial that did not finish. Discs finished, triangles were stopped early, "
-        "crosses ended badly, and rings still run."
+        f"{which}, one seed each{why}. Discs finished, triangles were stopped early, crosses ended badly, and rings "
+        f"still run. Shown is {', '.join(dict.fromkeys(rows['metric']))} on validation at the end, or as last reported "
+        "by a trial that did not finish."
     )
 
 
@@ -183,11 +184,6 @@ def search_cost_figure(cost: pd.DataFrame, colours: Mapping[str, str]) -> Figure
     fig.update_xaxes(title={"text": "training steps"}, col=1)
     fig.update_xaxes(title={"text": "device-seconds"}, col=2)
     return fig
-
-
-def unplaced(progress: pd.DataFrame) -> int:
-    """How many trials of a search figure have no value."""
-    return int(progress["value"].isna().sum())
 
 
 def _best_so_far(trials: pd.DataFrame, mode: str) -> pd.Series:

@@ -15,6 +15,7 @@ from analysis.plots.figure import Figure
 from analysis.plots.search import MOST_POINTS, all_search_trials, subset_note, thinned, value_scale
 from analysis.read.load import Runs
 from analysis.read.search_space import Key, search_cells, searched_keys, spread
+from tune_ssl.records import log
 from tune_ssl.records.domain import LOG_UNIFORM, UNIFORM
 
 COLUMNS = str.split("condition method panel trial status setting x value metric")
@@ -26,12 +27,13 @@ Axes = Mapping[tuple[str, str], tuple[str, Key]]  # (run label, key) -> (its pan
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
     """One figure per condition."""
     axes = slice_axes(runs)
+    counts = runs.trials[runs.trials["phase"] == log.SEARCH]["condition"].value_counts()
     for condition, rows in by_condition(slice_table(runs, axes)):
         shown = thinned(rows, MOST_POINTS)
         note = subset_note(len(shown), len(rows)).replace("trials", "points")
         caption = (
-            f"{all_search_trials(rows)} Keys were varied together, so that a slope in one panel may "
-            f"be the work of another key.{only_active(runs, condition)}{note}"
+            f"{all_search_trials(rows, int(counts[condition]))} Keys were varied together, so that a slope in "
+            f"one panel may be the work of another key.{only_active(runs, condition)}{note}"
         )
         figure = slice_figure(shown, dict(axes.values()), colours)
         name = file_name("search-slices", condition)

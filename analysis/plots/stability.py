@@ -29,8 +29,8 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     shares = ending_shares(runs)
     if len(shares):
         caption = (
-            "All search trials by how they ended. Diverged: a loss or weight was not finite; "
-            "collapsed: the embeddings were; failed: the program; stopped early: the scheduler's work."
+            "All search trials by how they ended. Diverged: a loss or weight was not finite. "
+            "Collapsed: all embeddings became alike. Failed: the program. Stopped early: by the scheduler."
         )
         figure = ending_figure(shares)
         yield Plot("stability", "stability-endings", "How trials ended", figure, shares, caption)

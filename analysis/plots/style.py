@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from analysis.plots.figure import Figure, panel_grid
 from tune_ssl.records import log
 
-# Okabe and Ito (2008), without black and yellow, which vanish on a dark and on a light page;
-# the last one is from Tol (2021), so that eight methods differ.
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#882255")
+# After Okabe and Ito (2008), for the colour-blind, with those of theirs that vanish on a white or on a dark
+# page replaced: each has a contrast of at least 3 on both.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B97A00", "#1F95B8", "#8E63C7", "#7F8F1F")
 # Read against both page colours, so that a figure is legible before the page sets its own.
 NEUTRAL = "#777B82"
 GRID = "rgba(128,128,128,0.25)"
@@ -29,11 +29,11 @@ SYMBOLS = {
 SCALE = ("#4B62B0", "#8463A8", "#B56A93", "#DB7A6C", "#EA943F", "#DDA63A")
 STATUS_COLOURS = {
     log.FINISHED: "#009E73",
-    log.STOPPED: "#56B4E9",
+    log.STOPPED: "#1F95B8",
     log.DIVERGED: "#D55E00",
     log.COLLAPSED: "#CC79A7",
-    log.FAILED: "#882255",
-    "running": "#999999",
+    log.FAILED: "#AA4A7A",
+    "running": "#8A8A8A",
 }
 # Methods differ by these too, for print in grey.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "3px,2px", "12px,2px")
@@ -49,7 +49,7 @@ CONFIG = {
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
     """label -> colour, the same on every figure of a report."""
-    return {label: OKABE_ITO[i % len(OKABE_ITO)] for i, label in enumerate(labels)}
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
 
 
 def faded(colour: str, alpha: float = 0.18) -> str:
@@ -80,7 +80,7 @@ def figure(x_title: str, y_title: str, height: int = 320) -> Figure:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 13, "color": NEUTRAL},
         "margin": {"l": 56, "r": 12, "t": 30, "b": 48},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": OKABE_ITO[0]},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": NEUTRAL, "activecolor": COLOURS[0]},
         "height": height,
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.plots import Plot, style
-from tune_ssl.base.errors import UserError
+from tune_ssl.base.errors import UserError, unknown
 
 FORMATS = ("png", "svg", "pdf")
 WIDTH = 640  # pixels; 17 cm at 96 per inch, the text width of most papers
 TIMEOUT = 90  # seconds, of one figure
 PNG_SCALE = 3  # of PNG files: 288 pixels per inch
+
+
+def families(plots: Sequence[Plot]) -> dict[str, list[Plot]]:
+    """The figures by what their names begin with: those that differ in the condition are one family."""
+    found: dict[str, list[Plot]] = {}
+    for plot in plots:
+        group = re.sub(r"[^A-Za-z0-9._=,@+-]", "_", plot.group)  # as in a file name
+        name = plot.name.partition(f"-{group}")[0] if group else plot.name
+        found.setdefault(name, []).append(plot)
+    return found
+
+
+def picked(plots: Sequence[Plot], names: Sequence[str]) -> list[Plot]:
+    """The figures of these names, in the page's order; all of them without a name.
+
+    A name is that of a figure or of a family, or what names begin with up to a hyphen:
+    `search-curves` or `confusion-data.labels=50`.
+
+    Raises:
+        UserError: a name that no figure has.
+    """
+    by_family = families(plots)
+    wanted: list[Plot] = []
+    for name in names:
+        own = by_family.get(name) or [
+            plot for plot in plots if f"{plot.name}-".startswith(f"{name}-")
+        ]
+        if not own:
+            raise UserError("--figures " + unknown("figure", name, by_family))
+        wanted += own
+    kept = {plot.name for plot in wanted}
+    return [plot for plot in plots if plot.name in kept or not names]
 
 
 def check(formats: Sequence[str]) -> None:

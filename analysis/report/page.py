@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import pairwise
@@ -16,24 +16,31 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.numbers.images import groups
 from analysis.numbers.importance import importance_notes
 from analysis.numbers.stats import LEAST_SEEDS
-from analysis.numbers.tables import CELL
+from analysis.numbers.tables import CELL, config_text
 from analysis.plots import Plot, style
 from analysis.read.galleries import galleries_by_condition
 from analysis.read.load import TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
+from analysis.report.images import SingleImages
 from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
 from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
 from analysis.report.trace import TrialLinks, anchors, commands, seeds
-from analysis.words.display import metric_value, text
+from analysis.words.answer import IN_SHORT
+from analysis.words.display import brief, metric_value, text
+from analysis.words.next_steps import next_steps
+from analysis.words.overview import grid, method_sentences
 from analysis.words.sections import MEASURED, SECTIONS, TITLES, Section, place_of, section_of
-from analysis.words.summary import caveats, interval_note, not_a_result, summary
+from analysis.words.summary import caveats, interval_note, not_a_result, summary, what_ran
 from tune_ssl.records import log
 
 FILTERED = 6  # a table with at least this many rows has a filter
 KINDS = {"csv": "CSV", "md": "Markdown", "latex": "LaTeX"}  # of files, and what their buttons say
+FIRST = "label-efficiency"  # the figure that stands beside the grid
+MANY = 3  # methods, up to which a title names them
 TRIALS = "trials"  # the table whose rows the page's script writes, a page of them at a time
 
 
@@ -52,6 +59,7 @@ def render(
     papers: Mapping[str, PaperTable],
     drawn: Sequence[Plot],
     formats: Sequence[str] = (),
+    single: SingleImages | None = None,
 ) -> str:
     """The page as text. `formats` are those of the files written beside it."""
     environment = jinja2.Environment(
@@ -63,17 +71,30 @@ def render(
     )
     found = {stem: paper.table for stem, paper in papers.items()}
     results, chosen = found["results"], found["chosen"]
+    findings = summary(runs, results, chosen, found["differences"], found["ablation"])
+    lead = next((line for line in findings if line.startswith(IN_SHORT)), "")
+    lead = lead or next(iter(findings), "No trial has started yet.")
+    glance = grid(runs, found)
+    shown_first = next((plot for plot in drawn if glance and plot.name == FIRST), None)
     return environment.get_template("report.html.j2").render(
-        title=" vs ".join(runs.labels) + f" on {text(runs.studies[0].dataset.get('name'))}",
+        title=_title(runs),
         made=moment(datetime.now(UTC).timestamp()),
-        summary=summary(runs, results, chosen, found["differences"], found["ablation"]),
+        lead=lead,
+        summary=[line for line in findings if line != lead],
+        grid=glance,
+        first_figure=_figure(shown_first, shown_first.title) if shown_first else None,
+        method_sentences=[*method_sentences(runs, found)] if glance else [],
+        what_ran=what_ran(runs, chosen),
+        next_steps=next_steps(runs, found),
         caveats=caveats(runs, results, found["budget"], chosen, found["ablation"]),
         interval_note=interval_note(results),
         least_seeds=LEAST_SEEDS,
-        sections=_sections(runs, papers, drawn, formats),
+        sections=_sections(runs, papers, [p for p in drawn if p is not shown_first], formats),
         measured=bool(results["mean"].notna().any()),
         not_a_result=not_a_result(runs),
         sees=galleries_by_condition(runs.galleries),
+        single=single,
+        single_files=_single_files(single),
         several=len(runs.studies) > 1,
         rule=DEFAULT_RULE,
         used_rules=used_rules(chosen),
@@ -83,6 +104,19 @@ def render(
         page=style.PAGE,
         font=Markup(style.FONT),  # a constant
     )
+
+
+def _title(runs: Runs) -> str:
+    several = len(runs.labels) > MANY
+    methods = f"{len(runs.labels)} methods" if several else " vs ".join(runs.labels)
+    return f"{methods} on {text(runs.studies[0].dataset.get('name'))}"
+
+
+def _single_files(single: SingleImages | None) -> list[Download]:
+    """The tables of single images, as far as the page has room for them."""
+    tables = single.tables if single else {}
+    found = [_download(stem, "csv", csv_text(table)) for stem, table in tables.items()]
+    return [replace(one, title=one.name) for one in found if len(one.packed) <= LARGEST]
 
 
 def plotly_script() -> str:
@@ -102,6 +136,7 @@ def _sections(
     wanted = _worth_showing({stem: paper.table for stem, paper in papers.items()})
     trial_links = TrialLinks(runs)
     always = {"results", "provenance", "intervals", *(["sees"] if runs.galleries else [])}
+    always |= {"single"} if groups(runs) else set()
     sections = []
     for section in SECTIONS:
         stems = [s for s in dict.fromkeys((*section.tables, *wanted)) if s in wanted]
@@ -113,7 +148,8 @@ def _sections(
             if section_of(stem) == section.id
         ]
         for before, view in pairwise(views):
-            view["repeated"] = view["caption"] == before["caption"]
+            if view["caption"] == before["caption"]:
+                view["caption"] = view["how"] = ""
         plots = [plot for plot in drawn if place_of(plot.section) == section.id]
         searched = section.id == "importance" and (runs.trials["phase"] == log.SEARCH).any()
         notes = importance_notes(runs) if searched else []
@@ -141,14 +177,13 @@ def _table(paper: PaperTable, trial_links: TrialLinks) -> dict[str, Any]:
     return {
         "stem": paper.stem,
         "title": TITLES.get(paper.stem, ""),
-        "caption": paper.caption,
+        **_caption(paper.caption),
         "columns": paper.columns,
         "rows": [
             {"cells": cells, "links": own} for cells, own in zip(paper.cells, links, strict=True)
         ],
         "linked": any(links),
         "filtered": len(rows) >= FILTERED,
-        "repeated": False,
         "downloads": [_download(paper.stem, kind, paper.text(kind)) for kind in KINDS],
     }
 
@@ -166,11 +201,10 @@ def _trials(runs: Runs, paper: PaperTable, formats: Sequence[str]) -> dict[str, 
     return {
         "stem": TRIALS,
         "title": "",
-        "caption": paper.caption,
+        **_caption(paper.caption),
         "columns": paper.columns,
         "rows": [],
         "linked": False,
-        "repeated": False,
         "count": len(paper.table),
         "packed": pack(json.dumps(rows)),
         "chosen_by": [
@@ -191,6 +225,7 @@ def _trial_facts(runs: Runs) -> dict[str, Any]:
     found: dict[str, Iterable[str]] = {
         "Seed": (_fact(seed) for seed in seeds(runs)),
         "Variant": map(_fact, trials["variant"]),
+        "Configuration": map(config_words, trials["full_config"]),
         "Test, mean per-class accuracy, %": (
             "" if pd.isna(value) else metric_value(value, TEST_METRIC) for value in test
         ),
@@ -223,7 +258,7 @@ def _figure(plot: Plot, title: str) -> dict[str, Any]:
     return {
         "title": title,
         "label": ". ".join(part.rstrip(".") for part in parts if part),
-        "caption": plot.caption,
+        **_caption(plot.caption),
         "across": plot.figure.layout.get("meta") == "wide",
         "height": plot.figure.layout["height"],
         "spec": figure_json(plot.figure),
@@ -231,9 +266,18 @@ def _figure(plot: Plot, title: str) -> dict[str, Any]:
     }
 
 
+def _caption(text: str) -> dict[str, str]:
+    """What stands in sight, and what is opened on request."""
+    return dict(zip(("caption", "how"), brief(text), strict=True))
+
+
 def _download(stem: str, kind: str, text: str) -> Download:
     name = stem + SUFFIX[kind]
     return Download(f"file-{name}", KINDS[kind], name.removeprefix("figure-"), pack(text))
+
+
+def config_words(config: Any) -> str:
+    return config_text(config, [*config]) if isinstance(config, dict) else ""
 
 
 def _fact(value: Any) -> str:

@@ -10,25 +10,32 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.numbers.tables import CELL, Condition, condition_of
+from analysis.numbers.tables import condition_of
 from analysis.read.load import Runs
-from analysis.read.values import NONE
-from analysis.words.display import INTERVALS, Column, columns_of, count, shown_cells
+from analysis.report.latex import BRACKETS, STACKED, Cell, Head, Layout, half_widths
+from analysis.words.display import (
+    INTERVALS,
+    Column,
+    columns_of,
+    condition_names,
+    is_share,
+    shown_cells,
+)
 from tune_ssl.records.ties import half_width
 
 FORMATS = ("csv", "md", "latex")
 SUFFIX = {"csv": ".csv", "md": ".md", "latex": ".tex"}
 UNWRITTEN = ("full_config",)
+WIDE = "results_wide"
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    NONE: "--",
-    **{character: "\\" + character for character in "&%$#_{}"},
+# The shown columns of t intervals, which are symmetric, and the keys of their ends.
+ENDS = {
+    ("results", "Mean per-class accuracy, %"): ("low", "high"),
+    ("differences", "Points"): ("low", "high"),
+    ("gains", "Points"): ("low", "high"),
+    ("ablation", "Validation"): ("low", "high"),
+    ("ablation", "Minus reference"): ("diff_low", "diff_high"),
+    ("effects", "Mean"): ("low", "high"),
 }
 
 
@@ -40,7 +47,7 @@ def wide_table(results: pd.DataFrame) -> pd.DataFrame:
     there, and never true where a condition has one method.
     """
     found = results.dropna(subset=["mean"])
-    names = _condition_names(found)
+    names = condition_names(found)
     rows: dict[str, dict[str, object]] = {}
     for row in found.to_dict("records"):
         own = rows.setdefault(str(row["method"]), {"method": row["method"]})
@@ -105,7 +112,7 @@ def _validated(runs: Runs, found: pd.DataFrame) -> str:
         beyond = ", more than some label budgets have"
     return (
         f"Choices were made on {_range(counts, 'labeled validation image')}{beyond}: a share of them is "
-        f"known to +-{points:.1f} points. "
+        f"known to \u00b1{points:.1f} points. "
     )
 
 
@@ -113,12 +120,14 @@ def _validated(runs: Runs, found: pd.DataFrame) -> str:
 class PaperTable:
     """A table with its caption, as the page and the files show it: csv, md and latex are texts of FORMATS.
 
+    `intervals` is one of `latex.INTERVALS`; "" is what suits the table.
     Each is made once, for the page carries what the files hold.
     """
 
     table: pd.DataFrame
     stem: str
     caption: str = ""
+    intervals: str = ""
 
     def write(self, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
         """Write `out`/`stem`.csv (raw numbers), .md and .tex (as shown, best in bold)."""
@@ -159,21 +168,31 @@ class PaperTable:
 
     @cached_property
     def latex(self) -> str:
-        """A booktabs table; needs only \\usepackage{booktabs}."""
-        align = "".join("r" if column.number else "l" for column in self.columns)
-        lines = [r"\begin{table}", r"\centering"]
-        lines += [rf"\caption{{{_escape(self.caption)}}}"] if self.caption else []
-        lines += [rf"\label{{tab:{self.stem}}}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-        lines += [
-            " & ".join(_escape(column.title) for column in self.columns) + r" \\",
-            r"\midrule",
+        """A booktabs table that fits an `article`; columns of `more` are left out."""
+        return self.layout.text
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the table is set in LaTeX, and how wide that is."""
+        kept = [place for place, column in enumerate(self.columns) if not column.more]
+        halves = {place: self._halves(self.columns[place]) for place in kept}
+        rows = [
+            [Cell(*cells[place], halves[place][number]) for place in kept]
+            for number, cells in enumerate(self.cells)
         ]
-        for cells in self.cells:
-            shown = (rf"\textbf{{{_escape(c)}}}" if bold else _escape(c) for c, bold in cells)
-            # A row that opens with [ would be read as the optional length of the \\ before it.
-            row = " & ".join(shown) + r" \\"
-            lines.append("{}" + row if row.startswith("[") else row)
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        heads = [Head(self.columns[p].title, self.columns[p].number) for p in kept]
+        fitting = STACKED if self.stem == WIDE else BRACKETS
+        return Layout(self.stem, heads, rows, self.caption, self.intervals or fitting)
+
+    def _halves(self, column: Column) -> list[str]:
+        """Per row half the width of the column's t interval, "" where it has none."""
+        of_wide = (f"{column.title} low", f"{column.title} high")
+        ends = of_wide if self.stem == WIDE else ENDS.get((self.stem, column.title))
+        if ends is None or not set(ends) <= set(self.table):
+            return [""] * len(self.table)
+        rows = [{str(k): cell for k, cell in row.items()} for row in self.table.to_dict("records")]
+        shares = ["metric" not in row or is_share(str(row["metric"])) for row in rows]
+        return half_widths(rows, ends, shares)
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -181,29 +200,11 @@ def csv_text(table: pd.DataFrame) -> str:
     return str(table[kept].to_csv(index=False))
 
 
-def _condition_names(results: pd.DataFrame) -> dict[Condition, str]:
-    """The name of each condition and label count."""
-    cells = results.drop_duplicates(CELL)
-    several = cells["condition"].duplicated(keep=False)
-    known = cells["labels"].notna() & ~cells["labels"].duplicated(keep=False)
-    by_count = bool(known.all()) and not several.any()
-    names = {}
-    for row, one_of in zip(cells.to_dict("records"), several, strict=True):
-        counted = f"{count(row['labels'])} labels"
-        own = f"{row['condition']}, {counted}" if one_of else str(row["condition"])
-        names[condition_of(row)] = counted if by_count else own
-    return names
-
-
 def _range(counts: pd.Series, word: str = "") -> str:
     """'10 fresh seeds', or '5 to 10 fresh seeds'; the numbers alone without a word."""
     least, most = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
     span = f"{least} to {most}" if least != most else str(most)
     return f"{span} {word}{'' if least == most == 1 else 's'}" if word else span
-
-
-def _escape(value: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(value.split()))
 
 
 def _markdown(value: str) -> str:

@@ -11,14 +11,20 @@ from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
 from analysis.read.load import Runs, load_runs
 from analysis.words.display import ends, p_value, share
+from analysis.words.next_steps import Step, Tables, next_steps
+
+IN_SHORT = "In short: "  # how the sentence about all conditions begins
 
 
-def answer(run: Path) -> list[str]:
-    """Sentences for the end of the command: the answer, the winner's export, and what to run next."""
+def answer(run: Path, tables: Callable[[Runs], Tables]) -> list[str]:
+    """Sentences for the end of the command: the answer, the winner's export, and what to run next.
+
+    `tables` makes those of the report.
+    """
     runs = load_runs([run])
     found = questions(runs)
     lines = [*answer_lines(runs, found)]
-    return [*lines, *_next(run, found)] if found else lines
+    return [*lines, *_next(run, found, next_steps(runs, tables(runs)))] if found else lines
 
 
 def answer_lines(runs: Runs, found: list[Question] | None = None) -> Iterator[str]:
@@ -82,7 +88,7 @@ def _sentence(question: Question, guess: Callable[[Interval], str]) -> str:
     )
 
 
-def _next(run: Path, found: list[Question]) -> Iterator[str]:
+def _next(run: Path, found: list[Question], steps: list[Step]) -> Iterator[str]:
     """Commands that can be copied."""
     cells = dict.fromkeys(str(name) for name, _ in (q.condition for q in found))
     where = [] if run.parent == Path("runs") else ["--runs", str(run.parent)]
@@ -91,9 +97,8 @@ def _next(run: Path, found: list[Question]) -> Iterator[str]:
         out = f"{run.name}-model" + (f"-{cell.rpartition('=')[2]}" if len(cells) > 1 else "")
         words = shlex.join(["tune-ssl", "export", run.name, *where, *chosen, "-o", out])
         yield f"export the winner of {cell} (by its validation images): {words}"
-    if not any(one.helps for q in found for one in q.contenders):
-        yield "more seeds decide more: study.seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]'"
-        yield "a longer search may find better configurations: study.num_trials=24"
+    for step in steps:
+        yield f"{step.reason}: {step.command}"
 
 
 def _gain(one: Contender) -> str:

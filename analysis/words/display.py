@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.numbers.stats import LEAST_SEEDS
+from analysis.numbers.tables import CELL, Condition, condition_of
 from analysis.read.values import NONE, last_line, missing
 
 SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
+
+# Columns that are shown where they have something to say.
+OPTIONAL = ("Seeds and images, %", "Seeds and images", "Outlying seeds, %", "Unequal", "At an edge")
 
 # What captions call the intervals of means, whatever the number of seeds.
 INTERVALS = f"Student's t intervals (95 % from {LEAST_SEEDS} seeds on)"
@@ -23,6 +28,7 @@ class Column:
     """One shown column: its title, its text, whether the best are bold and long text wraps.
 
     `marked` names the rows' column that says which cells are bold, where each column has its own.
+    A column of `more` is shown where all columns are asked for, and is in no LaTeX table.
     """
 
     title: str
@@ -31,6 +37,7 @@ class Column:
     number: bool = True
     wide: bool = False
     marked: str = ""
+    more: bool = False
 
 
 def is_share(metric: str) -> bool:
@@ -109,21 +116,55 @@ def _rank(value: Any) -> str:
     return NONE if missing(value) else f"{value:.2f}"
 
 
-def _text(key: str, title: str, wide: bool = False) -> Column:
-    return Column(title, lambda row: text(row[key]), number=False, wide=wide)
+def labels_equal(equals: Any, low: Any, high: Any, least: float, most: float) -> str:
+    """46 [31, 70], or 'more than 100 [85, more than 100]': label counts of `labels_saved`."""
+    if missing(equals):
+        return NONE
+
+    def shown(value: float) -> str:
+        if value <= 0:
+            return f"fewer than {least:,.0f}"
+        return f"more than {most:,.0f}" if math.isinf(value) else f"{value:,.0f}"
+
+    if missing(low):
+        return f"{shown(equals)} (no interval)"
+    if shown(low) == shown(high) == shown(equals):
+        return shown(equals)
+    return f"{shown(equals)} [{shown(low)}, {shown(high)}]"
 
 
-def _count(key: str, title: str) -> Column:
-    return Column(title, lambda row: count(row[key]))
+def outliers(found: Any) -> str:
+    """seed 3 (10.2)"""
+    if not isinstance(found, dict) or not found:
+        return NONE
+    return ", ".join(f"seed {seed} ({percent(value)})" for seed, value in found.items())
 
 
-def _value(key: str, title: str) -> Column:
-    return Column(title, lambda row: metric_value(row[key], row["metric"]))
+def _text(key: str, title: str, wide: bool = False, more: bool = False) -> Column:
+    return Column(title, lambda row: text(row[key]), number=False, wide=wide, more=more)
 
 
-_CELL = [_text("condition", "Condition"), _count("labels", "Labels"), _text("method", "Method")]
+def _count(key: str, title: str, more: bool = False) -> Column:
+    return Column(title, lambda row: count(row[key]), more=more)
+
+
+def _value(key: str, title: str, more: bool = False) -> Column:
+    return Column(title, lambda row: metric_value(row[key], row["metric"]), more=more)
+
+
+def _ends(low: str, high: str, title: str, sign: str = "") -> Column:
+    """An interval without its mean, which stands beside it."""
+
+    def text(row: dict[str, Any]) -> str:
+        return NONE if missing(row[low]) else ends(row[low], row[high], sign)
+
+    return Column(title, text)
+
+
+_CONDITION, _LABELS = _text("condition", "Condition"), _count("labels", "Labels")
+_CELL = [_CONDITION, _LABELS, _text("method", "Method")]
 _P_HOLM = Column("p, Holm", lambda row: p_value(row["p_holm"]))
-_P_SIGN_FLIP = Column("p, sign flip", lambda row: p_value(row["p_sign_flip"]))
+_P_SIGN_FLIP = Column("p, sign flip", lambda row: p_value(row["p_sign_flip"]), more=True)
 _STATUS = [
     _count("finished", "Finished"),
     _count("stopped_early", "Stopped early"),
@@ -139,46 +180,54 @@ COLUMNS: dict[str, list[Column]] = {
         Column(
             "Mean per-class accuracy, %", lambda r: interval(r["mean"], r["low"], r["high"]), True
         ),
+        _ends("images_low", "images_high", "Seeds and images, %"),
         Column(
             "Accuracy, %",
             lambda r: interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]),
+            more=True,
         ),
         Column("Std, %", lambda r: percent(r["std"])),
         _count("n", "Seeds"),
-        _count("missing", "Missing"),
+        _count("missing", "Missing", more=True),
+        Column("Outlying seeds, %", lambda r: outliers(r["outlying"]), number=False),
     ],
     "differences": [
         *_CELL,
         _text("reference", "Minus"),
         Column("Points", lambda r: interval(r["mean"], r["low"], r["high"], "+")),
-        Column("p", lambda r: p_value(r["p"])),
+        _ends("images_low", "images_high", "Seeds and images", "+"),
+        Column("p", lambda r: p_value(r["p"]), more=True),
         _P_HOLM,
         _P_SIGN_FLIP,
         Column(
             "P(better), %",
             lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
+            more=True,
         ),
         _count("n", "Pairs"),
         Column("More pairs needed", lambda r: more_seeds(r["seeds_needed"])),
-        _count("unpaired", "Left out"),
+        _count("unpaired", "Left out", more=True),
     ],
-    "aggregate": [
+    "gains": [
         _text("method", "Method"),
-        Column("IQM, %", lambda r: interval(r["iqm"], r["low"], r["high"])),
-        Column("Mean, %", lambda r: percent(r["mean"])),
-        Column("Average rank", lambda r: _rank(r["rank"])),
+        _text("reference", "Minus"),
+        Column("Points", lambda r: interval(r["mean"], r["low"], r["high"], "+")),
+        Column("p", lambda r: p_value(r["p"]), more=True),
+        _P_HOLM,
+        _count("n", "Seeds"),
         _count("conditions", "Conditions"),
-        _count("seeds", "Seeds"),
-        _text("left_out", "Left out", wide=True),
+        Column("Own mean, %", lambda r: percent(r["score"])),
+        _text("left_out", "Left out", wide=True, more=True),
     ],
-    "ranks": [
+    "labels_saved": [
         _text("method", "Method"),
-        Column("Average rank", lambda r: _rank(r["rank"])),
-        _text("groups", "Group"),
-        Column("Critical difference", lambda r: _rank(r["critical_difference"])),
-        Column("p, Friedman", lambda r: p_value(r["friedman_p"])),
-        _count("conditions", "Conditions"),
-        _text("left_out", "Left out", wide=True),
+        _LABELS,
+        _text("reference", "Equals"),
+        Column(
+            "With this many labels",
+            lambda r: labels_equal(r["equals"], r["low"], r["high"], r["least"], r["most"]),
+        ),
+        _count("n", "Seeds"),
     ],
     "ablation": [
         *_CELL,
@@ -192,10 +241,11 @@ COLUMNS: dict[str, list[Column]] = {
         Column(
             "P(above), %",
             lambda r: interval(r["p_better"], r["p_better_low"], r["p_better_high"]),
+            more=True,
         ),
         _count("pairs", "Pairs"),
-        _count("missing", "Missing"),
-        _count("steps", "Steps"),
+        _count("missing", "Missing", more=True),
+        _count("steps", "Steps", more=True),
         _text("changes", "Changes", wide=True),
     ],
     "effects": [
@@ -208,26 +258,38 @@ COLUMNS: dict[str, list[Column]] = {
     "budget": [
         *_CELL,
         _count("trials", "Trials"),
-        *_STATUS,
+        _count("candidates", "Finished"),
+        *(replace(column, more=True) for column in _STATUS[1:]),
         _count("steps", "Steps"),
-        _count("images_seen", "Images seen"),
+        _count("images_seen", "Images seen", more=True),
         _count("seconds", "Device-seconds"),
-        _count("finalist_trials", "Finalist trials"),
-        _count("confirm_trials", "Confirm trials"),
-        _count("confirm_seconds", "Confirm device-seconds"),
-        _text("flag", "Unequal", wide=True),
+        _count("finalist_trials", "Finalist trials", more=True),
+        _count("confirm_trials", "Confirm trials", more=True),
+        _count("confirm_seconds", "Confirm device-seconds", more=True),
+        _count("model_steps", "Steps of a model"),
+        _text("flag", "Unequal"),
     ],
     "chosen": [
         *_CELL,
         _text("trial", "Trial"),
         _text("config", "Chosen configuration", wide=True),
         _value("tuned", "Validation when tuned"),
-        _value("confirmed", "Validation, fresh seeds"),
+        _value("confirmed", "Fresh seeds"),
         Column("Candidates", lambda r: f"{count(r['candidates'])} of {count(r['begun'])}"),
-        _count("ties", "Ties"),
-        Column("Half-width, points", lambda r: percent(r["half_width"])),
-        Column("Locked", lambda r: "yes" if r["locked"] else "no", number=False),
-        _text("digest", "Digest"),
+        _count("ties", "Ties", more=True),
+        Column("Half-width, points", lambda r: percent(r["half_width"]), more=True),
+        Column("Locked", lambda r: "yes" if r["locked"] else "no", number=False, more=True),
+        _text("digest", "Digest", more=True),
+    ],
+    "places": [
+        *_CELL,
+        _text("key", "Key"),
+        _text("domain", "Domain"),
+        _text("chosen", "Chosen"),
+        Column("Place, %", lambda r: NONE if missing(r["place"]) else f"{100 * r['place']:.0f}"),
+        _text("edge", "At an edge"),
+        _text("spread", "Five best"),
+        _text("default", "Given first", more=True),
     ],
     "early_ranks": [
         *_CELL,
@@ -240,8 +302,9 @@ COLUMNS: dict[str, list[Column]] = {
     "stability": [
         _text("method", "Method"),
         _count("trials", "Trials"),
-        *_STATUS,
-        _text("reasons", "Why diverged, collapsed or failed", wide=True),
+        *_STATUS[:-1],
+        replace(_STATUS[-1], more=True),
+        _text("reasons", "Why diverged, collapsed or failed"),
     ],
     "trials": [
         _text("trial", "Trial"),
@@ -249,24 +312,54 @@ COLUMNS: dict[str, list[Column]] = {
         _text("condition", "Condition"),
         _text("phase", "Phase"),
         _text("status", "Status"),
-        _value("value", "Value at the end, validation"),
-        _value("last", "Last reported"),
+        _value("value", "Validation"),
+        _value("last", "Last reported", more=True),
         _count("step", "Step"),
         _count("seconds", "Seconds"),
-        _text("config", "Configuration", wide=True),
-        _text("given", "Given"),
-        Column("Reason", lambda r: text(last_line(r["reason"])), number=False, wide=True),
+        _text("given", "Given", more=True),
+        _text("config", "Configuration", wide=True, more=True),
+        Column(
+            "Reason", lambda r: text(last_line(r["reason"])), number=False, wide=True, more=True
+        ),
     ],
 }
 
 
+def condition_names(results: pd.DataFrame) -> dict[Condition, str]:
+    """What each condition and label count is called: "50 labels" where that tells them apart."""
+    cells = results.drop_duplicates(CELL)
+    several = cells["condition"].duplicated(keep=False)
+    known = cells["labels"].notna() & ~cells["labels"].duplicated(keep=False)
+    by_count = bool(known.all()) and not several.any()
+    names = {}
+    for row, one_of in zip(cells.to_dict("records"), several, strict=True):
+        counted = f"{count(row['labels'])} labels"
+        own = f"{row['condition']}, {counted}" if one_of else str(row["condition"])
+        names[condition_of(row)] = counted if by_count else own
+    return names
+
+
 def columns_of(table: pd.DataFrame, stem: str) -> list[Column]:
-    """How the table `stem` is shown; a table without a layout shows every column as it is."""
+    """How the table `stem` is shown; a table without a layout shows every column as it is.
+
+    Of condition and label count the one that says nothing new is among `more`, and so is a column
+    without any value.
+    """
     if stem in COLUMNS:
-        return COLUMNS[stem]
+        return [_less(column, table) for column in COLUMNS[stem]]
     if stem == "results_wide":
         return _wide_columns(table)
     return [_text(str(name), str(name)) for name in table.columns]
+
+
+def _less(column: Column, table: pd.DataFrame) -> Column:
+    """The column as it is shown of this table: aside where it adds nothing."""
+    if column in (_CONDITION, _LABELS) and {"condition", "labels"} <= set(table):
+        counted = all(name.endswith(" labels") for name in condition_names(table).values())
+        return replace(column, more=counted == (column is _CONDITION))
+    if column.title in OPTIONAL and all(column.text(row) == NONE for row in _rows(table)):
+        return replace(column, more=True)
+    return column
 
 
 def _wide_columns(table: pd.DataFrame) -> list[Column]:
@@ -302,3 +395,18 @@ def shown_cells(table: pd.DataFrame, stem: str) -> list[list[tuple[str, bool]]]:
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+LONGEST_CAPTION = (
+    170  # characters that stand under a figure or over a table; the rest is opened on request
+)
+_SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
+
+
+def brief(caption: str) -> tuple[str, str]:
+    """A caption's first sentences, as many as fit into two lines, and the rest."""
+    sentences = _SENTENCE.split(caption)
+    shown = sentences.pop(0)
+    while sentences and len(shown) + len(sentences[0]) < LONGEST_CAPTION:
+        shown += f" {sentences.pop(0)}"
+    return shown, " ".join(sentences)

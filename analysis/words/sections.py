@@ -27,7 +27,7 @@ SECTIONS = (
         "results",
         "Results",
         "Test accuracy of the confirmed configurations. Open the seeds of a row to get to its trials.",
-        ("results_wide", "results", "differences", "aggregate", "ranks", "chosen"),
+        ("results_wide", "results", "differences", "gains", "labels_saved", "chosen"),
     ),
     Section("efficiency", "Label efficiency", CHOSEN),
     Section("errors", "Errors and calibration", CHOSEN),
@@ -47,10 +47,16 @@ SECTIONS = (
         "A row of neighbours starts with the query; classes other than its own are underlined.",
     ),
     Section(
+        "single",
+        "Single images",
+        "What the networks of the fresh seeds say of images out-of-fold, that is by networks that were not trained on "
+        "that image's label. No test image is among them. The files have more images, and all methods.",
+    ),
+    Section(
         "search",
         "Search",
         "All search trials; nothing is selected in these figures.",
-        ("early_ranks",),
+        ("places", "early_ranks"),
     ),
     Section(
         "importance",
@@ -84,30 +90,36 @@ TITLES = {
     "results_wide": "At a glance",
     "results": "Per condition and method",
     "differences": "Paired differences",
-    "aggregate": "Over all conditions",
-    "ranks": "Average ranks",
+    "gains": "Mean gain over all conditions",
+    "labels_saved": "Labels saved",
     "chosen": "Chosen configurations",
-    "ablation": "Variants",
-    "effects": "Effects of the switches",
+    "ablation": "Each variant against its frozen reference on the same fresh seeds, on validation images. Holm's "
+    "p < 0.05 decides. The study's metric, accuracies in percent, and the paired difference to the reference, with "
+    f"{INTERVALS}. Holm's correction of the paired t test is over all rows of a method. The sign-flip test and "
+    "P(above), the share of pairs with a higher value with its exact binomial interval, decide nothing. A weight of 0 "
+    "is not the supervised baseline: the unlabeled images still reach BatchNorm. The reference was chosen on validation "
+    "images, the same ones where the data has a validation part of its own, which favours it a little.",
+    "effects": "Full factorial designs: the mean effect of each switch over all settings of the others. Of each pair: "
+    f"how much one's effect differs with the other on. Paired by seed, with {INTERVALS}. Holm's correction of the t "
+    "test is over all rows of a method.",
+    "places": "Where the chosen configurations lie in what was searched",
     "early_ranks": "Ranks on the way against the end",
 }
 CAPTIONS = {
-    "differences": "Mean paired difference in mean per-class accuracy on test, in points, by "
-    f"shared seed, with {INTERVALS} that are not corrected for multiple comparisons. p is of the "
-    "two-sided paired t test; Holm's correction is over all rows of this table, and p < 0.05 after it "
-    "decides. The sign-flip test, which assumes no distribution but needs many seeds, and P(better), the "
-    "share of pairs won (a tie counting one half) with its exact binomial interval, decide nothing. "
+    "differences": "Paired difference in mean per-class accuracy on test, in points. "
+    "Holm's p < 0.05 decides; it is corrected over all rows of this table. Seeds and images: the ends for other test "
+    f"images, too. By shared seed, with {INTERVALS} that are not corrected for multiple comparisons. p is of the "
+    "two-sided paired t test. The sign-flip test, which assumes no distribution but needs many seeds, and "
+    "P(better), the share of pairs won (a tie counting one half) with its exact binomial interval, decide nothing. "
     "More pairs needed: to decide with 80 % power, were the mean and spread seen the true ones. Left "
     "out are pairs with other labeled images.",
-    "aggregate": "Over the conditions and seeds that all methods share: the interquartile mean (IQM, "
-    "the mean of the middle half of all scores) of mean per-class accuracy on test, with its "
-    "interval from resampled seeds (95 %, but too narrow below 5 of them); the mean over conditions; "
-    "and the average rank, 1 being best. "
-    "These conditions only: the interval says nothing about others.",
-    "ranks": "Average ranks over conditions of the mean over seeds, 1 being best. Methods that share a "
-    "letter do not differ: their ranks are less than Nemenyi's critical difference apart, or "
-    "Friedman's test finds no difference among all (Demsar 2006, alpha = 0.05). Conditions of one "
-    "data set are not independent, which makes these tests too sure.",
+    "gains": "A method's gain over the reference, averaged over the conditions that all methods share, whole seeds as "
+    f"units. {INTERVALS} of the mean over seeds; p is of the t test, with Holm's correction over this table, and "
+    "p < 0.05 after it decides. It is about these conditions, and says nothing of others.",
+    "labels_saved": "How many labels the reference needs for what a method reaches with fewer, read off the "
+    "reference's curve. Straight lines over the logarithm of the labels join its measured counts, seed by seed, and "
+    "beyond them nothing is guessed. The interval holds the counts at which the paired t test, not corrected, tells "
+    "no difference.",
     "ablation": "Variants of each frozen reference on the same fresh seeds: the study's metric on "
     f"validation images, accuracies in percent, and the paired difference to the reference, with {INTERVALS}. "
     "Holm's correction of the paired t test is over all rows of a method, and p < 0.05 after it "
@@ -118,6 +130,9 @@ CAPTIONS = {
     "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
     "others, and of each pair how much one's effect differs with the other on; paired by seed, with "
     f"{INTERVALS}. Holm's correction of the t test is over all rows of a method.",
+    "places": "Place 0 is a domain's lower end, 100 its upper one, on the scale that was searched. At an edge, the "
+    "best may lie outside. Five best: from the lowest to the highest value among the five best finished trials, or "
+    "how often each choice is among them.",
     "early_ranks": "Spearman's rank correlation of the finished search trials' validation values at an evaluation "
     "with those at the end: low where early stopping could not know what is good. Stopped trials are not in it, so "
     "that it is measured among those that survived.",
@@ -129,7 +144,7 @@ CAPTIONS = {
     "beforehand: the search did not draw it. Superseded trials confirmed a config that is not the chosen one now, "
     "and enter no number.",
 }
-MEASURED = ("results_wide", "results", "differences", "aggregate", "ranks")  # need test values
+MEASURED = ("results_wide", "results", "differences", "gains", "labels_saved")  # need test values
 
 
 def section_of(stem: str) -> str:

@@ -16,7 +16,7 @@ from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
 from analysis.words.answer import answer_lines
 from analysis.words.candidates import among, few_candidates, given_sentences
-from analysis.words.display import ends, metric_value, share, text
+from analysis.words.display import ends, metric_value, outliers, share, text
 from analysis.words.going_on import (
     change_sentences,
     cut_caveats,
@@ -48,10 +48,8 @@ def summary(
     """The findings, or why there are none.
 
     Each method against the baseline by its paired differences, where there are any; a condition
-    without any by the methods' own means; then what the ablations show, and what ran.
+    without any by the methods' own means; then what the ablations show.
     """
-    ran = [_what_ran(runs, study.run) for study in runs.studies]
-    ran += [*given_sentences(runs, chosen), *change_sentences(runs)]
     parts = [] if ablation is None else [*ablation_sentences(ablation, _modes(runs))]
     lines = []
     if results.empty or results["mean"].isna().all():
@@ -64,7 +62,7 @@ def summary(
                 f"{row['trial']}, chosen among {among(row['candidates'], row['begun'])}, with {row['metric']} = "
                 f"{value} on validation."
             )
-        return lines + parts + ran
+        return lines + parts
     # Of one run that compares methods, the answer to its question says all that can be said
     answered = all(study.renamed is not None for study in runs.studies)
     if answered:
@@ -79,7 +77,13 @@ def summary(
     for _, group in results.groupby(CELL, sort=False, dropna=False):
         if condition_of(group.iloc[0]) not in compared:
             lines.append(_finding(results, group.dropna(subset=["mean"])))
-    return [line for line in lines if line] + parts + ran
+    return [line for line in lines if line] + parts
+
+
+def what_ran(runs: Runs, chosen: pd.DataFrame) -> list[str]:
+    """How many trials of each run ended how, which configs were given beforehand, and what was changed."""
+    ran = [_what_ran(runs, study.run) for study in runs.studies]
+    return [*ran, *given_sentences(runs, chosen), *change_sentences(runs)]
 
 
 def not_a_result(runs: Runs) -> str:
@@ -106,6 +110,7 @@ def caveats(
         *_guessed(runs, results),
         *_progress(runs),
         *_seeds(runs, results),
+        *_outlying(results),
         *few_candidates(runs, budget),
         *cut_caveats(runs),
         *old_reference_caveats(runs),
@@ -305,6 +310,16 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
                         f"{trial['label']}, {trial['trial']}: test/accuracy is "
                         f"{trial[ACCURACY]:.4f}, but its confusion matrix says {share:.4f}."
                     )
+
+
+def _outlying(results: pd.DataFrame) -> Iterator[str]:
+    """The seeds that are far from the others, and what they do to the mean."""
+    for row in results[results["outlying"].notna()].to_dict("records"):
+        verb = "is" if len(row["outlying"]) == 1 else "are"
+        yield (
+            f"{row['method']}, {row['condition']}: {outliers(row['outlying'])} {verb} far from the other seeds: "
+            f"the mean is {100 * row['shift']:+.1f} points from theirs, which t intervals and tests are not made for."
+        )
 
 
 def _locks(runs: Runs, chosen: pd.DataFrame) -> Iterator[str]:

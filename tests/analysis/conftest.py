@@ -20,7 +20,7 @@ from analysis.read.load import Runs
 from analysis.report import paper
 from analysis.report.report import all_tables, write_report
 from analysis.words.display import columns_of, shown_cells
-from analysis.words.summary import caveats, summary
+from analysis.words.summary import caveats, summary, what_ran
 from tune_ssl.records import log
 
 METRIC = "val/mean_class_accuracy"
@@ -43,7 +43,7 @@ def write_run(
     labels: tuple[int, ...] = (50, 200),
     search: Any = SEARCH,
     confirm: dict[int, float | None] | None = None,
-    shift: float = 0.0,
+    shift: float | dict[int, float] = 0.0,
     digest: str = "d1",
     classes: tuple[str, ...] = ("cat", "dog"),
     metric: str = METRIC,
@@ -91,7 +91,8 @@ def write_run(
     for index, (condition, count) in enumerate(zip(ids, labels, strict=True)):
         _write_search(path, condition, index, search, metric, steps)
         if confirm:
-            _write_confirm(path, condition, index, count, confirm, shift + 0.03 * index, split)
+            own = shift[count] if isinstance(shift, dict) else shift + 0.03 * index
+            _write_confirm(path, condition, index, count, confirm, own, split)
     (path / log.TRIALS).touch()
     if diag:
         _write_history(path)
@@ -227,6 +228,7 @@ def said(runs: Runs) -> list[str]:
     results, chosen, ablation = found["results"], found["chosen"], found["ablation"]
     return [
         *summary(runs, results, chosen, found["differences"], ablation),
+        *what_ran(runs, chosen),
         *caveats(runs, results, found["budget"], chosen, ablation),
     ]
 

@@ -18,11 +18,14 @@ from tune_ssl.data.splits import Split, make_split
 from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
 from tune_ssl.models import TIMM
 from tune_ssl.records import log
+from tune_ssl.records.decisions import LEAST_SEEDS, smallest_effect
 from tune_ssl.records.ties import half_width
 from tune_ssl.study.named import cautions
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import check_contrast, override
 
+SEEN = 1.5  # standard deviations: a difference that is larger need not be said to be small
+PROPOSED = 10  # seeds
 FEW_VALIDATION = 30  # images, of which a 95 % half-width is 25 points
 FEW_OF_A_CLASS = 5  # likewise, of which one image is 20 points of its class
 
@@ -142,7 +145,7 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     """
     unique = {store.path: store for store in stores.values()}
     lines = list(dict.fromkeys(line for store in unique.values() for line in store.remarks()))
-    lines += cautions(study.settings)
+    lines += [*cautions(study.settings), *_decides(study)]
     for condition in {c.cell: c for c in study.conditions}.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
         split = _split(store, condition, seed)
@@ -181,6 +184,26 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
                 "data.validation=within_budget takes them out of the budget"
             )
     return lines
+
+
+def _decides(study: Study) -> list[str]:
+    """What the fresh seeds can decide, by the rule of the report; nothing of a study without any."""
+    seeds = len(study.settings.seeds)
+    cells = len({condition.cell for condition in study.conditions})
+    methods = len({condition.method for condition in study.conditions})
+    pairs = cells * max(1, methods - 1)
+    if seeds < LEAST_SEEDS:
+        return [
+            f"study.seeds has {seeds}: nothing is decided with fewer than {LEAST_SEEDS} fresh seeds, and no interval "
+            "of them is a 95 % one"
+        ]
+    effect = smallest_effect(seeds, pairs)
+    if effect <= SEEN:
+        return []
+    return [
+        f"study.seeds has {seeds}: of {pairs} comparisons only those are decided whose difference is {effect:.1f} "
+        f"times its own spread over seeds; with {PROPOSED} seeds {smallest_effect(PROPOSED, pairs):.1f} times"
+    ]
 
 
 def _validation_labels(store: Store, split: Split) -> Any:

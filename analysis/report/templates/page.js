@@ -30,6 +30,12 @@ document.addEventListener("click", async (event) => {
   const file = event.target.closest(".file"), copied = event.target.closest(".copy");
   if (file) save(await unpack(file.dataset.file), file.dataset.name);
   if (copied) copy(copied, copied.previousElementSibling);
+  const all = event.target.closest(".all");
+  if (all) {
+    let below = all.parentElement;
+    while (!below.querySelector("table")) below = below.nextElementSibling;
+    all.setAttribute("aria-pressed", String(below.querySelector("table").classList.toggle("every")));
+  }
 });
 
 // Figures: drawn when they come into view, in the colours of the page, by the library that the page carries.
@@ -67,6 +73,7 @@ const draw = (box) => {
   const layout = layoutOf(spec.layout), colours = pageColours();
   layout.font = { ...layout.font, color: colours.text };
   for (const key in layout) if (axis(key)) layout[key].gridcolor = colours.line;
+  for (const trace of spec.data) if (trace.type === "heatmap") trace.textfont = { color: colours.text };
   Plotly.newPlot(box, spec.data, layout, settings.config);
 };
 const near = new IntersectionObserver((entries) => {
@@ -78,7 +85,11 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "400px" });
 const boxes = [...document.querySelectorAll(".plot")];
 library.then(() => boxes.forEach((box) => near.observe(box)));
-const paint = (colours, size) => drawn.forEach((box) => Plotly.relayout(box, { ...themed(box.layout, colours), ...size }));
+const paint = (colours, size) => drawn.forEach((box) => {
+  const maps = box.data.flatMap((trace, i) => trace.type === "heatmap" ? [i] : []);
+  if (maps.length) Plotly.restyle(box, { "textfont.color": colours.text }, maps);
+  Plotly.relayout(box, { ...themed(box.layout, colours), ...size });
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(pageColours(), {}));
 addEventListener("beforeprint", () => {
   if (!window.Plotly) return;
@@ -86,6 +97,30 @@ addEventListener("beforeprint", () => {
   paint({ text: "#1b1e22", line: "#d5d9de" }, { width: 660 });
 });
 addEventListener("afterprint", () => paint(pageColours(), { width: null, autosize: true }));
+
+// Parts are folded: whoever is led into one finds it open.
+const unfold = (node) => {
+  for (let part = node?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+};
+const led = () => {
+  const id = decodeURIComponent(location.hash.slice(1)), node = id && document.getElementById(id);
+  if (!node) return;
+  unfold(node);
+  node.scrollIntoView();
+};
+addEventListener("hashchange", led);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link) unfold(document.getElementById(decodeURIComponent(link.hash.slice(1))));
+});
+const every = document.getElementById("open-all");
+every.addEventListener("click", () => {
+  const open = every.getAttribute("aria-pressed") !== "true";
+  document.querySelectorAll("main .part").forEach((part) => { part.open = open; });
+  every.setAttribute("aria-pressed", String(open));
+  every.textContent = open ? "Fold all parts" : "Open all parts";
+});
+led();
 
 // Tables: sorted by any column, filtered by words and by chosen values, some a page at a time.
 const number = (text) => /^[+-]?[\d.,]+(e[+-]?\d+)?(?![\w])/.test(text) ? parseFloat(text.replaceAll(",", "")) : NaN;
@@ -158,7 +193,7 @@ class Grid {
     return row;
   }
 }
-for (const table of document.querySelectorAll("table:not([data-packed])")) {
+for (const table of document.querySelectorAll("table:not([data-packed]):not(#glance)")) {
   const rows = [...table.tBodies[0].rows].map((node) => ({
     cells: [...node.cells].map((cell) => (cell.querySelector("summary") ?? cell).textContent.trim()),
     node: () => node,
@@ -217,6 +252,7 @@ const goToTrial = async () => {
   if (!row) return;
   document.querySelectorAll("tr.target").forEach((other) => other.classList.remove("target"));
   row.open();
+  unfold(document.querySelector("table[data-packed]"));
   const node = document.getElementById(id);
   node.classList.add("target");
   node.scrollIntoView({ block: "center" });

@@ -75,25 +75,52 @@ def test_differences_only_between_the_same_labeled_images(tmp_path, write_run):
     )
     assert lines[0] == said
     assert not any("ahead" in line or "Highest" in line for line in lines)
-    pooled = comparisons.aggregate_table(runs)
-    assert pooled["iqm"].isna().all() and pooled["rank"].isna().all()
+    pooled = comparisons.gain_table(runs)
+    assert pooled["mean"].isna().all() and pooled["p"].isna().all()
     assert pooled["left_out"][0] == "data.labels=50: no seed and split in common"
 
 
-def test_aggregate_against_plain_pandas(three):
-    table = comparisons.aggregate_table(three).set_index("method")
+def test_gains_are_means_over_conditions_with_seeds_as_units(three):
+    table = comparisons.gain_table(three)
+    assert table["method"].to_list() == ["fixmatch", "uda"]  # the best first
     trials = three.trials[three.trials["phase"] == "confirm"]
-    values = trials.groupby("label")["test/mean_class_accuracy"]
-    for method, scores in values:
-        assert table.loc[method, "iqm"] == pytest.approx(np.sort(scores)[4:12].mean())
-        assert table.loc[method, "mean"] == pytest.approx(scores.mean())
-        assert table.loc[method, "low"] < table.loc[method, "iqm"] < table.loc[method, "high"]
-    assert (
-        table["rank"].to_dict() == {"supervised": 2.5, "fixmatch": 1, "uda": 2.5}
-        or table.loc["fixmatch", "rank"] == 1
+    values = trials.pivot_table(
+        index="seed", columns=["label", "condition"], values="test/mean_class_accuracy"
     )
-    assert (table["conditions"] == 2).all() and (table["seeds"] == 8).all()
-    assert (table["left_out"] == "").all()
+    for row in table.to_dict("records"):
+        gains = [
+            np.mean(
+                [values[row["method"], c][s] - values["supervised", c][s] for c in values["uda"]]
+            )
+            for s in SEEDS
+        ]
+        expected = stats.mean_interval(gains)
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(
+            (expected.mean, expected.low, expected.high)
+        )
+        assert row["p"] == pytest.approx(scipy_stats.ttest_1samp(gains, 0).pvalue)
+        assert row["score"] == pytest.approx(values[row["method"]].to_numpy().mean())
+        assert (row["n"], row["conditions"], row["left_out"]) == (8, 2, "")
+    assert table["p_holm"].to_list() == pytest.approx(stats.holm(table["p"].to_list()))
+
+
+def test_a_collapse_at_one_label_count_counts_in_the_mean_gain(tmp_path, write_run):
+    """A method loses 20 points with the fewest labels, and gains 2 elsewhere."""
+    shifts = {20: -0.2, 50: 0.02, 100: 0.02, 200: 0.02}
+    runs = load_runs(
+        [
+            write_run(
+                tmp_path / "a",
+                method="supervised",
+                labels=(*shifts,),
+                confirm=BASE,
+                shift=dict.fromkeys(shifts, 0.0),
+            ),
+            write_run(tmp_path / "b", method="uda", labels=(*shifts,), confirm=BASE, shift=shifts),
+        ]
+    )
+    (row,) = comparisons.gain_table(runs).to_dict("records")
+    assert row["mean"] == pytest.approx(-0.035)
 
 
 def test_only_what_all_methods_share_is_pooled_and_the_rest_is_named(tmp_path, write_run):
@@ -101,45 +128,22 @@ def test_only_what_all_methods_share_is_pooled_and_the_rest_is_named(tmp_path, w
     some = {**BASE, 3: None}
     b = write_run(tmp_path / "b", method="supervised", labels=(50, 99), confirm=some)
     c = write_run(tmp_path / "c", method="uda", confirm={})
-    table = comparisons.aggregate_table(load_runs([a, b, c]))
-    assert table["method"].to_list() == ["fixmatch", "supervised"]
-    assert table[["conditions", "seeds"]].to_numpy().tolist() == [[1, 7], [1, 7]]
-    assert table["left_out"][0] == (
+    (row,) = comparisons.gain_table(load_runs([a, b, c])).to_dict("records")
+    assert (row["method"], row["reference"]) == ("fixmatch", "supervised")
+    assert (row["conditions"], row["n"]) == (1, 7)
+    assert row["left_out"] == (
         "uda: no test value; data.labels=200: no seed and split in common; "
         "data.labels=99: no seed and split in common; 1 seed(s) that some method or condition lacks"
     )
     kept = [value for seed, value in BASE.items() if seed != 3]
-    assert table["mean"].to_list() == pytest.approx([np.mean(kept)] * 2)
-
-
-def test_one_run_is_aggregated_without_a_rank(tmp_path, write_run):
-    table = comparisons.aggregate_table(load_runs([write_run(tmp_path / "a")]))
-    assert table["rank"].isna().all() and table["iqm"].notna().all()
-    assert shown(table, "aggregate")["Average rank"].to_list() == [NONE]
-
-
-def test_ranks_need_three_methods_and_five_conditions(three, tmp_path, write_run):
-    assert comparisons.rank_table(three).empty  # two conditions
-    labels = (10, 20, 30, 40, 50, 60)
-    folders = [
-        write_run(tmp_path / "six" / name, method=name, labels=labels, shift=shift)
-        for name, shift in (("supervised", 0.0), ("fixmatch", 0.005), ("uda", -0.03))
-    ]
-    assert comparisons.rank_table(load_runs(folders[:2])).empty  # two methods
-    table = comparisons.rank_table(load_runs(folders))
-    assert table["method"].to_list() == ["fixmatch", "supervised", "uda"]
-    assert table["rank"].to_list() == [1, 2, 3]
-    # Six blocks: chi2 = 12, and a critical difference of 2.343 / sqrt(3).
-    assert table["friedman_p"].to_list() == pytest.approx([math.exp(-6)] * 3)
-    assert table["critical_difference"][0] == pytest.approx(2.343 / math.sqrt(3), abs=1e-3)
-    assert table["groups"].to_list() == ["a", "a b", "b"]
+    assert row["score"] == pytest.approx(np.mean(kept))
 
 
 def test_nothing_confirmed_or_nothing_at_all(tmp_path, write_run):
     for name, more in (("a", {}), ("b", {"search": ()})):
         runs = load_runs([write_run(tmp_path / name, confirm={}, **more)])
         assert comparisons.difference_table(runs).empty
-        assert comparisons.aggregate_table(runs).empty and comparisons.rank_table(runs).empty
+        assert comparisons.gain_table(runs).empty
 
 
 def test_summary_says_who_beats_the_baseline(three):

@@ -100,7 +100,17 @@ def test_fanova_agrees_with_optunas():
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     theirs = optuna.importance.get_param_importances(study, evaluator=evaluator)
     ours, _ = fanova(points, values, 64, 0)
-    assert ours == pytest.approx([theirs[name] for name in "abc"], abs=0.03)
+    assert ours / ours.sum() == pytest.approx([theirs[name] for name in "abc"], abs=0.03)
+
+
+def test_an_interaction_is_no_key_s_own_importance():
+    """x y of two centred keys, and two keys of no account: none explains anything alone."""
+    rng = np.random.default_rng(2)
+    points = rng.random((200, 4))
+    shares, _ = fanova(points, (points[:, 0] - 0.5) * (points[:, 1] - 0.5), 32, 0)
+    assert shares.sum() < 0.45 and shares.max() < 0.2
+    alone, _ = fanova(points, points[:, 0], 32, 0)
+    assert alone[0] > 0.95
 
 
 def test_main_effects_of_a_tree_by_hand():
@@ -175,7 +185,7 @@ def test_the_figure_draws_the_table(tmp_path, searched_run):
     plot, contour = figures.plots(runs, {}, {})
     pd.testing.assert_frame_equal(plot.table, importance_table(runs))  # the same numbers every time
     assert (plot.section, plot.group) == ("importance", "data.labels=50")
-    assert plot.caption.startswith("Exploratory.") and "PED-ANOVA alone missed" in plot.caption
+    assert plot.caption.startswith("Exploratory:") and importance.REST in plot.caption
     for trace in checked(plot.figure).data:
         rows = plot.table[plot.table["evaluator"] == trace.name]
         assert list(trace.text) == list(rows["key"]) and list(trace.x) == list(rows["share"])
@@ -184,5 +194,5 @@ def test_the_figure_draws_the_table(tmp_path, searched_run):
         )
     # The contour takes the two numeric keys that lead.
     ranked = plot.table[plot.table["evaluator"] == FANOVA].sort_values("share", ascending=False)
-    numeric = [key for key in ranked["key"] if key != "method.aug"]
+    numeric = [key for key in ranked["key"] if key not in ("method.aug", importance.REST)]
     assert [contour.table["x_key"].iloc[0], contour.table["y_key"].iloc[0]] == numeric[:2]

@@ -252,55 +252,101 @@ def test_seeds_for_a_decision_where_it_is_one_or_unknown():
     assert stats.seeds_for_decision([0.1, -0.1]) == math.inf
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
-def test_iqm_is_the_mean_of_the_middle_half(values):
-    cut = len(values) // 4
-    middle = sorted(values)[cut : len(values) - cut]
-    assert stats.iqm(values) == pytest.approx(np.mean(middle), abs=1e-12)
+def crossed(rng, seeds, sizes, seed_std, image_std):
+    """Right or wrong of each seed on each image: logits of a common level, a seed's and an image's own."""
+    classes = np.repeat(np.arange(len(sizes)), sizes)
+    logits = (
+        1.5 + seed_std * rng.normal(size=(seeds, 1)) + image_std * rng.normal(size=len(classes))
+    )
+    return (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float), classes
 
 
-def test_iqm_ignores_what_is_missing_and_the_shape():
-    assert stats.iqm([[0, 4, float("nan")], [8, 100, -50]]) == pytest.approx(4)
-    assert math.isnan(stats.iqm([]))
-
-
-def slow_iqm_bounds(scores, tail, together, draws=4000):
-    rng, found = np.random.default_rng(9), []
-    for _ in range(draws):
-        columns = rng.integers(scores.shape[1], size=scores.shape[1])
-        drawn = (
-            scores[:, columns]
-            if together
-            else np.array([rng.choice(row, len(row)) for row in scores])
+def slow_seeds_and_images(scores, classes):
+    """Sums over cells, class by class: the variance of the mean as the docstring states it."""
+    seeds, names = len(scores), sorted(set(classes))
+    by_seed = [
+        np.mean([np.mean([row[i] for i, c in enumerate(classes) if c == k]) for k in names])
+        for row in scores
+    ]
+    of_seeds = sum((m - np.mean(by_seed)) ** 2 for m in by_seed) / (seeds - 1) / seeds
+    of_images = of_rest = 0.0
+    for k in names:
+        own = [i for i, c in enumerate(classes) if c == k]
+        n, grand = len(own), np.mean([[row[i] for i in own] for row in scores])
+        image = {i: np.mean([row[i] for row in scores]) for i in own}
+        mine = [np.mean([row[i] for i in own]) for row in scores]
+        of_images += sum((image[i] - grand) ** 2 for i in own) / (n - 1) / n
+        square = sum(
+            (scores[s][i] - image[i] - mine[s] + grand) ** 2 for s in range(seeds) for i in own
         )
-        found.append(stats.iqm(drawn))
-    return np.quantile(found, [tail, 1 - tail])
+        of_rest += square / ((seeds - 1) * (n - 1)) / (seeds * n)
+    of_images, of_rest = of_images / len(names) ** 2, of_rest / len(names) ** 2
+    whole = max(of_seeds, of_images, of_seeds + of_images - of_rest)
+    free = len(classes) - len(names)
+    doubt = of_seeds**2 / (seeds - 1) + of_images**2 / free + of_rest**2 / (free * (seeds - 1))
+    reach = scipy_stats.t.ppf(0.975, max(whole**2 / doubt, 1)) * math.sqrt(whole)
+    return np.mean(by_seed) - reach, np.mean(by_seed) + reach
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_iqm_interval_agrees_with_a_loop(together):
-    scores = np.random.default_rng(3).normal(size=(3, 8)) + np.arange(3)[:, None]
-    units, freedom = (8, 7) if together else (24, 21)
-    reach = math.sqrt(units / freedom) * scipy_stats.t.ppf(0.975, freedom)
-    expected = slow_iqm_bounds(scores, scipy_stats.norm.cdf(-reach), together)
-    found = stats.iqm_interval(scores, together=together)
-    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.07)
-    assert (found.mean, found.n) == (stats.iqm(scores), 24)
+@pytest.mark.parametrize("sizes", [(20, 20, 20), (4, 30, 11)])
+def test_seeds_and_images_agree_with_sums_over_cells(sizes):
+    scores, classes = crossed(np.random.default_rng(3), 5, sizes, 0.3, 1.5)
+    order = np.random.default_rng(4).permutation(len(classes))
+    found = stats.seeds_and_images(scores[:, order], classes[order])
+    assert (found.low, found.high) == pytest.approx(slow_seeds_and_images(scores, classes))
+    assert found.n == 5
 
 
-@pytest.mark.parametrize(("together", "correlation"), [(False, 0.0), (True, 0.0), (True, 0.5)])
-def test_iqm_interval_covers_about_as_often_as_it_says(together, correlation):
-    rng, held = np.random.default_rng(11), 0
-    for _ in range(200):
-        shared = math.sqrt(correlation) * rng.normal(size=10)
-        scores = shared + math.sqrt(1 - correlation) * rng.normal(size=(4, 10))
-        held += stats.iqm_interval(scores, together=together, draws=400).holds(0)
-    assert 0.89 <= held / 200 <= 0.99
+def test_the_doubt_of_the_images_is_seen_where_seeds_agree():
+    """Ten seeds that all say the same of 50 images: over seeds nothing varies, over images much."""
+    right = (np.arange(50) % 5 > 0).astype(float)
+    scores, classes = np.tile(right, (10, 1)), np.zeros(50)
+    assert np.ptp(scores.mean(axis=1)) == 0
+    found = stats.seeds_and_images(scores, classes)
+    error = right.std(ddof=1) / math.sqrt(50)
+    reach = scipy_stats.t.ppf(0.975, 49) * error
+    assert (found.low, found.high) == pytest.approx((0.8 - reach, 0.8 + reach))
 
 
-def test_iqm_interval_needs_two_seeds():
-    assert math.isnan(stats.iqm_interval([[0.5], [0.6]]).low)
-    assert stats.iqm_interval([[0.5], [0.6]]).mean == pytest.approx(0.55)
-    gap = [[0.5, 0.7, float("nan")], [0.6, 0.8, 0.9]]
-    assert stats.iqm_interval(gap).n == 5 and stats.iqm_interval(gap, together=True).n == 4
-    assert math.isnan(stats.iqm_interval([]).mean)
+def test_seeds_and_images_where_there_is_little():
+    assert math.isnan(stats.seeds_and_images([[1, 0, 1]], [0, 0, 1]).low)
+    assert math.isnan(stats.seeds_and_images([[1, 0], [1, 1]], [0, 1]).low)  # one image a class
+    lone = stats.seeds_and_images([[1, 0, 1, 1], [1, 1, 0, 1]], [0, 0, 0, 1])
+    assert lone.low < lone.mean < lone.high
+    point = stats.seeds_and_images(np.ones((3, 6)), np.arange(6) % 2)
+    assert (point.low, point.mean, point.high) == (1, 1, 1)
+
+
+def test_seeds_and_images_cover_and_seeds_alone_do_not():
+    """The truth is the mean over all seeds and all images, of which each sample has a few."""
+    rng = np.random.default_rng(5)
+    kind = (0.15, 3.0)
+    truth = np.mean([crossed(rng, 40, (200,) * 3, *kind)[0].mean() for _ in range(60)])
+    both = alone = 0
+    for _ in range(300):
+        scores, classes = crossed(rng, 6, (30,) * 3, *kind)
+        both += stats.seeds_and_images(scores, classes).holds(truth)
+        alone += stats.mean_interval(scores.mean(axis=1)).holds(truth)
+    assert 0.91 <= both / 300 <= 0.99 and alone / 300 < 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ((0.9, 0.91, 0.89, 0.92, 0.1), [4]),
+        ((0.9, 0.2, 0.91, 0.89, 0.25, 0.92, 0.9, 0.88, 0.9), [1, 4]),  # two do not hide each other
+        ((0.9, 0.9, 0.9, 0.9, 0.87), []),  # three points are no collapse
+        ((0.9, 0.91, 0.1, 0.92), []),  # too few to say
+        ((0.8, 0.9, 0.7, 0.85, 0.75, 0.95), []),
+        ((0.9, math.nan, 0.91, 0.89, 0.92, 0.1), [5]),
+        ((0.9,) * 6, []),
+    ],
+)
+def test_outlying_values_are_found(values, places):
+    assert stats.outlying(values) == places
+
+
+def test_normal_values_are_rarely_called_outlying():
+    rng = np.random.default_rng(8)
+    flagged = [bool(stats.outlying(rng.normal(size=6), least=0)) for _ in range(2000)]
+    assert np.mean(flagged) < 0.03

@@ -168,7 +168,7 @@ def test_trials(pair):
     assert row["config"] == "optim.lr=0.04"
     assert row["config.method.temperature"] == 0.5
     text = shown(table, "trials").iloc[3]
-    assert (text["Status"], text["Value at the end, validation"]) == ("diverged", NONE)
+    assert (text["Status"], text["Validation"]) == ("diverged", NONE)
     assert text["Reason"] == "loss/total is nan at step 40"
 
 

@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from analysis.numbers.ablations import ABLATION_COLUMNS, EFFECT_COLUMNS
-from analysis.numbers.comparisons import RANKS
-from analysis.plots import ablation, ranks, style
+from analysis.plots import ablation, style
 from analysis.read.load import load_runs
 from tests.analysis.conftest import checked
 
@@ -115,32 +114,3 @@ def test_long_names_wrap_and_make_room():
         for table in (TABLE[1:2], TABLE[1:2].assign(variant=long))
     )
     assert tall == short + 2 * ablation.LINE
-
-
-def test_critical_difference(runs):
-    found = [("a", 1.25, "a"), ("c", 3.0, "b"), ("b", 1.75, "a b")]
-    table = pd.DataFrame(
-        [{"method": m, "rank": r, "groups": g, "left_out": "seed 3"} for m, r, g in found],
-        columns=RANKS,
-    ).assign(critical_difference=1.48, friedman_p=0.01, conditions=5)
-    tables = {"ranks": table, "results": pd.DataFrame({"mean": [0.5], "n": [10]})}
-    colours = style.colours(["a", "b", "c"])
-    (plot,) = ranks.plots(runs, tables, colours)
-    assert "over 5 conditions" in plot.caption and "critical difference of 1.48" in plot.caption
-    assert "p = 0.01" in plot.caption and "Left out: seed 3." in plot.caption
-    marks = checked(plot.figure).data[0]
-    assert list(marks.x) == [1.25, 1.75, 3] and list(marks.customdata) == ["a", "b", "c"]
-    assert list(marks.marker.color) == list(style.OKABE_ITO[:3])
-    assert ranks.groups(table) == [[0, 1], [1, 2]]
-    bars = [shape for shape in checked(plot.figure).layout.shapes if shape.line.width == 6]
-    assert [(round(bar.y0), round(bar.y1)) for bar in bars] == [(0, 1), (1, 2)]
-    ruler = next(shape for shape in checked(plot.figure).layout.shapes if shape.y0 == -1.1)
-    assert ruler.x1 - ruler.x0 == pytest.approx(1.48)
-    tables["ranks"] = table.assign(friedman_p=NAN, left_out="")
-    (plot,) = ranks.plots(runs, tables, colours)
-    assert "all scores tie" in plot.caption and "Left out" not in plot.caption
-
-
-def test_no_ranks_no_diagram(runs):
-    assert list(ranks.plots(runs, {"ranks": pd.DataFrame(columns=RANKS)}, {})) == []
-    assert list(ranks.plots(runs, {}, {})) == []

@@ -50,20 +50,50 @@ def test_ablations_and_running_trials_are_no_tuning_cost(runs):
     pd.testing.assert_frame_equal(compute.cost_table(runs, results), before)
 
 
-def test_the_figures_draw_the_table(runs):
+def test_the_figure_draws_the_table_and_its_front(runs):
     found = {"results": tables.results_table(runs)}
-    plots = list(compute.plots(runs, found, style.colours(runs.labels)))
-    # Every model was trained for 100 steps, which makes no figure but a sentence.
-    assert [plot.name for plot in plots] == ["model-seconds", "model-images", "tuning-seconds"]
-    for plot, column in zip(plots, ("seconds_mean", "images_seen", "tuning_seconds"), strict=True):
-        assert "All models were trained for 100 steps." in plot.caption
-        for trace in checked(plot.figure).data:
-            own = plot.table[plot.table["method"] == trace.name]
-            assert list(trace.x) == pytest.approx(list(own[column]))
-            assert list(trace.y) == pytest.approx(list(100 * own["accuracy_mean"]))
-            assert list(trace.text) == ["50", "200"]
-    assert "wall-clock" in plots[0].caption and "wall-clock" in plots[2].caption
-    assert checked(plots[0].figure).data[0].error_x.array is not None
+    (plot,) = compute.plots(runs, found, style.colours(runs.labels))
+    assert plot.name == "cost" and "wall-clock" in plot.caption
+    assert "pretraining" not in plot.caption.split("Mean over")[0]  # none was shared
+    figure = checked(plot.figure)
+    assert figure.layout.xaxis.type == "log"
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    for trace in points:
+        own = plot.table[plot.table["method"] == trace.name]
+        assert list(trace.x) == pytest.approx(list(own["seconds_mean"]))
+        assert list(trace.y) == pytest.approx(list(100 * own["accuracy_mean"]))
+    fronts = [trace for trace in figure.data if trace.mode != "markers"]
+    assert [trace.text[-1] for trace in fronts] == ["50 labels", "200 labels"]
+
+
+def test_the_front_is_what_nothing_cheaper_beats():
+    seconds, scores = (1, 2, 3, 4, 2, np.nan), (0.5, 0.7, 0.6, 0.8, 0.7, 0.9)
+    group = pd.DataFrame({"seconds_mean": seconds, "accuracy_mean": scores})
+    assert compute.front(group) == [True, True, False, True, True, False]
+
+
+def test_shared_pretraining_is_charged_in_full_to_each_model(runs):
+    """fixmatch's networks took 60 of their steps from another trial, in no time."""
+    results = tables.results_table(runs)
+    before = compute.cost_table(runs, results)
+    mine = (runs.trials["label"] == "fixmatch") & (runs.trials["phase"] == log.CONFIRM)
+    runs.trials.loc[mine, ["reused", "waited"]] = [60, 2.0]
+    own = runs.trials[(runs.trials["label"] == "fixmatch") & ~mine]
+    first = runs.history[
+        runs.history["trial"].isin(own["trial"]) & (runs.history["label"] == "fixmatch")
+    ]
+    first = first[first["stage"] == first["stage"].iloc[0]]
+    ends = first.groupby("trial")[["seconds", "step"]].max()
+    pace = (ends["seconds"] / ends["step"]).mean()
+    after = compute.cost_table(runs, results)
+    added = (after["seconds_mean"] - before["seconds_mean"]).where(after["method"] == "fixmatch")
+    assert added.dropna().to_list() == pytest.approx([60 * pace - 2] * 2)
+    assert after["pretraining"].to_list() == pytest.approx(
+        [60 * pace if method == "fixmatch" else 0 for method in after["method"]]
+    )
+    assert after["tuning_seconds"].equals(before["tuning_seconds"])  # counted once, as spent
+    (plot,) = compute.plots(runs, {"results": results}, style.colours(runs.labels))
+    assert "charged in full to each of them" in plot.caption
 
 
 def test_ticks_of_a_wide_axis_are_written_out():

@@ -2,7 +2,6 @@ import json
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis.numbers import comparisons, tables
@@ -13,7 +12,6 @@ from analysis.plots import (
     compute,
     curves,
     errors,
-    ranks,
     results,
     search,
     style,
@@ -21,12 +19,12 @@ from analysis.plots import (
 from analysis.read.load import load_runs
 from tests.analysis.conftest import checked
 
-SOURCES = (ranks, results, errors, calibration, ablation, curves, compute)
+SOURCES = (results, errors, calibration, ablation, curves, compute)
 
 
 def tables_of(runs):
     found = {"results": tables.results_table(runs)}
-    return {**found, "differences": comparisons.difference_table(runs), "ranks": pd.DataFrame()}
+    return {**found, "differences": comparisons.difference_table(runs)}
 
 
 def drawn_from(runs):
@@ -46,7 +44,7 @@ def test_label_efficiency(tmp_path, write_run):
     figure = checked(results.label_efficiency_figure(measured, style.colours(runs.labels)))
     band, line = figure.data
     assert list(line.x) == [50, 1000] and list(line.y) == pytest.approx([83, 86])
-    assert line.line.color == style.OKABE_ITO[0]
+    assert line.line.color == style.COLOURS[0]
     assert max(band.y) == pytest.approx(100 * measured["high"].max())
     assert figure.layout.xaxis.type == "log"
 
@@ -61,14 +59,14 @@ def test_conditions_with_one_label_count_stand_apart_as_points(tmp_path, write_r
 
 
 def test_methods_differ_without_colour(tmp_path, write_run):
-    methods = [f"m{number}" for number in range(8)]
+    methods = [f"m{number}" for number in range(11)]
     runs = load_runs([write_run(tmp_path / method, method=method) for method in methods])
     figure = checked(
         results.label_efficiency_figure(tables.results_table(runs), style.colours(runs.labels))
     )
     lines = [trace for trace in figure.data if trace.name]
-    assert len({(trace.line.dash, trace.marker.symbol) for trace in lines}) == 8
-    assert len({trace.line.dash for trace in lines}) == 8
+    assert len({(t.line.color, t.line.dash, t.marker.symbol) for t in lines}) == 11
+    assert len({t.line.dash for t in lines[:8]}) == len({t.marker.symbol for t in lines[:8]}) == 8
 
 
 def test_differences_over_labels(tmp_path, write_run):
@@ -112,10 +110,13 @@ def test_training_curves(tmp_path, write_run):
     assert weighted["mean"].to_list() == pytest.approx([0, 0.5, 0, 1, 2])
     assert 50 not in drawn.loc[drawn["panel"] == "loss/total", "step"].to_list()
     figure = checked(curves.curves_figure(drawn, "loss/cluster", style.colours(runs.labels)))
-    band, whole, thin, strip = figure.data
+    # Each stage has a line of its own; those of the second one come last.
+    band, whole = figure.data[2:4]
+    thin, strip = figure.data[5], figure.data[7]
     assert max(band.y) == min(band.y) == 2 and whole.line.width > thin.line.width
     assert [whole.yaxis, thin.yaxis, strip.yaxis] == ["y", "y", "y2"]
-    assert list(strip.y) == weight["mean"].to_list()
+    strips = [trace for trace in figure.data if trace.yaxis == "y2"]
+    assert [y for trace in strips for y in trace.y] == weight["mean"].to_list()
 
 
 def test_curves_are_the_mean_and_range_of_the_trials(tmp_path, write_run):
@@ -181,7 +182,11 @@ def test_search_progress(tmp_path, write_run):
     # The stopped trial's 0.95 never counts as the best so far.
     assert progress["best"].to_list() == pytest.approx([0.70, 0.81, 0.81, 0.81, 0.81, 0.81])
     assert progress["value"].to_list() == pytest.approx([0.70, 0.81, 0.95, 0.9, 0.9, 0.79])
-    assert search.unplaced(progress) == 0
+    assert search.all_search_trials(progress, 6).startswith("All 6 search trials, one seed each.")
+    lost = progress.assign(value=progress["value"].where(progress["order"] > 2))
+    assert search.all_search_trials(lost, 6).startswith(
+        "4 of 6 search trials, one seed each; the other 2 ended before the metric was measured."
+    )
     figure = checked(search.search_figure(progress, style.colours(runs.labels)))
     symbols = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
     assert symbols == ["circle", "triangle-down-open", "x", "cross"]
@@ -193,8 +198,8 @@ def test_text_is_legible_on_both_pages():
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
     for page in style.PAGE.values():
         assert style.contrast(figure.layout.font.color, page) >= 4
-        for colour in style.OKABE_ITO:
-            assert style.contrast(colour, page) > 2
+        for colour in (*style.COLOURS, *style.STATUS_COLOURS.values()):
+            assert style.contrast(colour, page) >= 3
     assert style.contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
@@ -213,7 +218,17 @@ def test_a_pretraining_shows_the_accuracy_of_knn_and_probe_against_its_steps(tmp
     figure = checked(
         curves.curves_figure(drawn, "val/knn@k200,t0.1", dict.fromkeys(drawn["method"], "#0072B2"))
     )
-    assert set(figure.data[-1].y) == {50}
+    assert {y for trace in figure.data if trace.name for y in trace.y} == {50}
+
+
+def test_no_curve_joins_the_losses_of_two_stages(tmp_path, write_run):
+    drawn = curves.training_curves(load_runs([write_run(tmp_path / "a", labels=(50,))]))
+    figure = checked(
+        curves.curves_figure(drawn, "loss/supervised", dict.fromkeys(drawn["method"], "#0072B2"))
+    )
+    lines = [list(trace.x) for trace in figure.data if trace.name]
+    assert lines == [[0, 10], [10, 30, 50]]
+    assert [trace.showlegend for trace in figure.data if trace.name] == [True, False]
 
 
 EVIL = "<script>alert(1)</script>/../x y"

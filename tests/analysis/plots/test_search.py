@@ -143,22 +143,25 @@ def brute_force(values, k, mode="max"):
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_expected_best_is_the_mean_over_all_subsets(tmp_path, searched_run, mode):
-    trials = some_trials(9)
+    trials = some_trials(9, bad=False)
     path = searched_run(tmp_path / "a", trials, SPACE, searcher="random", mode=mode)
     runs = load_runs([path])
     table = expected.expected_best(runs)
-    done = list(finished(runs.trials)["value"])
-    worst = min(done) if mode == "max" else max(done)
-    ended = int((runs.trials["status"] != "running").sum())
-    values = done + [worst] * (ended - len(done))
-    assert table["trials"].to_list() == list(range(1, ended + 1))
+    values = list(finished(runs.trials)["value"])
+    assert table["trials"].to_list() == list(range(1, len(values) + 1))
     assert table["mean"].to_list() == pytest.approx(
         [brute_force(values, k, mode) for k in table["trials"]]
     )
-    assert (table["low"] <= table["high"]).all() and (table["n"] == ended).all()
-    assert (table["unfinished"] == ended - len(done)).all()
+    assert (table["low"] <= table["high"]).all() and (table["n"] == len(values)).all()
     figure = checked(expected.expected_figure(table, style.colours(runs.labels)))
     assert list(figure.data[1].y) == pytest.approx(list(100 * table["mean"]))
+
+
+def test_no_expected_best_where_a_trial_did_not_finish(tmp_path, searched_run):
+    path = searched_run(tmp_path / "a", some_trials(9), SPACE, searcher="random")
+    runs = load_runs([path])
+    assert (runs.trials["status"] == "stopped_early").any()
+    assert expected.expected_best(runs).empty
 
 
 def test_expected_best_weights_do_not_overflow():

@@ -1,10 +1,7 @@
-import math
-
 import pytest
 
 from analysis.read.selection import DEFAULT_RULE
 from tune_ssl.records.ledger import Ledger
-from tune_ssl.records.ties import half_width
 
 
 def scores(*rows, mode="max"):
@@ -32,12 +29,6 @@ def test_only_finished_search_trials_are_candidates_and_the_earlier_of_equals_is
     assert list(scores(*SEARCH)) == ["e", "f", "a"]
     assert list(scores(*SEARCH, mode="min")) == ["a", "e", "f"]
     assert scores(*SEARCH[1:4]) == {}
-
-
-def test_ties_are_the_other_candidates_within_the_half_width_of_the_best():
-    assert DEFAULT_RULE.ties(scores(*SEARCH), half_width(200)) == 1  # f; a is 0.10 away
-    assert DEFAULT_RULE.ties(scores(*SEARCH), half_width(100)) == 2
-    assert DEFAULT_RULE.ties(scores(*SEARCH), half_width(math.nan)) == 0
 
 
 def test_finalists_are_compared_by_their_mean_over_all_tuning_seeds():

@@ -54,11 +54,38 @@ def opened(browser, address):
     tab.on("request", lambda request: seen.append(request.url))
     tab.goto(address)
     tab.wait_for_function("document.documentElement.dataset.ready")
+    tab.click("#open-all")
     return SimpleNamespace(tab=tab, seen=seen, address=address)
 
 
 def column(tab, table, number):
     return tab.locator(f"#{table} > tbody > tr > td:nth-child({number})").all_inner_texts()
+
+
+def test_the_first_screen_has_the_grid_the_figure_and_folded_parts(browser, address):
+    for width, screens in ((1280, 1), (390, 2)):
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.goto(address)
+        tab.wait_for_function("document.documentElement.dataset.ready")
+        for found in ("#glance", "main .plot"):
+            assert tab.locator(found).first.bounding_box()["y"] < 900 * screens, (width, found)
+        assert tab.locator("main .part[open]").count() == 0
+        assert tab.locator("#glance td.loss").count() == 3  # two conditions, and their mean
+        tab.evaluate("location.hash = '#s-trials'")
+        playwright.expect(tab.locator("#trials")).to_be_visible()
+        assert tab.locator("main .part[open]").count() == 1
+        tab.close()
+
+
+def test_a_table_shows_all_its_columns_when_asked(opened):
+    table = opened.tab.locator("#differences")
+    hidden = table.locator("th", has_text="sign flip")
+    playwright.expect(hidden).to_be_hidden()
+    more = opened.tab.locator("section[aria-labelledby=s-results] .all").nth(1)
+    more.click()
+    playwright.expect(hidden).to_be_visible()
+    more.click()
+    playwright.expect(hidden).to_be_hidden()
 
 
 def test_sorting_changes_the_order(opened):
@@ -109,14 +136,14 @@ def test_a_result_leads_to_its_trial_and_command(opened):
 
 def test_figures_draw(opened):
     tab = opened.tab
-    figures = tab.locator("section[aria-labelledby=s-efficiency] .plot")
+    figures = tab.locator(".first .plot")
     assert figures.count() >= 1
     figures.first.scroll_into_view_if_needed()
     playwright.expect(figures.first.locator("svg.main-svg").first).to_be_visible()
     assert figures.first.locator("path.js-line").count() >= 1
-    closed = tab.locator("section[aria-labelledby=s-training] details").last
+    closed = tab.locator("section[aria-labelledby=s-training] .part > details").last
     assert closed.locator("svg").count() == 0
-    closed.locator("summary").click()
+    closed.locator("> summary").click()
     closed.locator(".plot").first.scroll_into_view_if_needed()
     playwright.expect(closed.locator("svg.main-svg").first).to_be_visible()
 
@@ -148,6 +175,9 @@ def test_nothing_is_wider_than_the_screen(browser, address, width):
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
     tab.goto(address)
     tab.wait_for_function("document.documentElement.dataset.ready")
+    tab.click(".contents summary") if width == 390 else None
+    tab.click("#open-all")
+    tab.click(".contents summary") if width == 390 else None
     tab.evaluate("boxes.filter((box) => box.offsetParent).forEach(draw)")
     tab.evaluate("loadTrials()")
     assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

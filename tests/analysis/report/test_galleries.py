@@ -97,7 +97,7 @@ def test_several_runs_are_told_apart(tmp_path, write_run):
     text = report(tmp_path, *runs).page
     section = text[text.index('id="s-sees"') : text.index('id="s-search"')]
     assert "fixmatch. Over all" in section and "uda. Over all" in section
-    assert section.count("<summary>") == 1
+    assert section.count("<details open><summary>") == 1
     assert "1 strange line(s) left out." in text
 
 
