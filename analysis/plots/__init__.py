@@ -5,6 +5,9 @@ To add one: a function that yields `Plot`s, named in SOURCES.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
 from analysis.plots import (
     ablation,
     calibration,
@@ -28,6 +31,9 @@ from analysis.read.load import Runs
 
 __all__ = ["SOURCES", "Plot", "all_plots"]
 
+T = TypeVar("T")
+Follow = Callable[[Iterable[Any], str, int], Iterable[Any]]  # items, what is done to them, how many
+
 SOURCES = (
     results.plots,
     errors.plots,
@@ -47,7 +53,16 @@ SOURCES = (
 )
 
 
-def all_plots(runs: Runs, tables: Tables) -> list[Plot]:
-    """Every figure that the runs have the numbers for, in the order of SOURCES."""
+def unfollowed(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """The items, and nothing is shown of how far they are."""
+    return items
+
+
+def all_plots(runs: Runs, tables: Tables, follow: Follow = unfollowed) -> list[Plot]:
+    """Every figure that the runs have the numbers for, in the order of SOURCES.
+
+    `follow` hands the sources on one by one, and may show how far it is.
+    """
     colours = style.colours(runs.labels)
-    return [plot for source in SOURCES for plot in source(runs, tables, colours)]
+    sources = follow(SOURCES, "drawing figures", len(SOURCES))
+    return [plot for source in sources for plot in source(runs, tables, colours)]

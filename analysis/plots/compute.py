@@ -108,7 +108,7 @@ def cost_figure(costs: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
             x=best["seconds_mean"],
             y=100 * best["accuracy_mean"],
             mode="lines+text",
-            text=[*[""] * (len(best) - 1), style.safe(name)] if len(names) > 1 else None,
+            text=[*[""] * (len(best) - 1), f"\u00a0{style.safe(name)}"] if len(names) > 1 else None,
             textposition="top right",
             textfont={"size": 11},
             line={"color": style.NEUTRAL, "width": 1.5, "dash": "dot", "shape": "hv"},

@@ -17,7 +17,7 @@ from analysis.read.search_space import search_cells
 from tune_ssl.records import log
 
 CURVE_COLUMNS = str.split("condition method trial status metric step value")
-SLOT_COLUMNS = str.split("slot trial method condition phase status start end")
+SLOT_COLUMNS = str.split("slot trial method condition phase status start end resumed")
 MOST_CURVES = 150  # of a figure
 MOST_BARS = 1500
 PHASES = {
@@ -51,14 +51,14 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     slots = slot_table(runs)
     if len(slots) > 1:
         shown = slots if len(slots) <= MOST_BARS else slots.iloc[:: -(-len(slots) // MOST_BARS)]
-        busy = (slots["end"] - slots["start"]).sum() / max(
-            slots["end"].max() * slots["slot"].nunique(), 1e-9
-        )
         caption = (
-            f"When each trial ran, a row per slot. {100 * busy:.0f} % of the slots' time from the first start to the "
-            "last end is covered by trials. A trial that went on after an interruption counts from its first start. "
-            "Slots are read off the times, and may differ from the machine's own."
+            "When each trial ran, a row per slot. Slots are read off the times, and may differ from the machine's own; a "
+            "trial that went on after an interruption counts from its first start."
         )
+        whole = slots["end"].max() * slots["slot"].nunique()
+        if not slots["resumed"].any() and whole > 0:
+            busy = (slots["end"] - slots["start"]).sum() / whole
+            caption += f" Trials cover {100 * busy:.0f} % of the slots' time from the first start to the last end."
         if len(shown) < len(slots):
             caption += f" {len(shown):,} of {len(slots):,} trials are drawn, evenly spaced."
         yield Plot("compute", "timeline", "Timeline", timeline_figure(shown), shown, caption)

@@ -19,7 +19,7 @@ Runs.history      one row per report: run, label, condition, phase, trial, seed,
                   seconds, and each metric
 Runs.conditions   one row per (run, condition): run, label, method, condition, labels, validation
 Runs.locks        one row per locked event: run, label, condition, trial, time, digest, value, rule,
-                  ties, half_width, config (a dict), taken_back (by a reopening after it)
+                  half_width, config (a dict), taken_back (by a reopening after it)
 Runs.variants     one row per planned row of an ablation: run, label, condition, variant, changes,
                   retune, switches, config; the variant `reference` changes nothing
 Runs.ledgers      run -> its events as `tune_ssl.records.ledger` reads them
@@ -60,7 +60,7 @@ TRIAL_COLUMNS = str.split(
 )
 CONDITION_COLUMNS = str.split("run label method condition labels validation")
 LOCK_COLUMNS = str.split(
-    "run label condition trial time digest value rule ties half_width config taken_back"
+    "run label condition trial time digest value rule half_width config taken_back"
 )
 VARIANT_COLUMNS = str.split("run label condition variant changes retune switches config")
 NUMBERS = str.split(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from analysis.plots import Plot, style
+from analysis.plots import Follow, Plot, style, unfollowed
 from tune_ssl.base.errors import UserError, unknown
 
 FORMATS = ("png", "svg", "pdf")
@@ -69,7 +69,9 @@ def browser() -> str | None:
     return found if found and os.access(found, os.X_OK) else None
 
 
-def write_figures(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> list[Path]:
+def write_figures(
+    plots: Sequence[Plot], out: Path, formats: Sequence[str], follow: Follow = unfollowed
+) -> list[Path]:
     """Write `out`/<name>.<format> of every figure; one browser draws them all.
 
     Raises:
@@ -79,7 +81,7 @@ def write_figures(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> l
     from concurrent.futures import ThreadPoolExecutor
 
     out.mkdir(parents=True, exist_ok=True)
-    work = _draw(plots, out, formats)
+    work = _draw(follow(plots, "writing figures", len(plots)), out, formats)
     try:
         # In a thread of its own, for a notebook has an event loop already.
         with ThreadPoolExecutor(1) as pool:
@@ -90,7 +92,7 @@ def write_figures(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> l
         raise UserError(f"{browser()} could not draw the figures: {reason}") from error
 
 
-async def _draw(plots: Sequence[Plot], out: Path, formats: Sequence[str]) -> list[Path]:
+async def _draw(plots: Iterable[Plot], out: Path, formats: Sequence[str]) -> list[Path]:
     import kaleido
 
     written = []

@@ -11,56 +11,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from analysis.read.values import NONE
+from analysis.report.typeset import (
+    BOLD,
+    LONGEST_OF_CAPTION,
+    LONGEST_WORD,
+    cut_word,
+    escape,
+    escape_number,
+    line_width,
+    measured,
+    title_lines,
+    title_width,
+)
 
 WIDTH = 345.0  # pt: \textwidth of an `article` at 10 pt
 HEIGHT = 500.0  # pt: a taller table is a longtable; a page has 550
 MOST_ROWS = 200  # of a table in one file
-LONGEST_WORD = 12  # characters, beyond which a line of a wrapped column may break within a word
-LONGEST_OF_CAPTION = 24  # the same in a caption
-NAMING = (
-    "Condition",
-    "Labels",
-    "Method",
-    "Trial",
-)  # columns that name a row, where they come first
+NAMING = ("Condition", "Labels", "Method", "Trial")  # name a row, where they come first
 BRACKETS, PLUSMINUS, STACKED = INTERVALS = ("brackets", "plusminus", "stacked")
 SIZES = {"small": 9.0, "footnotesize": 8.0, "scriptsize": 7.0}
 LEADING = 1.25  # of a line's height to its type
-SPACES = (6.0, 4.0, 3.0)  # pt: \tabcolsep
-MARGIN = 1.01  # of a measured width, for kerns and what fonts differ in
+NARROW = 3.0  # pt: \tabcolsep of a table whose text is wrapped
 
-# Widths of the printable ASCII characters from "!" on, in thousandths of the type's size (cmr10).
-CMR10 = (
-    *(278, 500, 833, 500, 833, 778, 278, 389, 389, 500, 778, 278, 333, 278, 500),
-    *(500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 278, 278, 778, 778, 778, 472),
-    *(778, 750, 708, 722, 764, 681, 653, 785, 750, 361, 514, 778, 625, 917, 750, 778),
-    *(681, 778, 736, 556, 722, 750, 750, 1028, 750, 750, 611, 278, 500, 278, 500, 500),
-    *(278, 500, 556, 444, 556, 444, 392, 528, 556, 278, 306, 528, 278, 833, 556, 500),
-    *(556, 528, 392, 394, 389, 556, 528, 722, 528, 528, 444, 500, 278, 500, 500),
-)
-SPECIAL = {" ": 333, NONE: 500, "\u00b1": 778, "_": 340, "\\": 500, "{": 500, "|": 278, "}": 500}
-UNKNOWN = 1030  # any other character: wider than most
-# How much wider the smaller designs are, at their widest, and bold ones beside them.
-WIDER = {10.0: 1.0, 9.0: 1.029, 8.0: 1.063, 7.0: 1.145}
-BOLD = 1.16
-
-ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    NONE: "--",
-    "\u00b1": r"$\pm$",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
-BREAK = r"\allowbreak{}"
-_AFTER = "._=/,:@+-"  # characters after which a long word may go on in the next line
-_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 _INTERVAL = re.compile(r"(?P<mean>\S.*?) (?P<ends>\[.+, .+\]|\(no interval\))")
 
 
@@ -136,7 +109,7 @@ class Layout:
             if block and block.width <= WIDTH:
                 return size, [block]
         for size in ("footnotesize", "scriptsize"):
-            block = self._block(everything, size, SPACES[-1], wrap=True)
+            block = self._block(everything, size, NARROW, wrap=True)
             if block:
                 return size, [block]
         return "footnotesize", self._blocks("footnotesize")
@@ -149,14 +122,14 @@ class Layout:
         found: list[Block] = []
         taken: list[int] = []
         for place in range(len(naming), len(self.heads)):
-            if taken and not self._block((*naming, *taken, place), size, SPACES[-1], wrap=True):
+            if taken and not self._block((*naming, *taken, place), size, NARROW, wrap=True):
                 found += filter(None, [self._last((*naming, *taken), size)])
                 taken = []
             taken.append(place)
         return [*found, *filter(None, [self._last((*naming, *taken), size)])]
 
     def _last(self, places: tuple[int, ...], size: str) -> Block | None:
-        return self._block(places, size, SPACES[-1], wrap=True, always=True)
+        return self._block(places, size, NARROW, wrap=True, always=True)
 
     def _block(
         self, places: tuple[int, ...], size: str, space: float, wrap: bool, always: bool = False
@@ -179,19 +152,19 @@ class Layout:
 
     def _natural(self, place: int, points: float) -> float:
         """The widest line of a column without wrapping; its title may take two lines."""
-        title = _title_width(self.heads[place].title, points, lines=2)
+        title = title_width(self.heads[place].title, points, lines=2)
         return max([title, *self._cells(place, points)])
 
     def _least(self, place: int, points: float) -> float:
         """The widest piece of a column that cannot be broken: of numbers that is a whole line."""
-        title = _title_width(self.heads[place].title, points)
+        title = title_width(self.heads[place].title, points)
         if self.heads[place].number:
             return max([title, *self._cells(place, points)])
         pieces = {
             piece
             for row in self.rows
             for word in row[place].text.split()
-            for piece in _pieces(word, LONGEST_WORD)
+            for piece in cut_word(word, LONGEST_WORD)
         }
         bold = BOLD if any(row[place].bold for row in self.rows) else 1.0
         return max([title, *(bold * measured(piece, points) for piece in pieces)])
@@ -201,7 +174,7 @@ class Layout:
         for own, row in zip(self.lines, self.rows, strict=True):
             for line, small in own[place]:
                 size = SIZES["scriptsize"] if small else points
-                yield _width(line, row[place].bold and not small, size)
+                yield line_width(line, row[place].bold and not small, size)
 
     def _height(self) -> float:
         """About how tall the table and its caption are, in pt."""
@@ -264,7 +237,7 @@ class Layout:
 
     def _title(self, place: int, wide: float) -> str:
         """A title in as many lines as it takes to be no wider than its column."""
-        lines = _title_lines(self.heads[place].title, wide, SIZES[self.size])
+        lines = title_lines(self.heads[place].title, wide, SIZES[self.size])
         if len(lines) == 1:
             return escape(lines[0])
         side = "r" if self.heads[place].number else "l"
@@ -280,40 +253,14 @@ class Layout:
             below = [own[place][1][0] if len(own[place]) > 1 else "" for place in block.places]
             yield _guarded(" & ".join(cells)) + end + ("*" if any(below) and self.long else "")
             if any(below):
-                small = [rf"\scriptsize {_number(line)}" if line else "" for line in below]
+                small = [rf"\scriptsize {escape_number(line)}" if line else "" for line in below]
                 yield _guarded(" & ".join(small)) + end + "[2pt]"
 
     def _cell(self, line: str, cell: Cell, place: int, wrapped: float) -> str:
         number = self.heads[place].number
-        shown = _number(line) if number else escape(line, LONGEST_WORD if wrapped else 0)
+        shown = escape_number(line) if number else escape(line, LONGEST_WORD if wrapped else 0)
         shown = rf"\textbf{{{shown}}}" if cell.bold else shown
         return rf"\raggedright {shown}" if wrapped else shown
-
-
-def escape(text: str, longest: int = 0) -> str:
-    """Text that LaTeX shows as it is; lines may break within words of more than `longest` characters."""
-    words = text.split()
-    if not longest:
-        return " ".join(map(_escaped, words))
-    parts = ([_escaped(piece) for piece in _pieces(word, longest)] for word in words)
-    return " ".join(BREAK.join(own) for own in parts)
-
-
-def measured(text: str, points: float) -> float:
-    """The width of a line in pt, set in Computer Modern of this size."""
-    return MARGIN * WIDER[points] * points * _units(text) / 1000
-
-
-@lru_cache(maxsize=100_000)
-def _units(text: str) -> int:
-    return sum(map(_unit, text))
-
-
-def _unit(character: str) -> int:
-    if character in SPECIAL:
-        return SPECIAL[character]
-    place = ord(character) - 33
-    return CMR10[place] if 0 <= place < len(CMR10) else UNKNOWN
 
 
 def _lines(cell: Cell, intervals: str) -> list[tuple[str, bool]]:
@@ -326,12 +273,6 @@ def _lines(cell: Cell, intervals: str) -> list[tuple[str, bool]]:
     return [(cell.text, False)]
 
 
-def _width(line: str, bold: bool, points: float) -> float:
-    """The width of a cell's line; a hyphen before a digit is set as a minus sign."""
-    minus = len(_MINUS.findall(line)) * 0.445 * points
-    return (BOLD if bold else 1.0) * (measured(line, points) + minus)
-
-
 def _cap(natural: Sequence[float], least: Sequence[float], room: float) -> float:
     """How wide the wide columns may be, so that all fit: those below it keep their width."""
     low, high = 0.0, max(natural)
@@ -342,46 +283,6 @@ def _cap(natural: Sequence[float], least: Sequence[float], room: float) -> float
     return low
 
 
-def _pieces(word: str, longest: int) -> list[str]:
-    """A word cut where a line may break in it: after punctuation, and in what is too long without any."""
-    if len(word) <= longest:
-        return [word]
-    found: list[str] = []
-    for part in re.findall(rf"[^{re.escape(_AFTER)}]*[{re.escape(_AFTER)}]+|.+", word):
-        short = len(part) <= longest + 2  # a word of `longest` characters and its punctuation
-        step = len(part) if short else longest
-        found += [part[start : start + step] for start in range(0, len(part), step)]
-    merged: list[str] = []
-    for part in found:  # no break beside a piece of one or two characters
-        if merged and min(len(part), len(merged[-1])) < 3 and len(merged[-1] + part) <= longest:
-            merged[-1] += part
-        else:
-            merged.append(part)
-    return merged
-
-
-def _title_width(title: str, points: float, lines: int = 0) -> float:
-    """The least width of a title, in any number of lines or in no more than `lines`."""
-    pieces = [piece for word in title.split() for piece in _pieces(word, LONGEST_WORD)]
-    least = max((measured(piece, points) for piece in pieces), default=0.0)
-    while lines and len(_title_lines(title, least, points)) > lines:
-        least += points / 4
-    return least
-
-
-def _title_lines(title: str, wide: float, points: float) -> list[str]:
-    """A title in lines no wider than `wide`, as far as its pieces allow."""
-    lines = [""]
-    for word in title.split() or [""]:
-        for number, piece in enumerate(_pieces(word, LONGEST_WORD)):
-            longer = lines[-1] + (" " if lines[-1] and number == 0 else "") + piece
-            if lines[-1] and measured(longer, points) > wide:
-                lines.append(piece)
-            else:
-                lines[-1] = longer
-    return lines
-
-
 def _pairs(block: Block) -> Iterator[tuple[int, float]]:
     return zip(block.places, block.widths, strict=True)
 
@@ -390,18 +291,9 @@ def _space(block: Block) -> str:
     return rf"\setlength{{\tabcolsep}}{{{block.space:g}pt}}"
 
 
-def _number(text: str) -> str:
-    """Escaped, with minus signs in place of hyphens."""
-    return _MINUS.sub("$-$", escape(text))
-
-
 def _guarded(row: str) -> str:
     """A row that opens with [ or * would be read as an argument of the row end before it."""
     return "{}" + row if row.startswith(("[", "*")) else row
-
-
-def _escaped(text: str) -> str:
-    return "".join(ESCAPES.get(character, character) for character in text)
 
 
 def half_widths(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.numbers import ablations, comparisons, early, labels_saved, places, tables
-from analysis.plots import all_plots
+from analysis.plots import Follow, all_plots, unfollowed
 from analysis.read.load import Runs, load_runs
 from analysis.report import checklist, export, images, page, paper
 from analysis.report.latex import INTERVALS
@@ -25,13 +25,15 @@ def write_report(
     find_images: images.FindImages | None = None,
     figures: Sequence[str] = (),
     intervals: str = "",
+    follow: Follow = unfollowed,
 ) -> Path:
     """Write `out`/index.html, `out`/tables/* and `out`/figures/*; returns the page's path.
 
     `formats`: csv, md, latex for the tables; png, svg, pdf for the figures, which need kaleido and
     a browser. `find_images` opens the images of a run's data, by digest and path, for the page to show.
     `figures` names those to draw, as `export.picked` takes them; none names all. `intervals` says how
-    LaTeX sets them, one of `latex.INTERVALS`; "" is what suits each table.
+    LaTeX sets them, one of `latex.INTERVALS`; "" is what suits each table. `follow` hands on what is
+    drawn, item by item, and may show how far it is.
 
     Raises:
         UserError: before anything is written, a folder that is not a run, an unknown format, figure
@@ -61,7 +63,7 @@ def write_report(
         stem: paper.PaperTable(table, stem, captions.get(stem, ""), intervals)
         for stem, table in found.items()
     }
-    drawn = all_plots(runs, found)
+    drawn = all_plots(runs, found, follow)
     wanted = export.picked(drawn, figures)
     single = images.single_images(runs, find_images)
     text = page.render(runs, papers, drawn, of_tables, single)
@@ -79,7 +81,7 @@ def write_report(
     if "md" in of_tables:
         checklist.write(runs, found, out / "tables")
     if of_figures:
-        export.write_figures(wanted, out / "figures", of_figures)
+        export.write_figures(wanted, out / "figures", of_figures, follow)
     return path
 
 

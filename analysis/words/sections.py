@@ -97,8 +97,8 @@ TITLES = {
     "p < 0.05 decides. The study's metric, accuracies in percent, and the paired difference to the reference, with "
     f"{INTERVALS}. Holm's correction of the paired t test is over all rows of a method. The sign-flip test and "
     "P(above), the share of pairs with a higher value with its exact binomial interval, decide nothing. A weight of 0 "
-    "is not the supervised baseline: the unlabeled images still reach BatchNorm. The reference was chosen on validation "
-    "images, the same ones where the data has a validation part of its own, which favours it a little.",
+    "is not the supervised baseline: the unlabeled images still reach BatchNorm. The reference was chosen on "
+    "validation images, the same ones where the data has a validation part of its own, which favours it a little.",
     "effects": "Full factorial designs: the mean effect of each switch over all settings of the others. Of each pair: "
     f"how much one's effect differs with the other on. Paired by seed, with {INTERVALS}. Holm's correction of the t "
     "test is over all rows of a method.",

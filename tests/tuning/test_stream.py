@@ -148,7 +148,7 @@ def well(tmp_path_factory):
 
 def lock(run):
     [found] = [e for e in events(run) if e["event"] == log.LOCKED]
-    return {key: found[key] for key in ("trial", "value", "ties")}
+    return {key: found[key] for key in ("trial", "value", "digest")}
 
 
 def test_a_failed_finalist_and_a_failed_seed_run_once_more_and_then_count(tmp_path, well):

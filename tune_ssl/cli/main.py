@@ -263,6 +263,7 @@ def report(
     """Write one HTML page, the tables and, if asked, the figures of one run or of several."""
     from analysis.report.report import figure_names, write_report
     from tune_ssl.artifacts.thumbnails import images_of
+    from tune_ssl.base.progress import progress
 
     paths = [Path(name) if Path(name).exists() else runs / name for name in run]
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
@@ -274,7 +275,7 @@ def report(
         if len(paths) > 1:
             raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
         out = paths[0] / "report"
-    page = write_report(paths, out, wanted, images_of, only, intervals or "")
+    page = write_report(paths, out, wanted, images_of, only, intervals or "", progress)
     _name(page, Console())
 
 
@@ -571,9 +572,10 @@ def _run(going: Any, console: Console, report: bool, **options: Any) -> Path:
 def _write_report(run: Path, console: Console) -> None:
     from analysis.report.report import write_report
     from tune_ssl.artifacts.thumbnails import images_of
+    from tune_ssl.base.progress import progress
     from tune_ssl.storage.mirror import mirror_of
 
-    page = write_report([run], run / "report", find_images=images_of)
+    page = write_report([run], run / "report", find_images=images_of, follow=progress)
     if mirror := mirror_of(run):
         mirror.push()
     _name(page, console)

@@ -108,7 +108,6 @@ class ConfirmPhase(RepeatPhase):
                     finalists=settings.finalists,
                     seeds=settings.finalist_seeds,
                 ),
-                "ties": sum(abs(other - value) <= width for other in scores.values()) - 1,
                 "half_width": width,
             }
         )

@@ -63,7 +63,7 @@ def test_the_figure_draws_the_table_and_its_front(runs):
         assert list(trace.x) == pytest.approx(list(own["seconds_mean"]))
         assert list(trace.y) == pytest.approx(list(100 * own["accuracy_mean"]))
     fronts = [trace for trace in figure.data if trace.mode != "markers"]
-    assert [trace.text[-1] for trace in fronts] == ["50 labels", "200 labels"]
+    assert [trace.text[-1].strip() for trace in fronts] == ["50 labels", "200 labels"]
 
 
 def test_the_front_is_what_nothing_cheaper_beats():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from analysis.plots import Plot, style
 from analysis.report import export
 from analysis.report.report import write_report
 from tests.analysis.conftest import checked
+from tests.support.runs import called
 from tune_ssl.base.errors import UserError
 
 KALEIDO = importlib.util.find_spec("kaleido")
@@ -62,3 +64,106 @@ def test_no_kaleido_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="^--format svg needs kaleido: pip install"):
         export.check(["svg"])
+
+
+def named(*names):
+    """Figures of these names; what stands after a double hyphen is the condition."""
+    figure = style.figure("a", "b")
+    parts = [name.partition("--") for name in names]
+    return [
+        Plot("s", f"{name}-{group}" if group else name, "T", figure, None, group=group)
+        for name, _, group in parts
+    ]
+
+
+FIGURES = named(
+    "label-efficiency",
+    "search--x=1",
+    "search--x=2",
+    "search-curves--x=1",
+    "search-curves--x=2",
+    "confusion--x=1",
+    "cost",
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "drawn"),
+    [
+        (["cost", "label-efficiency"], ["label-efficiency", "cost"]),
+        (["search-curves"], ["search-curves-x=1", "search-curves-x=2"]),
+        (["search"], ["search-x=1", "search-x=2"]),
+        (["search-curves-x=2"], ["search-curves-x=2"]),
+        (["label"], ["label-efficiency"]),
+        (["cost", "cost"], ["cost"]),
+        ([], [plot.name for plot in FIGURES]),
+    ],
+)
+def test_figures_are_picked_by_name_family_or_beginning(wanted, drawn):
+    assert [plot.name for plot in export.picked(FIGURES, wanted)] == drawn
+
+
+def test_an_unknown_figure_is_one_line_with_the_nearest_and_all_others():
+    with pytest.raises(UserError) as error:
+        export.picked(FIGURES, ["cost", "label-eficiency"])
+    assert str(error.value) == (
+        "--figures is 'label-eficiency', but must be a known figure; did you mean "
+        "'label-efficiency'? (known: confusion, cost, label-efficiency, search, search-curves)"
+    )
+    with pytest.raises(UserError, match="must be a known figure"):
+        export.picked(FIGURES, ["cos"])  # a name begins with whole words
+
+
+def test_figures_that_differ_in_an_odd_condition_are_one_family():
+    found = named("search-curves--a b/c", "cost")
+    odd = [replace(found[0], name="search-curves-a_b_c-0a1b2c3d"), found[1]]
+    assert list(export.families(odd)) == ["search-curves", "cost"]
+
+
+def test_command_lists_the_figures_and_writes_nothing(tmp_path, write_run, monkeypatch, capsys):
+    path = write_run(tmp_path / "a")
+    code, out, err = called(monkeypatch, capsys, "report", str(path), "--figures", "list")
+    assert code == 0 and not err and not (path / "report").exists()
+    assert {"label-efficiency", "cost", "search (2)", "confusion (2)"} <= set(out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--figures", "cost"],
+            "--figures names figures to draw as files, but --format is csv,md,latex: "
+            "add one of png, svg, pdf",
+        ),
+        (["--figures", ","], "--figures is ',', but must name figures: a,b"),
+        (
+            ["--intervals", "stack"],
+            "--intervals is 'stack', but must be a known setting; did you mean 'stacked'? "
+            "(known: brackets, plusminus, stacked)",
+        ),
+    ],
+)
+def test_bad_options_are_one_line_and_nothing_is_written(
+    tmp_path, write_run, monkeypatch, capsys, options, line
+):
+    path = write_run(tmp_path / "a")
+    code, out, err = called(monkeypatch, capsys, "report", str(path), *options)
+    assert (code, out, err) == (2, "", line + "\n")
+    assert not (path / "report").exists()
+
+
+def test_command_draws_the_named_figures_alone(tmp_path, write_run, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(export, "check", lambda formats: None)
+    monkeypatch.setattr(export, "write_figures", lambda plots, *_: drawn.extend(plots))
+    path = write_run(tmp_path / "a")
+    command = ["report", str(path), "--format", "latex,pdf", "--figures"]
+    code, _, err = called(monkeypatch, capsys, *command, "cost, search-curvs")
+    assert code == 2 and "did you mean 'search-curves'?" in err and err.count("\n") == 1
+    assert not (path / "report").exists() and not drawn
+    options = ["label-efficiency,search-curves", "--intervals", "plusminus"]
+    assert called(monkeypatch, capsys, *command, *options)[0] == 0
+    conditions = ("data.labels=50", "data.labels=200")
+    names = ["label-efficiency", *(f"search-curves-{where}" for where in conditions)]
+    assert [plot.name for plot in drawn] == names
+    assert r"83.0 $\pm$ 2.8" in (path / "report/tables/results.tex").read_text()

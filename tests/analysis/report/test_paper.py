@@ -12,7 +12,7 @@ import pytest
 
 from analysis.numbers.tables import budget_table, results_table
 from analysis.read.load import load_runs
-from analysis.report import latex
+from analysis.report import latex, typeset
 from analysis.report.paper import PaperTable, protocol, wide_table
 from analysis.report.report import all_captions, all_tables
 from analysis.words.display import is_bold
@@ -164,7 +164,7 @@ def measured_again(line, points):
     plain = re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)[{}]", "", plain))
     design = {9.0: 1.028, 8.0: 1.0625, 7.0: 1.139}[points]
     bold = 1.15 if "textbf" in line else 1.0
-    units = sum(latex.CMR10[ord(c) - 33] for c in plain if "!" <= c <= "~")
+    units = sum(typeset.CMR10[ord(c) - 33] for c in plain if "!" <= c <= "~")
     return bold * design * points * (units + 333 * plain.strip(" {}").count(" ")) / 1000
 
 
