@@ -52,8 +52,8 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     if len(slots) > 1:
         shown = slots if len(slots) <= MOST_BARS else slots.iloc[:: -(-len(slots) // MOST_BARS)]
         caption = (
-            "When each trial ran, a row per slot. Slots are read off the times, and may differ from the machine's own; a "
-            "trial that went on after an interruption counts from its first start."
+            "When each trial ran, a row per slot. Slots are read off the times, and may differ from the machine's "
+            "own; a trial that went on after an interruption counts from its first start."
         )
         whole = slots["end"].max() * slots["slot"].nunique()
         if not slots["resumed"].any() and whole > 0:

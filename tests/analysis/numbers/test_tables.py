@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from analysis.numbers import tables
+from analysis.numbers import comparisons, stats, tables
 from analysis.numbers.stats import mean_interval
 from analysis.read.load import load_runs
 from analysis.read.values import NONE
 from analysis.report.paper import PaperTable
 from tests.analysis.conftest import shown
-from tune_ssl.records import log
+from tune_ssl.records import log, predictions
 
 
 @pytest.fixture
@@ -195,6 +195,68 @@ def test_empty_run(tmp_path, write_run):
     assert tables.budget_table(runs)["trials"].to_list() == [0, 0]
 
 
+def test_models_of_unequal_length_are_flagged(tmp_path, write_run):
+    long = write_run(tmp_path / "a", method="fixmatch", labels=(50,))
+    short = write_run(tmp_path / "b", method="uda", labels=(50,))
+    text = (short / "trials.jsonl").read_text().splitlines()
+    text = [
+        line.replace('"step": 100', '"step": 60') if '"phase": "confirm"' in line else line
+        for line in text
+    ]
+    (short / "trials.jsonl").write_text("\n".join(text) + "\n")
+    budget = tables.budget_table(load_runs([long, short])).set_index("method")
+    assert budget["model_steps"].to_dict() == {"fixmatch": 100, "uda": 60}
+    assert budget["flag"].to_dict() == {"fixmatch": "", "uda": "steps of a model 60 against 100"}
+
+
+def test_ties_are_counted_among_all_that_finished_and_not_among_the_finalists(
+    tmp_path, write_run, event
+):
+    """Seven finished within 8 points; two of them ran again on further seeds."""
+    search = tuple((log.FINISHED, 0.80 - n / 200, None) for n in range(7))
+    path = write_run(tmp_path / "a", labels=(50,), search=search, confirm={})
+    for trial in ("c0-t0000", "c0-t0001"):
+        own = {"phase": log.FINALIST, "repeats": trial, "seed": 101, "config": {}, "number": 9}
+        event(path, log.STARTED, f"{trial}-again", "data.labels=50", **own)
+        ending = {"phase": log.FINALIST, "value": 0.7, "step": 100, "metrics": {}}
+        event(path, log.FINISHED, f"{trial}-again", "data.labels=50", **ending)
+    (row,) = tables.chosen_table(load_runs([path])).to_dict("records")
+    assert row["trial"] == "c0-t0000" and row["ties"] == 6
+
+
+def test_the_doubt_of_the_images_stands_beside_that_of_the_seeds(tmp_path, write_run):
+    """Each seed is right on most of 40 images; the paired difference is of the same images."""
+    rng = np.random.default_rng(0)
+    true = np.arange(40) % 2
+    paths, right = [], {}
+    for method in ("supervised", "fixmatch"):
+        path = write_run(tmp_path / method, method=method, labels=(50,))
+        for seed in range(5):
+            right[method, seed] = rng.random(40) < 0.8
+            line = {
+                "trial": f"c0-confirm-s{seed}",
+                "condition": "data.labels=50",
+                "seed": seed,
+                "test": predictions.record_of_test(true, right[method, seed]),
+                "pool": None,
+            }
+            log.append(path / log.PREDICTIONS, line)
+        paths.append(path)
+    runs = load_runs(paths)
+    table = tables.results_table(runs).set_index("method")
+    differences = comparisons.difference_table(runs)
+    ours = {m: np.array([right[m, s] for s in range(5)], dtype=float) for m in table.index}
+    for method, scores in ours.items():
+        expected = stats.seeds_and_images(scores, true)
+        found = table.loc[method]
+        assert (found["images_low"], found["images_high"]) == (expected.low, expected.high)
+    expected = stats.seeds_and_images(ours["fixmatch"] - ours["supervised"], true)
+    (row,) = differences.to_dict("records")
+    assert (row["images_low"], row["images_high"]) == (expected.low, expected.high)
+    text = shown(tables.results_table(runs), "results")["Seeds and images, %"][0]
+    assert text.startswith("[") and "," in text
+
+
 def test_writers(pair, tmp_path):
     table = tables.results_table(pair)
     paths = PaperTable(table, "results", "Means in %.").write(tmp_path / "out")
@@ -204,7 +266,7 @@ def test_writers(pair, tmp_path):
     assert "| **93.0 [90.2, 95.8]** |" in paths[1].read_text()
     tex = paths[2].read_text()
     assert r"\caption{Means in \%.}" in tex and r"\toprule" in tex
-    assert r"data.labels=50 & 50 & fixmatch & \textbf{93.0 [90.2, 95.8]} &" in tex
+    assert r"50 & fixmatch & \textbf{93.0 [90.2, 95.8]} &" in tex
     assert r"supervised & 83.0 [80.2, 85.8] &" in tex
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.numbers.early import early_ranks
 from analysis.numbers.importance import COLUMNS
 from analysis.plots import (
     contour,
@@ -189,6 +190,22 @@ def test_rung_survival_counts_each_trial_once(runs):
     (line,) = checked(rungs.rung_figure(table, style.colours(runs.labels))).data
     assert list(line.y) == list(table["reached"]) and line.line.shape == "vh"
     assert "stopped early" in line.text[2]
+
+
+def test_a_trial_stopped_in_its_pretraining_is_lost_where_it_was_stopped(tmp_path, searched_run):
+    """Its evaluations there have no value of the study's metric."""
+    pretrained = {"status": "stopped_early", "step": 60, "history": {20: None, 60: None}}
+    trials = [*some_trials(3, bad=False), *[(None, {"optim.lr": 0.01, **pretrained})] * 2]
+    runs = load_runs([searched_run(tmp_path / "a", trials, SPACE)])
+    table = rungs.rung_survival(runs)
+    assert table["step"].to_list() == [0, 20, 60, 100]
+    assert table["stopped_early"].to_list() == [0, 0, 2, 0]
+    ranks = early_ranks(runs)
+    assert not len(ranks) or ranks.loc[ranks["step"] == 60, "stopped"].to_list() == [2]
+    (plot,) = slices.plots(runs, {}, style.colours(runs.labels))
+    assert plot.caption.startswith(
+        "3 of 5 search trials, one seed each; the other 2 ended before the metric was measured."
+    )
 
 
 def test_a_trial_without_a_report_is_lost_at_step_0(tmp_path, searched_run):
