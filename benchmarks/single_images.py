@@ -2,6 +2,7 @@
 
     python -m benchmarks.single_images FOLDER WEIGHTS WORK           # FOLDER has train/<class>/ and test/<class>/
     python -m benchmarks.single_images FOLDER WEIGHTS WORK errors    # or next: one half of it
+    python -m benchmarks.single_images FOLDER WEIGHTS WORK errors 1  # another draw of the swapped labels
 
 The encoder is EfficientNet-Lite0 with the weights of a file, frozen. WORK is a folder for what is written.
 
@@ -40,9 +41,9 @@ ENCODER = "timm:tf_efficientnet_lite0"
 Ints = NDArray[np.int64]
 
 
-def table_with_errors(folder: Path, out: Path) -> set[str]:
+def table_with_errors(folder: Path, out: Path, seed: int) -> set[str]:
     """Write a table of labels of which some are wrong; returns the paths of those."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     classes = sorted(path.name for path in (folder / "train").iterdir())
     rows = [
         (str(path.relative_to(folder)), name, part)
@@ -61,8 +62,8 @@ def table_with_errors(folder: Path, out: Path) -> set[str]:
     return {rows[i][0] for i in swapped}
 
 
-def label_errors(folder: Path, weights: Path, work: Path) -> None:
-    wrong = table_with_errors(folder, work / "labels.csv")
+def label_errors(folder: Path, weights: Path, work: Path, seed: int) -> None:
+    wrong = table_with_errors(folder, work / "labels.csv", seed)
     began = time.monotonic()
     subprocess.run(
         [
@@ -194,12 +195,12 @@ def label_next(folder: Path, weights: Path) -> None:
         )
 
 
-def main(folder: str, weights: str, work: str, only: str | None = None) -> None:
+def main(folder: str, weights: str, work: str, only: str | None = None, seed: str = "0") -> None:
     place = Path(work).absolute()
     place.mkdir(parents=True, exist_ok=True)
     os.environ["TUNE_SSL_CACHE"] = str(place / "cache")
     if only in (None, "errors"):
-        label_errors(Path(folder).absolute(), Path(weights).absolute(), place)
+        label_errors(Path(folder).absolute(), Path(weights).absolute(), place, int(seed))
     if only in (None, "next"):
         label_next(Path(folder).absolute(), Path(weights).absolute())
 

@@ -219,10 +219,11 @@ class Layout:
         return "\n".join([*lines, r"\end{table}", ""])
 
     def _longtable(self, block: Block, named: list[str]) -> Iterator[str]:
+        head = (r"\toprule", self._titles(block), r"\midrule")
         yield _space(block)
         yield rf"\begin{{longtable}}{{{self._align(block)}}}"
         yield from [line + (r" \\" if line == named[-1] else "") for line in named]
-        yield from (r"\toprule", self._titles(block), r"\midrule", r"\endhead")
+        yield from (*head, r"\endfirsthead", *head, r"\endhead")
         yield from (r"\bottomrule", r"\endfoot", *self._body(block), r"\end{longtable}")
 
     def _align(self, block: Block) -> str:
@@ -246,7 +247,7 @@ class Layout:
 
     def _body(self, block: Block) -> Iterator[str]:
         # \raggedright in the last cell of a row changes what \\ means there.
-        end = r" \tabularnewline" if block.wrapped[-1] else r" \\"
+        end = r" \tabularnewline" if any(block.wrapped[-1:]) else r" \\"
         wrapped = dict(zip(block.places, block.wrapped, strict=True))
         for own, row in zip(self.lines, self.rows, strict=True):
             cells = [self._cell(own[p][0][0], row[p], p, wrapped[p]) for p in block.places]

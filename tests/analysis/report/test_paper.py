@@ -255,6 +255,8 @@ def test_a_table_taller_than_a_page_goes_on_and_one_of_thousands_of_rows_is_cut(
     assert "% The first 200 of 1,234 rows; other.csv has all of them." in tex
     assert r"\caption{All. The first 200 of 1,234 rows.}" in tex
     assert "row 199" in tex and "row 200" not in tex
+    assert tex.index(r"\caption") < tex.index(r"\endfirsthead") < tex.index(r"\endhead")
+    assert tex.count(r"\caption") == 1  # not on every page
     short = PaperTable(table.head(5), "other").latex
     assert "longtable" not in short and "The first" not in short
 
