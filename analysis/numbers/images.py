@@ -149,8 +149,8 @@ def suspects(pools: Sequence[Pool]) -> pd.DataFrame:
     Here are the images of which at least LEAST seeds speak and whose normalized margin, as a mean over the seeds, is
     below 0: the probability of the given label less that of the most likely other class (Northcutt, Jiang and Chuang
     2021, Confident Learning). They are ranked by `score`, the mean probability of the given label, the lowest first
-    (self-confidence; Kuan and Mueller 2022, Model-agnostic label quality scoring). Equal ones go by the margin. `predicted` is the other class that most
-    seeds predict, `votes` how many do.
+    (self-confidence; Kuan and Mueller 2022, Model-agnostic label quality scoring). Equal ones go by the margin.
+    `predicted` is the other class that most seeds predict, `votes` how many do.
 
     Approximate: where a network predicts the given label, the second class is not recorded, and is taken to have all
     that is left, as far as that is less than the first one. Probabilities are recorded to 1/255.

@@ -25,6 +25,7 @@ from analysis.read.galleries import galleries_by_condition
 from analysis.read.load import TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.report.images import SingleImages
+from analysis.report.checklist import checklist
 from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
 from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
@@ -99,6 +100,7 @@ def render(
         rule=DEFAULT_RULE,
         used_rules=used_rules(chosen),
         provenance=[provenance(runs, study, chosen) for study in runs.studies],
+        checklist=checklist(runs, found),
         plotly=pack(plotly_script()),
         settings=as_json({"config": style.CONFIG, "layout": common_layout()}),
         page=style.PAGE,

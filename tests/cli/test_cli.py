@@ -74,6 +74,17 @@ def test_check_says_what_a_sound_study_will_do(run):
     assert (code, err) == (0, "")
     assert "sound.yaml: sound. soft_kmeans on digits" in out
     assert "2 conditions x 5 trials over 3 searched keys, confirmed on 3 seeds" in out
+    few = "study.seeds has 3: nothing is decided with fewer than 4 fresh seeds, and no interval of them is a 95 % one"
+    assert few in out.splitlines()
+    _, out, _ = run("check", "sound.yaml", "study.seeds=[0, 1, 2, 3, 4, 5]")
+    assert "fresh seeds" not in out and "decided" not in out  # two comparisons leave enough to see
+    _, out, _ = run("check", "sound.yaml", "study.seeds=[0, 1, 2, 3]")
+    some = [
+        line
+        for line in out.splitlines()
+        if line.startswith("study.seeds has 4: of 2 comparisons only those")
+    ]
+    assert len(some) == 1 and some[0].endswith("with 10 seeds 0.8 times")
 
 
 def test_check_prints_every_problem_on_its_own_line_of_stderr(run):
