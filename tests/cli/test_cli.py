@@ -73,12 +73,17 @@ def test_check_says_what_a_sound_study_will_do(run):
     code, out, err = run("check", "sound.yaml", "study.num_trials=5")
     assert (code, err) == (0, "")
     assert "sound.yaml: sound. soft_kmeans on digits" in out
-    assert "2 conditions x 5 trials over 3 searched keys, confirmed on 3 seeds" in out
+    assert "2 conditions x 5 trials over 3 searched keys, confirmed on 10 seeds" in out
+    assert "fresh seeds" not in out  # they are enough
+
+
+def test_check_says_what_few_seeds_can_decide(run):
+    _, out, _ = run("check", "sound.yaml", "--fast", "study.seeds=[0, 1, 2]")
     few = "study.seeds has 3: nothing is decided with fewer than 4 fresh seeds, and no interval of them is a 95 % one"
     assert few in out.splitlines()
-    _, out, _ = run("check", "sound.yaml", "study.seeds=[0, 1, 2, 3, 4, 5]")
+    _, out, _ = run("check", "sound.yaml", "--fast", "study.seeds=[0, 1, 2, 3, 4, 5]")
     assert "fresh seeds" not in out and "decided" not in out  # two comparisons leave enough to see
-    _, out, _ = run("check", "sound.yaml", "study.seeds=[0, 1, 2, 3]")
+    _, out, _ = run("check", "sound.yaml", "--fast", "study.seeds=[0, 1, 2, 3]")
     some = [
         line
         for line in out.splitlines()
