@@ -94,7 +94,7 @@ def difference_table(runs: Runs) -> pd.DataFrame:
         found = paired_difference(ours, theirs)
         better = probability_of_improvement(ours, theirs)
         single = [correct_by_seed(runs, one) for one in (trials, others[reference.run])]
-        whole = images_interval(*({s: own[s] for s in own if s in ours} for own in single))
+        whole = images_interval(sorted(set(ours) & set(theirs)), *single)
         rows.append(
             {
                 **identity(study, condition),

@@ -89,7 +89,7 @@ def best_groups(found: Iterable[Group]) -> list[Group]:
     """Of each condition the method with the best mean test accuracy: the one that a page has room for."""
     best: dict[str, Group] = {}
     for group in found:
-        if group.condition not in best or group.accuracy > best[group.condition].accuracy:
+        if group.condition not in best or not group.accuracy <= best[group.condition].accuracy:
             best[group.condition] = group
     return list(best.values())
 
@@ -146,11 +146,11 @@ def confused(pools: Sequence[Pool]) -> pd.DataFrame:
 def suspects(pools: Sequence[Pool]) -> pd.DataFrame:
     """SUSPECTS: images whose given label the networks agree against, the most doubtful first.
 
-    Here are the images of which at least LEAST seeds speak and whose normalized margin, as a mean over the seeds, is
-    below 0: the probability of the given label less that of the most likely other class (Northcutt, Jiang and Chuang
-    2021, Confident Learning). They are ranked by `score`, the mean probability of the given label, the lowest first
-    (self-confidence; Kuan and Mueller 2022, Model-agnostic label quality scoring). Equal ones go by the margin.
-    `predicted` is the other class that most seeds predict, `votes` how many do.
+    Here are the images of which at least LEAST seeds speak, most of them for one other class, and whose normalized
+    margin, as a mean over the seeds, is below 0: the probability of the given label less that of the most likely other
+    class (Northcutt, Jiang and Chuang 2021, Confident Learning). They are ranked by `score`, the mean probability of
+    the given label, the lowest first (self-confidence; Kuan and Mueller 2022, Model-agnostic label quality scoring).
+    Equal ones go by the margin. `predicted` is the other class that most seeds predict, `votes` how many do.
 
     Approximate: where a network predicts the given label, the second class is not recorded, and is taken to have all
     that is left, as far as that is less than the first one. Probabilities are recorded to 1/255.
@@ -170,6 +170,7 @@ def suspects(pools: Sequence[Pool]) -> pd.DataFrame:
     table = table[(table["seeds"] >= LEAST) & (table["margin"] < 0)]
     others = _most_voted(every[~agrees], keys)
     table = table.merge(others, on=keys)
+    table = table[2 * table["votes"] > table["seeds"]]
     return _shown(table.sort_values(["score", "margin", "part", "row"]), SUSPECTS)
 
 

@@ -257,7 +257,9 @@ def seeds_and_images(
         V_rest   = 1/K^2 sum_k MS_k / (S n_k), MS_k the mean square of the interaction
 
     since both of the first contain the third. The mean +- t sqrt(V), with Satterthwaite's degrees of
-    freedom. nan ends where S < 2, or no class has two images. `n` is S, `std` nan.
+    freedom; it is never narrower than Student's interval over the seeds alone, which those of few seeds would
+    be, as t falls with the freedom that images bring. nan ends where S < 2, or no class has two images. `n` is
+    S, `std` nan.
     """
     scores, classes = np.asarray(scores_SN, dtype=float), np.asarray(classes_N)
     names, places_N = np.unique(classes, return_inverse=True)
@@ -287,6 +289,7 @@ def seeds_and_images(
     doubt = of_seeds**2 / (seeds - 1) + of_images**2 / freedom
     doubt += of_rest**2 / (freedom * (seeds - 1))
     reach = float(t_quantile(max(whole**2 / doubt, 1.0), level)) * math.sqrt(whole)
+    reach = max(reach, float(t_quantile(seeds - 1, level)) * math.sqrt(of_seeds))
     return Interval(mean, mean - reach, mean + reach, seeds, math.nan)
 
 

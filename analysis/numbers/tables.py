@@ -76,7 +76,9 @@ def results_table(runs: Runs) -> pd.DataFrame:
         plain = mean_interval(finished_values(trials, ACCURACY))
         own = by_seed(trials)
         scores.append(own)
-        whole = images_interval(correct_by_seed(runs, trials))
+        whole = images_interval(
+            own["value"].dropna().index.astype(int).tolist(), correct_by_seed(runs, trials)
+        )
         apart = _outlying(own["value"].dropna())
         others = own["value"].drop([*apart]).mean()
         rows.append(
@@ -156,22 +158,24 @@ def correct_by_seed(runs: Runs, trials: pd.DataFrame) -> Scored:
     return found
 
 
-def images_interval(ours: Scored, theirs: Scored | None = None) -> Interval:
-    """`seeds_and_images` of a method's scores, or of two methods' paired difference; nan without records."""
-    seeds = sorted(set(ours) & set(ours if theirs is None else theirs))
-    rows = [
-        ours[s][0] - (0.0 if theirs is None else theirs[s][0])
-        for s in seeds
-        if _same(s, ours, theirs)
-    ]
-    if not rows or len({len(row) for row in rows}) > 1:
+def images_interval(seeds: Collection[int], ours: Scored, theirs: Scored | None = None) -> Interval:
+    """`seeds_and_images` of a method's scores of `seeds`, or of two methods' paired difference.
+
+    nan unless all of the seeds are on record, with the same images.
+    """
+    sides = [ours] if theirs is None else [ours, theirs]
+    if not seeds or any(seed not in side for seed in seeds for side in sides):
         return mean_interval(())
-    return seeds_and_images(np.stack(rows), ours[seeds[0]][1])
+    classes = [side[seed][1] for seed in seeds for side in sides]
+    if any(not np.array_equal(one, classes[0]) for one in classes):
+        return mean_interval(())
+    rows = [ours[s][0] - (0.0 if theirs is None else theirs[s][0]) for s in sorted(seeds)]
+    return seeds_and_images(np.stack(rows), classes[0])
 
 
-def _same(seed: int, ours: Scored, theirs: Scored | None) -> bool:
-    """Whether both scored the same images."""
-    return theirs is None or np.array_equal(ours[seed][1], theirs[seed][1])
+def device_seconds(trials: pd.DataFrame) -> pd.Series:
+    """What each trial took, without the time in which it waited for what another one trained."""
+    return trials["seconds"] - trials["waited"].fillna(0)
 
 
 def by_seed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -368,7 +372,8 @@ def _counts(trials: pd.DataFrame) -> dict[str, int]:
 
 
 def _total(trials: pd.DataFrame, column: str) -> float:
-    return float(trials.loc[trials["status"] != RUNNING, column].sum())
+    ended = trials[trials["status"] != RUNNING]
+    return float((device_seconds(ended) if column == "seconds" else ended[column]).sum())
 
 
 def _unequal(group: pd.DataFrame, index: Any, fitted: Collection[str]) -> str:

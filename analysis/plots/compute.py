@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from analysis.numbers.stats import mean_interval
-from analysis.numbers.tables import condition_of, confirm_trials
+from analysis.numbers.tables import condition_of, confirm_trials, device_seconds
 from analysis.plots import style
 from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, wide_ticks
 from analysis.plots.figure import Figure
@@ -19,7 +19,7 @@ from tune_ssl.records import log
 TUNING = (log.SEARCH, log.FINALIST)
 COST_COLUMNS = str.split(
     "condition method labels accuracy_mean accuracy_low accuracy_high n seconds_mean seconds_low seconds_high "
-    "pretraining steps images_seen tuning_seconds tuning_steps front"
+    "pretraining recorded steps images_seen tuning_seconds tuning_steps front"
 )
 CAPTION = (
     "Test accuracy against the device-seconds of one trained model; the line joins those that nothing cheaper beats. "
@@ -28,9 +28,11 @@ CAPTION = (
     "are comparable only between runs of one machine under one load. {seeds}"
 )
 SHARED = (
-    "Pretraining that several models share is charged in full to each of them here; it was trained once, and the "
-    "table of budgets counts it once. "
+    "Pretraining that several models share is charged in full to each of them here; the table of budgets counts its "
+    "seconds once. "
 )
+UNCHARGED = "Not charged, as no trial of the run trained it: the shared pretraining of {methods}. "
+UNKNOWN = "Whether pretraining was shared is not recorded, and not charged: {methods}. "
 
 
 def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Plot]:
@@ -38,8 +40,9 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
     costs = cost_table(runs, tables["results"]).dropna(subset=["accuracy_mean", "seconds_mean"])
     costs = costs[costs["seconds_mean"] > 0]
     if len(costs):
-        shared = SHARED if (costs["pretraining"] > 0).any() else ""
-        caption = CAPTION.format(shared=shared, intervals=INTERVALS, seeds=confirmed_by(costs["n"]))
+        caption = CAPTION.format(
+            shared=_charges(costs), intervals=INTERVALS, seeds=confirmed_by(costs["n"])
+        )
         figure = cost_figure(costs, colours)
         yield Plot("compute", "cost", "Accuracy against cost", figure, costs, caption)
 
@@ -48,8 +51,9 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
     """Per condition and method: test accuracy (of `results_table`) and what it cost.
 
     `seconds_*`, `steps`, `images_seen`: per trained model, means over the finished confirm trials, as if
-    each had trained alone: `pretraining` are the seconds of it that it took from another trial, at the
-    mean pace of the run's trials that trained theirs, nan where none did. `tuning_*`: what the search
+    each had trained alone: `pretraining` are the seconds of what it took from another trial, at the mean pace
+    of the run's trials that trained all of theirs, nan where none did and it is not charged. `recorded`
+    says whether the trials say what they took. `tuning_*`: what the search
     and the finalists really spent, as far as they ended. `front`: whether no method is both cheaper and
     better under the condition. nan where unknown.
     """
@@ -59,12 +63,14 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
     tuned = runs.trials[runs.trials["phase"].isin(TUNING) & (runs.trials["status"] != RUNNING)]
     names = {study.label: study.run for study in runs.studies}
     paces = {run: _pace(runs, run) for run in names.values()}
+    several = runs.history.groupby("run")["stage"].nunique() > 1
+    staged = {run: bool(several.get(run, False)) for run in names.values()}
     for row in results.to_dict("records"):
         run = names[row["method"]]
         models, tuning = (_of(trials, run, row["condition"]) for trials in (confirmed, tuned))
         reused = models["reused"].fillna(0)
         charged = reused * paces[run] if (reused > 0).any() else reused
-        seconds = mean_interval(models["seconds"] - models["waited"].fillna(0) + charged)
+        seconds = mean_interval(device_seconds(models) + charged.fillna(0))
         rows.append(
             {
                 **{key: row[key] for key in ("condition", "method", "labels", "n")},
@@ -73,9 +79,10 @@ def cost_table(runs: Runs, results: pd.DataFrame) -> pd.DataFrame:
                 "seconds_low": seconds.low,
                 "seconds_high": seconds.high,
                 "pretraining": charged.mean(),
+                "recorded": bool(models["reused"].notna().all()) or not staged[run],
                 "steps": models["step"].mean(),
                 "images_seen": models["images_seen"].mean(),
-                "tuning_seconds": tuning["seconds"].sum(min_count=1),
+                "tuning_seconds": device_seconds(tuning).sum(min_count=1),
                 "tuning_steps": tuning["step"].sum(min_count=1),
             }
         )
@@ -147,9 +154,21 @@ def cost_figure(costs: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     return fig
 
 
+def _charges(costs: pd.DataFrame) -> str:
+    """What the caption says of shared pretraining."""
+    said = SHARED if (costs["pretraining"] > 0).any() else ""
+    for sentence, which in (
+        (UNCHARGED, costs["pretraining"].isna()),
+        (UNKNOWN, ~costs["recorded"].astype(bool)),
+    ):
+        if which.any():
+            said += sentence.format(methods=", ".join(dict.fromkeys(costs.loc[which, "method"])))
+    return said
+
+
 def _pace(runs: Runs, run: str) -> float:
-    """Seconds per step of the first stage, over the trials of a run that trained all of it themselves."""
-    trials = runs.trials[(runs.trials["run"] == run) & (runs.trials["reused"].fillna(0) == 0)]
+    """Seconds per step of the first stage, over a run's ended trials that say they trained all of it themselves."""
+    trials = runs.trials[(runs.trials["run"] == run) & (runs.trials["reused"] == 0)]
     reports = runs.history[
         (runs.history["run"] == run) & runs.history["trial"].isin(trials["trial"])
     ]
@@ -157,7 +176,9 @@ def _pace(runs: Runs, run: str) -> float:
         return math.nan
     first = reports[reports["stage"] == reports["stage"].iloc[0]]
     ends = first.groupby("trial")[["seconds", "step"]].max()
-    paces = (ends["seconds"] / ends["step"]).where(ends["step"] > 0)
+    waited = trials.drop_duplicates("trial").set_index("trial")["waited"].fillna(0)
+    waited = waited.reindex(ends.index)
+    paces = ((ends["seconds"] - waited) / ends["step"]).where(ends["step"] > 0)
     return float(paces.mean())
 
 

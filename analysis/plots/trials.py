@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pandas as pd
 
@@ -48,20 +49,38 @@ def plots(runs: Runs, tables: Tables, colours: Mapping[str, str]) -> Iterator[Pl
         name = file_name("search-curves", condition)
         figure = curves_figure(shown, colours)
         yield Plot("search", name, "Curves of the search", figure, shown, caption, condition)
-    slots = slot_table(runs)
-    if len(slots) > 1:
+    folders = {study.run: study.path for study in runs.studies}
+    of = runs.trials["run"].map(folders)
+    for path in dict.fromkeys(folders.values()):
+        slots = slot_table(runs.trials[of == path])
+        if len(slots) < 2:
+            continue
         shown = slots if len(slots) <= MOST_BARS else slots.iloc[:: -(-len(slots) // MOST_BARS)]
-        caption = (
-            "When each trial ran, a row per slot. Slots are read off the times, and may differ from the machine's "
-            "own; a trial that went on after an interruption counts from its first start."
-        )
-        whole = slots["end"].max() * slots["slot"].nunique()
-        if not slots["resumed"].any() and whole > 0:
-            busy = (slots["end"] - slots["start"]).sum() / whole
-            caption += f" Trials cover {100 * busy:.0f} % of the slots' time from the first start to the last end."
-        if len(shown) < len(slots):
-            caption += f" {len(shown):,} of {len(slots):,} trials are drawn, evenly spaced."
-        yield Plot("compute", "timeline", "Timeline", timeline_figure(shown), shown, caption)
+        alone = len(set(folders.values())) == 1
+        name = "timeline" if alone else file_name("timeline", path.name, *_again(path, folders))
+        title = "Timeline" if alone else f"Timeline, {path.name}"
+        figure = timeline_figure(shown)
+        yield Plot("compute", name, title, figure, shown, _timeline_caption(slots, len(shown)))
+
+
+def _again(path: Path, folders: Mapping[str, Path]) -> list[int]:
+    """What tells a folder from others of its name."""
+    same = [other for other in dict.fromkeys(folders.values()) if other.name == path.name]
+    return [same.index(path)] if len(same) > 1 else []
+
+
+def _timeline_caption(slots: pd.DataFrame, shown: int) -> str:
+    caption = (
+        "When each trial ran, a row per slot. Slots are read off the times, and may differ from the machine's own; a "
+        "trial that went on after an interruption counts from its first start."
+    )
+    whole = slots["end"].max() * slots["slot"].nunique()
+    if not slots["resumed"].any() and whole > 0:
+        busy = (slots["end"] - slots["start"]).sum() / whole
+        caption += f" Trials cover {100 * busy:.0f} % of the slots' time from the first start to the last end."
+    if shown < len(slots):
+        caption += f" {shown:,} of {len(slots):,} trials are drawn, evenly spaced."
+    return caption
 
 
 def trial_curves(runs: Runs) -> pd.DataFrame:
@@ -116,9 +135,15 @@ def curves_figure(curves: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     return fig
 
 
-def slot_table(runs: Runs) -> pd.DataFrame:
-    """Each ended trial with the first slot that was free at its start; seconds from the first start of all."""
-    trials = runs.trials.dropna(subset=["started", "ended"]).sort_values("started", kind="stable")
+def slot_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """Each ended trial with the first slot that was free at its start; seconds from the first start of all.
+
+    A trial that failed and was begun again counts from its last beginning, which is as long ago as it took.
+    """
+    trials = trials.dropna(subset=["started", "ended"])
+    last = (trials["ended"] - trials["seconds"]).where(trials["resumed"].fillna(0) == 0)
+    began_at = pd.concat([trials["started"], last], axis=1).max(axis=1)
+    trials = trials.assign(started=began_at).sort_values("started", kind="stable")
     rows = []
     free: list[int] = []
     busy: list[tuple[float, int]] = []  # (end, slot)

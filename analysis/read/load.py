@@ -96,8 +96,8 @@ class Runs:
         return [study.label for study in self.studies]
 
 
-def load_runs(paths: Iterable[str | Path]) -> Runs:
-    """Read run folders into one set of tables.
+def load_runs(paths: Iterable[str | Path], home: str = "") -> Runs:
+    """Read run folders into one set of tables. `home` is the URL that a single folder is a copy of.
 
     Raises:
         UserError: no folder, not a run folder, an unknown schema, or runs on different datasets.
@@ -106,7 +106,7 @@ def load_runs(paths: Iterable[str | Path]) -> Runs:
     if not folders:
         raise UserError("no run folder was given")
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    studies = read_studies(folders)
+    studies = read_studies(folders, home)
     notes: list[str] = []
     trials: list[dict[str, Any]] = []
     history: list[pd.DataFrame] = []

@@ -15,29 +15,27 @@ from tune_ssl.records.predictions import Predictions, from_record
 
 def read_predictions(study: Study, events: Ledger, notes: list[str]) -> dict[str, Predictions]:
     """Of each finished confirm trial that counts, the last sound line; `notes` gets what is left out."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lines = [
-            mine
-            for line in log.scan(study.path / log.PREDICTIONS)
-            if (mine := study.own(line)) is not None
-        ]
     own = f"{study.run}: {log.PREDICTIONS}: "
-    notes += [own + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     found: dict[str, Predictions] = {}
     strange = 0
-    for line in lines:
-        try:
-            one = from_record(line)
-        except ValueError:
-            strange += 1
-            continue
-        start = events.begun.get(one.trial, {})
-        about = (start.get("phase"), start.get("condition"), start.get("seed"))
-        if about != (log.CONFIRM, one.condition, one.seed):
-            strange += 1
-        elif events.status(one.trial) == log.FINISHED and not events.superseded(one.trial):
-            found[one.trial] = one
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for line in log.scan(study.path / log.PREDICTIONS):
+            mine = study.own(line)
+            if mine is None:  # another method's
+                continue
+            try:
+                one = from_record(mine)
+            except ValueError:
+                strange += 1
+                continue
+            start = events.begun.get(one.trial, {})
+            about = (start.get("phase"), start.get("condition"), start.get("seed"))
+            if about != (log.CONFIRM, one.condition, one.seed):
+                strange += 1
+            elif events.status(one.trial) == log.FINISHED and not events.superseded(one.trial):
+                found[one.trial] = one
+    notes += [own + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     for one in found.values():
         if one.pool is None:
             notes.append(f"{own}single images of {one.trial} were not looked at: {one.error}.")

@@ -31,6 +31,7 @@ class Study:
     path: Path
     raw: Mapping[str, Any]
     renamed: Mapping[str, str] | None = None
+    home: str = ""  # the URL whose copy the folder is, where commands must name that one
 
     def own(self, event: Record) -> Record | None:
         """An event or split as if this method had run alone; None if it is another one's."""
@@ -38,6 +39,22 @@ class Study:
             return event
         name = self.renamed.get(event["condition"])
         return None if name is None else {**event, "condition": name}
+
+    @property
+    def address(self) -> list[str]:
+        """The run as `--resume` takes it, with what says where it is."""
+        if self.home:
+            parent, _, name = self.home.rstrip("/").rpartition("/")
+            return [name, "--storage", parent]
+        if self.path.parent == Path("runs"):
+            return [self.path.name]
+        return [self.path.name, "--runs", str(self.path.parent)]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The `study` part of its study file."""
+        found = (self.raw.get("study") or {}).get("study")
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def method(self) -> str:
@@ -96,16 +113,16 @@ class Study:
     @property
     def planned_seeds(self) -> int | None:
         """How many confirm seeds the study asks for, if it says so."""
-        seeds = ((self.raw.get("study") or {}).get("study") or {}).get("seeds")
+        seeds = self.settings.get("seeds")
         if isinstance(seeds, int):
             return seeds
         return len(seeds) if isinstance(seeds, (list, tuple)) else None
 
 
-def read_studies(folders: Sequence[Path]) -> list[Study]:
+def read_studies(folders: Sequence[Path], home: str = "") -> list[Study]:
     """The studies of run folders, each with a name of its own. UserError as in `load_runs`."""
     parts = [part for folder in folders for part in _parts(folder, _read_study(folder))]
-    studies = _labelled(parts)
+    studies = [replace(study, home=home) for study in _labelled(parts)]
     _same_dataset(studies)
     return studies
 

@@ -15,14 +15,14 @@ import pandas as pd
 
 from analysis.numbers.places import domain_text
 from analysis.numbers.stats import ALPHA, LEAST_SEEDS
-from analysis.numbers.tables import CELL, confirm_trials
+from analysis.numbers.tables import CELL, confirm_trials, device_seconds
 from analysis.read.load import RUNNING, SUPERSEDED, TEST_METRIC, Runs
 from analysis.read.search_space import searched_keys
 from analysis.read.selection import DEFAULT_RULE
 from analysis.read.study import Study
 from analysis.read.values import missing
 from analysis.report.provenance import moment
-from analysis.words.display import count, outliers
+from analysis.words.display import count, far
 from tune_ssl.records import log
 from tune_ssl.records.ties import half_width
 
@@ -223,7 +223,7 @@ def _revision(runs: Runs) -> list[str]:
 
 
 def _again(runs: Runs) -> Iterator[str]:
-    folders = dict.fromkeys(str(study.path) for study in runs.studies)
+    folders = dict.fromkeys(study.home or str(study.path) for study in runs.studies)
     yield from (f"`tune-ssl train {folder} --trial NAME` repeats a trial" for folder in folders)
     yield "the report's page has the command of every trial and of every chosen configuration"
 
@@ -358,7 +358,7 @@ def _excluded(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
         if row["missing"]:
             yield f"{where}: {row['missing']} fresh seeds have no test value and are not in the mean"
         if isinstance(row["outlying"], Mapping) and row["outlying"]:
-            yield f"{where}: {outliers(row['outlying'])} is far from the others, and in the mean"
+            yield f"{where}: {far(row['outlying'])} from the others, and in the mean"
             apart = True
     if not apart:
         yield "no seed is far from the others, and none was left out for its value"
@@ -369,13 +369,13 @@ def _per_model(runs: Runs) -> Iterator[str]:
     trials = confirm_trials(runs)
     trials = trials[trials["status"] == log.FINISHED]
     for label in runs.labels:
-        own = trials.loc[trials["label"] == label, "seconds"].dropna()
+        own = device_seconds(trials[trials["label"] == label]).dropna()
         if len(own):
             mean = own.mean()
             time = f"{mean:,.1f}" if mean >= 1 else f"{mean:.2g}"
             yield f"{label}: {time} device-seconds, mean of {len(own)} confirmed models"
     if trials["reused"].gt(0).any():
-        yield "pretraining that several trials share is charged to the one that trained it"
+        yield "pretraining that several trials share is in the seconds of the one that trained it, and of no other"
 
 
 def _total(runs: Runs) -> Iterator[str]:
@@ -385,8 +385,8 @@ def _total(runs: Runs) -> Iterator[str]:
         if len(own):
             blank = int(own["seconds"].isna().sum())
             rest = f" ({blank:,} trials: {NOT_RECORDED})" if blank else ""
-            yield f"{words}: {own['seconds'].sum():,.0f} device-seconds{rest}"
-    known = ended["seconds"].dropna()
+            yield f"{words}: {device_seconds(own).sum():,.0f} device-seconds{rest}"
+    known = device_seconds(ended).dropna()
     if len(known):
         yield f"together: {known.sum():,.0f} device-seconds"
 

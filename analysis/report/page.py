@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from analysis.plots import Plot, style
 from analysis.read.galleries import galleries_by_condition
 from analysis.read.load import TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
-from analysis.report.images import SingleImages
 from analysis.report.checklist import checklist
+from analysis.report.images import SingleImages
 from analysis.report.packing import LARGEST, as_json, common_layout, figure_json, pack
 from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
@@ -149,9 +148,11 @@ def _sections(
             for stem in stems
             if section_of(stem) == section.id
         ]
-        for before, view in pairwise(views):
-            if view["caption"] == before["caption"]:
+        said = ""
+        for view in views:  # a caption is said once to tables that share it
+            if view["caption"] == said:
                 view["caption"] = view["how"] = ""
+            said = view["caption"] or said
         plots = [plot for plot in drawn if place_of(plot.section) == section.id]
         searched = section.id == "importance" and (runs.trials["phase"] == log.SEARCH).any()
         notes = importance_notes(runs) if searched else []

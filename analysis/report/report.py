@@ -26,6 +26,7 @@ def write_report(
     figures: Sequence[str] = (),
     intervals: str = "",
     follow: Follow = unfollowed,
+    home: str = "",
 ) -> Path:
     """Write `out`/index.html, `out`/tables/* and `out`/figures/*; returns the page's path.
 
@@ -33,7 +34,8 @@ def write_report(
     a browser. `find_images` opens the images of a run's data, by digest and path, for the page to show.
     `figures` names those to draw, as `export.picked` takes them; none names all. `intervals` says how
     LaTeX sets them, one of `latex.INTERVALS`; "" is what suits each table. `follow` hands on what is
-    drawn, item by item, and may show how far it is.
+    drawn, item by item, and may show how far it is. `home` is the URL that the run folder is a copy of:
+    commands name that one.
 
     Raises:
         UserError: before anything is written, a folder that is not a run, an unknown format, figure
@@ -56,7 +58,7 @@ def write_report(
         export.check(of_figures)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, but the report needs a folder")
-    runs = load_runs(run_paths)
+    runs = load_runs(run_paths, home)
     found = all_tables(runs)
     captions = all_captions(runs, found)
     papers = {

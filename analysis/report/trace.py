@@ -37,7 +37,7 @@ def reproduce(study: Study, config: dict[str, Any], seed: object, trial: str = "
     Of a run that compares several methods no study file has one fixed part: its trial is named instead.
     """
     if study.renamed is not None:
-        return shlex.join(["tune-ssl", "train", str(study.path), "--trial", trial])
+        return shlex.join(["tune-ssl", "train", study.home or str(study.path), "--trial", trial])
     own = [text for text in overrides(study) if text.split("=", 1)[0] not in config]
     pairs = [f"{key}={_plain(value)}" for key, value in config.items() if key != "seed"]
     pairs += [f"seed={seed}"] if seed is not None else []

@@ -106,7 +106,8 @@ def _gain(one: Contender) -> str:
     if math.isnan(gain.mean):
         return f"{_percent(one.score)}, with no seed in common"
     both = "" if math.isnan(gain.low) else f" {ends(gain.low, gain.high, '+')}"
-    return f"{100 * gain.mean:+.1f} points{both}, {gain.n} paired seeds (Holm p {p_value(one.p_holm, '= ')})"
+    of = f", of {one.family} such comparisons" if one.family > 1 else ""
+    return f"{100 * gain.mean:+.1f} points{both}, {gain.n} paired seeds (Holm p {p_value(one.p_holm, '= ')}{of})"
 
 
 def _percent(score: Interval) -> str:

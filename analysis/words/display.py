@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,6 +116,11 @@ def _rank(value: Any) -> str:
     return NONE if missing(value) else f"{value:.2f}"
 
 
+def far(found: Mapping[int, float]) -> str:
+    """'seed 3 (10.2) is far', 'seed 3 (10.2), seed 7 (12.0) are far': how a sentence on outlying seeds begins."""
+    return f"{outliers(found)} {'is' if len(found) == 1 else 'are'} far"
+
+
 def labels_equal(equals: Any, low: Any, high: Any, least: float, most: float) -> str:
     """46 [31, 70], or 'more than 100 [85, more than 100]': label counts of `labels_saved`."""
     if missing(equals):
@@ -135,7 +140,7 @@ def labels_equal(equals: Any, low: Any, high: Any, least: float, most: float) ->
 
 def outliers(found: Any) -> str:
     """seed 3 (10.2)"""
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, Mapping) or not found:
         return NONE
     return ", ".join(f"seed {seed} ({percent(value)})" for seed, value in found.items())
 

@@ -30,6 +30,16 @@ def reopened_caveats(runs: Runs) -> Iterator[str]:
             )
 
 
+def seeds_caveats(runs: Runs) -> Iterator[str]:
+    """The runs that got more seeds once test values had been seen: p takes their number for fixed beforehand."""
+    for change in changes(runs):
+        if "seeds" in change.settings and change.opened:
+            yield (
+                f"{change.run}: seeds were added after test values had been seen: a p value takes their number for "
+                "fixed beforehand, and is too small where they were added until something was decided."
+            )
+
+
 def cut_caveats(runs: Runs) -> Iterator[str]:
     """What a time budget left undone."""
     for study in runs.studies:

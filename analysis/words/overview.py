@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from analysis.words.display import (
     condition_names,
     count,
     ends,
+    far,
     labels_equal,
-    outliers,
     p_value,
     share,
 )
@@ -60,7 +60,7 @@ def grid(runs: Runs, tables: Tables) -> Grid | None:
     differences, gains = tables["differences"], tables["gains"]
     names = condition_names(results)
     gained = {(row["method"], condition_of(row)): row for row in _rows(differences)}
-    averaged = {row["method"]: row for row in _rows(gains)} if len(names) > 1 else {}
+    averaged = _averaged(gains, names)
     several = bool(averaged)
     rows = []
     for method in _ordered(runs, results, averaged):
@@ -76,15 +76,22 @@ def method_sentences(runs: Runs, tables: Tables) -> Iterator[str]:
     """For each method its mean gain and where it wins, or what it reaches; then how many labels that saves."""
     results = tables["results"].dropna(subset=["mean"])
     names = condition_names(results)
-    averaged = {row["method"]: row for row in _rows(tables["gains"])} if len(names) > 1 else {}
+    averaged = _averaged(tables["gains"], names)
     for method in _ordered(runs, results, averaged):
         own = results[results["method"] == method]
         rows = [row for row in _rows(tables["differences"]) if row["method"] == method]
         rows = [row for row in rows if row["n"] > 0]
         parts = [_gained(method, rows, averaged, names) if rows else _reached(own, names)]
-        parts += _saved(tables["labels_saved"], method)
+        won = {str(row["condition"]) for row in rows if KINDS.get(verdict(row)) == WIN}
+        parts += _saved(tables["labels_saved"], method, won)
         parts += _apart(own, names)
         yield f"{method}: {'; '.join(parts)}."
+
+
+def _averaged(gains: pd.DataFrame, names: Mapping[Any, str]) -> dict[str, dict[str, Any]]:
+    """The mean gains by method, where several conditions share seeds."""
+    found = {str(row["method"]): row for row in _rows(gains) if row["n"] > 0}
+    return found if len(names) > 1 else {}
 
 
 def _ordered(runs: Runs, results: pd.DataFrame, averaged: Mapping[str, Any]) -> list[str]:
@@ -121,7 +128,8 @@ def _legend(differences: pd.DataFrame) -> str:
     reference = " or ".join(dict.fromkeys(differences["reference"]))
     return (
         f"Points of mean per-class accuracy on test gained over {reference}, with 95 % intervals; {MARKS[WIN]} better, "
-        f"{MARKS[LOSS]} worse, {MARKS[TIE]} not told apart (paired t tests, Holm's correction over the grid)."
+        f"{MARKS[LOSS]} worse, {MARKS[TIE]} not told apart (paired t tests, Holm's correction over all conditions, and "
+        "over the means)."
     )
 
 
@@ -174,10 +182,10 @@ def _reached(own: pd.DataFrame, names: Mapping[Any, str]) -> str:
     )
 
 
-def _saved(table: pd.DataFrame, method: str) -> Iterator[str]:
-    """The fewest labels with which it reaches what the reference needs more for, by the whole interval."""
+def _saved(table: pd.DataFrame, method: str, won: Collection[str]) -> Iterator[str]:
+    """The fewest labels with which it wins and reaches what the reference needs more for, by the whole interval."""
     for row in _rows(table[table["method"] == method]):
-        if row["low"] > row["labels"]:
+        if row["low"] > row["labels"] and row["condition"] in won:
             equal = labels_equal(row["equals"], row["low"], row["high"], row["least"], row["most"])
             yield f"with {count(row['labels'])} labels it equals {row['reference']} with {equal}"
             return
@@ -186,7 +194,7 @@ def _saved(table: pd.DataFrame, method: str) -> Iterator[str]:
 def _apart(own: pd.DataFrame, names: Mapping[Any, str]) -> Iterator[str]:
     for row in _rows(own):
         if isinstance(row["outlying"], dict):
-            yield f"with {names[condition_of(row)]} {outliers(row['outlying'])} is far from the others"
+            yield f"with {names[condition_of(row)]} {far(row['outlying'])} from the others"
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

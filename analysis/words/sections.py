@@ -93,15 +93,8 @@ TITLES = {
     "gains": "Mean gain over all conditions",
     "labels_saved": "Labels saved",
     "chosen": "Chosen configurations",
-    "ablation": "Each variant against its frozen reference on the same fresh seeds, on validation images. Holm's "
-    "p < 0.05 decides. The study's metric, accuracies in percent, and the paired difference to the reference, with "
-    f"{INTERVALS}. Holm's correction of the paired t test is over all rows of a method. The sign-flip test and "
-    "P(above), the share of pairs with a higher value with its exact binomial interval, decide nothing. A weight of 0 "
-    "is not the supervised baseline: the unlabeled images still reach BatchNorm. The reference was chosen on "
-    "validation images, the same ones where the data has a validation part of its own, which favours it a little.",
-    "effects": "Full factorial designs: the mean effect of each switch over all settings of the others. Of each pair: "
-    f"how much one's effect differs with the other on. Paired by seed, with {INTERVALS}. Holm's correction of the t "
-    "test is over all rows of a method.",
+    "ablation": "Variants",
+    "effects": "Effects of the switches",
     "places": "Where the chosen configurations lie in what was searched",
     "early_ranks": "Ranks on the way against the end",
 }
@@ -120,23 +113,24 @@ CAPTIONS = {
     "reference's curve. Straight lines over the logarithm of the labels join its measured counts, seed by seed, and "
     "beyond them nothing is guessed. The interval holds the counts at which the paired t test, not corrected, tells "
     "no difference.",
-    "ablation": "Variants of each frozen reference on the same fresh seeds: the study's metric on "
-    f"validation images, accuracies in percent, and the paired difference to the reference, with {INTERVALS}. "
-    "Holm's correction of the paired t test is over all rows of a method, and p < 0.05 after it "
-    "decides. The sign-flip test and P(above), the share of pairs with a higher value with its exact "
-    "binomial interval, decide nothing. A weight of 0 is not the supervised "
-    "baseline: the unlabeled images still reach BatchNorm. The reference was chosen on validation "
-    "images, the same ones where the data has a validation part of its own, which favours it a little.",
-    "effects": "Full factorial designs: the mean effect of each switch over all settings of the "
-    "others, and of each pair how much one's effect differs with the other on; paired by seed, with "
-    f"{INTERVALS}. Holm's correction of the t test is over all rows of a method.",
+    "ablation": "Each variant against its frozen reference on the same fresh seeds, on validation images. Holm's "
+    "p < 0.05 decides. The study's metric, accuracies in percent, and the paired difference to the reference, with "
+    f"{INTERVALS}. Holm's correction of the paired t test is over all rows of a method. The sign-flip test and "
+    "P(above), the share of pairs with a higher value with its exact binomial interval, decide nothing. A weight of 0 "
+    "is not the supervised baseline: the unlabeled images still reach BatchNorm. The reference was chosen on "
+    "validation images, the same ones where the data has a validation part of its own, which favours it a little.",
+    "effects": "Full factorial designs: the mean effect of each switch over all settings of the others. Of each pair: "
+    f"how much one's effect differs with the other on. Paired by seed, with {INTERVALS}. Holm's correction of the t "
+    "test is over all rows of a method.",
     "places": "Place 0 is a domain's lower end, 100 its upper one, on the scale that was searched. At an edge, the "
     "best may lie outside. Five best: from the lowest to the highest value among the five best finished trials, or "
     "how often each choice is among them.",
     "early_ranks": "Spearman's rank correlation of the finished search trials' validation values at an evaluation "
     "with those at the end: low where early stopping could not know what is good. Stopped trials are not in it, so "
     "that it is measured among those that survived.",
-    "budget": "Search budget and compute per condition and method.",
+    "budget": "Search budget and compute per condition and method. Steps and images count a pretraining that trials "
+    "share for each of them, as their budget has it; device-seconds count it once, where it was trained, and without "
+    "the time in which others waited for it.",
     "chosen": "The chosen configuration of each condition. Values are the study's metric. "
     "Candidates are the search trials that finished, of those that began.",
     "stability": "How trials ended, search and confirmation together.",

@@ -16,12 +16,13 @@ from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
 from analysis.words.answer import answer_lines
 from analysis.words.candidates import among, few_candidates, given_sentences
-from analysis.words.display import ends, metric_value, outliers, share, text
+from analysis.words.display import ends, far, metric_value, share, text
 from analysis.words.going_on import (
     change_sentences,
     cut_caveats,
     old_reference_caveats,
     reopened_caveats,
+    seeds_caveats,
 )
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
@@ -103,6 +104,7 @@ def caveats(
     note = interval_note(results)
     return [
         *reopened_caveats(runs),
+        *seeds_caveats(runs),
         *([note] if note else []),
         *([] if ablation is None else _few_ablated(ablation)),
         *runs.notes,
@@ -315,9 +317,8 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
 def _outlying(results: pd.DataFrame) -> Iterator[str]:
     """The seeds that are far from the others, and what they do to the mean."""
     for row in results[results["outlying"].notna()].to_dict("records"):
-        verb = "is" if len(row["outlying"]) == 1 else "are"
         yield (
-            f"{row['method']}, {row['condition']}: {outliers(row['outlying'])} {verb} far from the other seeds: "
+            f"{row['method']}, {row['condition']}: {far(row['outlying'])} from the other seeds: "
             f"the mean is {100 * row['shift']:+.1f} points from theirs, which t intervals and tests are not made for."
         )
 

@@ -115,7 +115,7 @@ def _write_search(
         event(path, log.STARTED, trial, condition, **start)
         if status:
             ending = {"step": steps, "value": value, "metrics": {metric: value}, "reason": reason}
-            event(path, status, trial, condition, **ending, seconds=10.0, images_seen=640)
+            event(path, status, trial, condition, **ending, seconds=10.0, images_seen=640, reused=0)
 
 
 def _write_confirm(
@@ -147,7 +147,7 @@ def _write_confirm(
         }
         ending = {"step": 100, "value": 0.78, "metrics": metrics, "reason": None}
         kind = log.FINISHED
-        own = {"seconds": 12.0, "images_seen": 640, "phase": log.CONFIRM}
+        own = {"seconds": 12.0, "images_seen": 640, "reused": 0, "phase": log.CONFIRM}
         event(path, kind, trial, condition, **ending, **own)
         digest = {"condition": condition, "seed": seed, "digest": f"{split}-{seed}"}
         log.append(path / log.SPLITS, digest)

@@ -62,7 +62,11 @@ def messages(spec, raw) -> list[str]:
         (StudySpec, {"seeds": []}, "seeds is [], but must be a list of at least 1"),
         (StudySpec, {"seeds": [0, -1]}, "seeds.1 is -1, but must be at least 0"),
         (StudySpec, {"seeds": 3}, "seeds is 3, but must be a list"),
-        (StudySpec, {"tuning_seed": 2}, "seeds is [0, 1, 2], but must not have the tuning_seed"),
+        (
+            StudySpec,
+            {"tuning_seed": 2},
+            "seeds is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], but must not have the tuning_seed",
+        ),
         (StudySpec, {"gpus_per_trial": "all"}, "is 'all', but must be a number or 'auto'"),
         (StudySpec, {"name": "../a"}, "name is '../a', but must be up to 100 letters, digits"),
         (StudySpec, {"num_trails": 3}, "num_trails is not a known key; did you mean 'num_trials'?"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis.numbers.helps import questions
 from analysis.read.load import load_runs
-from analysis.report.report import write_report
+from analysis.report.report import all_tables, write_report
 from analysis.words.answer import answer
 from tests.support.runs import COMMAND, called, run_here
 from tune_ssl.records import log
@@ -81,7 +81,7 @@ def test_the_answer_compares_with_the_best_method_that_uses_no_unlabeled_image(c
         assert question.floor in ("supervised", "few")
         assert [c.label for c in question.contenders] == ["label_spreading"]
         assert question.contenders[0].gain.n == 4
-    lines = answer(compared)
+    lines = answer(compared, all_tables)
     assert lines[0].startswith("With 20 labels: ") and " reaches " in lines[0]
     assert any(line.startswith("in short: ") for line in lines)
     assert any("tune-ssl export one --runs" in line for line in lines)

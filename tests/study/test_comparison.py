@@ -177,7 +177,7 @@ def test_without_a_word_digits_are_compared_by_six_methods_at_two_budgets():
     study, lines = proposed()
     assert [entry.label for entry in study.entries] == list(METHODS)
     assert study.axes == {"data.num_labels": [20, 50]} and study.name == "compare-digits"
-    assert len(study.settings.seeds) == 6 and study.settings.num_trials == 6
+    assert len(study.settings.seeds) == 10 and study.settings.num_trials == 6
     assert any(line.startswith("budget.steps=300: optimizer steps") for line in lines)
 
 

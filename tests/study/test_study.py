@@ -224,7 +224,11 @@ study:
             "budget.steps changes 400 steps to 200, but all rows of an ablation must have equally",
         ),
         ("num_trials: 12", "num_trials: 0", "s.yaml:13: study.num_trials is 0, but must be"),
-        ("num_trials: 12", "tuning_seed: 2", "study.seeds is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], but must not have"),
+        (
+            "num_trials: 12",
+            "tuning_seed: 2",
+            "study.seeds is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], but must not have",
+        ),
         (
             "num_trials: 12",
             "searcher: gird",

@@ -539,6 +539,20 @@ def test_a_resumed_trial_gives_the_same_numbers_with_and_without_the_shelf(shelv
             assert taken(rest) == [expected and r.stage == "pretrain" for r in rest], at
 
 
+def test_a_report_says_how_many_steps_another_trial_trained(shelves):
+    """Those that this one trained before an interruption are its own."""
+    spec = spec_of()
+    with closing(train(spec)) as stream:
+        first = next(stream)
+        state = first.snapshot()
+    trained = run(spec)  # meanwhile another trial trains all of it
+    pretrained = max(r.step for r in trained if r.stage == "pretrain")
+    assert {report.reused for report in [first, *trained]} == {0}
+    assert run(spec)[-1].reused == pretrained
+    rest = run(spec, resume=state)
+    assert taken(rest)[:2] == [True, True] and rest[-1].reused == pretrained - first.step > 0
+
+
 def test_who_trained_the_rest_of_a_shelf_lets_others_take_the_whole(shelves):
     spec = spec_of()
     with closing(train(spec)) as stream:

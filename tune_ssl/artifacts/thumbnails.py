@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,19 @@ class StoredImages:
     def names(self, part: str, rows: Sequence[int]) -> list[str]:
         """The file of each row; empty where it is of no file, or the store does not say."""
         try:
-            with np.load(self.store.path / "files.npz") as table:
-                of_row, files = table[f"{part}.files"], bytes(table["names"]).split(b"\0")
-            return [shown_name(os.fsdecode(files[of_row[row]])) for row in rows]
+            of_row = self._files[f"{part}.files"]
+            return [shown_name(os.fsdecode(self._names[of_row[row]])) for row in rows]
         except (OSError, ValueError, KeyError, IndexError):
             return [""] * len(rows)
+
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        with np.load(self.store.path / "files.npz") as table:
+            return dict(table)
+
+    @cached_property
+    def _names(self) -> list[bytes]:
+        return bytes(self._files["names"]).split(b"\0")
 
     def picture(self, part: str, row: int) -> tuple[str, int] | None:
         """A small PNG in base64, and its width; None where the store has no such image."""

@@ -257,6 +257,7 @@ def report(
             "Absent: stacked in results_wide, brackets in the others."
         ),
     ] = None,
+    home: Annotated[str, typer.Option(hidden=True, help="The URL that RUN is a copy of.")] = "",
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -275,7 +276,7 @@ def report(
         if len(paths) > 1:
             raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
         out = paths[0] / "report"
-    page = write_report(paths, out, wanted, images_of, only, intervals or "", progress)
+    page = write_report(paths, out, wanted, images_of, only, intervals or "", progress, home)
     _name(page, Console())
 
 

@@ -197,12 +197,16 @@ def _decides(study: Study) -> list[str]:
             f"study.seeds has {seeds}: nothing is decided with fewer than {LEAST_SEEDS} fresh seeds, and no interval "
             "of them is a 95 % one"
         ]
-    effect = smallest_effect(seeds, pairs)
-    if effect <= SEEN:
+    if seeds >= PROPOSED or (effect := smallest_effect(seeds, pairs)) <= SEEN:
         return []
+    which = (
+        f"of {pairs} comparisons only those are"
+        if methods > 1
+        else "beside another method only what is"
+    )
     return [
-        f"study.seeds has {seeds}: of {pairs} comparisons only those are decided whose difference is {effect:.1f} "
-        f"times its own spread over seeds; with {PROPOSED} seeds {smallest_effect(PROPOSED, pairs):.1f} times"
+        f"study.seeds has {seeds}: {which} decided whose difference is {effect:.1f} times its own spread over seeds; "
+        f"with {PROPOSED} seeds {smallest_effect(PROPOSED, pairs):.1f} times"
     ]
 
 

@@ -196,8 +196,7 @@ def train(
 
         try:
             for means, reused in train_or_reuse(stepper, targets, shelf, clock):
-                if reused:
-                    reused_steps = steps_before + stepper.step
+                reused_steps += reused
                 # Evaluate
                 evaluation = evaluations_before + ceil(stepper.step / every)
                 whole = stepper.step == steps or best or evaluation in whole_at
@@ -309,8 +308,8 @@ def encoded_set(network: Any, data: Data, on: LabeledSet | UnlabeledSet) -> torc
 
 def train_or_reuse(
     stepper: Stepper, targets: list[int], shelf: Shelf | None, clock: Clock
-) -> Iterator[tuple[dict[str, float], bool]]:
-    """At each of the steps `targets`: the means since the last one, and whether another trial trained them.
+) -> Iterator[tuple[dict[str, float], int]]:
+    """At each of the steps `targets`: the means since the last one, and how many steps another trial trained for it.
 
     With a shelf, one process trains, and the others wait for the weights that it puts there.
     """
@@ -327,6 +326,7 @@ def train_or_reuse(
         for target in targets:
             if target <= stepper.step:  # before an interruption
                 continue
+            before = stepper.step
             if kept:
                 means = load_weights(kept[target], stepper.averaged)
                 stepper.step = target
@@ -334,7 +334,7 @@ def train_or_reuse(
                 means = stepper.advance_to(target)
                 if shelf:
                     shelf.put(target, stepper.averaged, means)
-            yield means, kept is not None
+            yield means, target - before if kept else 0
 
 
 @dataclass

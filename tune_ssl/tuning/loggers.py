@@ -87,7 +87,8 @@ class Logger:
         finally:
             cut = self.process.poll() is None
             if cut:  # with W&B's own process, which is in its group
-                os.killpg(self.process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         if self.off:
             return
@@ -101,7 +102,7 @@ class Logger:
     def _feed(self, about: dict[str, Any]) -> None:
         assert self.process is not None and self.process.stdin is not None
         line: Any = about
-        with contextlib.suppress(OSError, ValueError):  # its process is gone: `_listen` says so
+        try:
             while line is not None:
                 self.process.stdin.write(json.dumps(log.plain(line)) + "\n")
                 if self.waiting.empty():
@@ -109,6 +110,11 @@ class Logger:
                 line = self.waiting.get()
             self.process.stdin.write('["end", {}]\n')
             self.process.stdin.close()
+        except (OSError, ValueError):
+            pass  # its process is gone: `_listen` says so
+        except Exception as error:  # no tool may stop a run
+            self._switch_off(f"{type(error).__name__}: {first_line(error)}")
+            self.process.kill()
 
     def _listen(self, about: dict[str, Any]) -> None:
         assert self.process is not None and self.process.stdout is not None

@@ -223,7 +223,8 @@ class JobStream:
         result = report.get("result") or {}
         value = result.get(self.context.study.settings.metric)
         more = {"accumulate": parts} if (parts := report.get("accumulate", 1)) != 1 else {}
-        more |= {key: spent for key in ("waited", "reused") if (spent := report.get(key))}
+        more |= {"waited": waited} if (waited := report.get("waited")) else {}
+        more |= {"reused": report["reused"]} if "reused" in report else {}
         more |= {"notes": notes} if (notes := report.get("notes")) else {}
         self._event(
             job,

@@ -9,17 +9,23 @@ from tune_ssl.records.log import Record
 from tune_ssl.viewers.follow import NOTHING, Followed
 from tune_ssl.viewers.tensorboard import TrialLog
 
+OWNER = ".run"  # says whose trials a folder has
+
 
 class Tool:
     """A folder for each trial. One that goes on is written anew: the records have all of it."""
 
     def __init__(self, followed: Followed, folder: str | None = None) -> None:
         self.metric = followed.metric
-        # Two runs in one folder of the user's must not write into each other's trials
         self.folder = (
             Path(folder) / followed.folder.name if folder else followed.folder / "tensorboard"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Two runs of one name in one folder of the user's must not delete each other's trials
+        owner = self.folder / OWNER
+        if owner.exists() and owner.read_text(encoding="utf-8") != followed.id:
+            raise ValueError(f"{self.folder} is another run's of this name: give each a `folder`")
+        owner.write_text(followed.id, encoding="utf-8")
         self.logs: dict[str, TrialLog] = {}
 
     def has(self, trial: str, ending: Record) -> bool:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tune_ssl.base.errors import UserError
+from tune_ssl.base.errors import UserError, first_line
 from tune_ssl.runs.folder import find_run
 from tune_ssl.runs.lock import in_use
 from tune_ssl.storage.fetch import update_from_copy
@@ -146,7 +146,7 @@ class Watch:
         self.copy = copy
         driven = (lambda: copy.running) if copy else (lambda: in_use(run))
         self.live = LiveRun(run, driven, copy.named if copy else "")
-        self.report = Report(run, reports)
+        self.report = Report(run, reports, copy.place.url if copy else "")
         self.server = uuid.uuid4().hex[:12]
         self.lock = threading.Lock()
         self.again = 0.0
@@ -219,8 +219,8 @@ class Watch:
 class Report:
     """The run's report, built by a process of its own in a folder of its own."""
 
-    def __init__(self, run: Path, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Path, folder: Path, home: str = "") -> None:
+        self.run, self.folder, self.home = run, folder, home
         self.count, self.made, self.problem, self.building = 0, 0.0, "", False
         self.page: Path | None = None
         self.process: subprocess.Popen[str] | None = None
@@ -241,7 +241,10 @@ class Report:
         began = time.time()
         self.building = True
         try:
-            problem = self._run(target)
+            try:
+                problem = self._run(target)
+            except OSError as error:  # no memory, too many files
+                problem = first_line(error)
             if problem:
                 self.problem = problem
                 shutil.rmtree(target, ignore_errors=True)
@@ -264,7 +267,7 @@ class Report:
             if self.stopped:
                 return "the server ends"
             self.process = process = subprocess.Popen(
-                [*command, str(target), "--format", ""],
+                [*command, str(target), "--format", "", "--home", self.home],
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the server, which ends it
                 **streams,

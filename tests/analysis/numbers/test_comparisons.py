@@ -5,6 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis.numbers import comparisons, stats
+from analysis.numbers.helps import questions
 from analysis.numbers.tables import chosen_table, results_table
 from analysis.read.load import load_runs
 from analysis.read.values import NONE
@@ -240,3 +241,37 @@ def test_a_run_without_conditions_is_an_empty_report(tmp_path, write_run):
     runs = load_runs([write_run(tmp_path / "a", labels=())])
     assert comparisons.shared_scores(runs).conditions == []
     assert all(table.empty for stem, table in all_tables(runs).items() if stem != "stability")
+
+
+def test_the_answer_and_the_grid_have_one_p_for_one_comparison(three):
+    """The floor is the reference: what helps is what the table of differences says."""
+    differences = comparisons.difference_table(three)
+    stated = {(row["method"], row["condition"]): row["p_holm"] for row in rows_of(differences)}
+    found = questions(three)
+    assert len(found) == 2
+    for question in found:
+        assert question.floor == "supervised"
+        for one in question.contenders:
+            assert one.family == 0 and one.p_holm == stated[one.label, question.condition[0]]
+
+
+def test_against_another_floor_the_answer_names_its_family(tmp_path, write_run):
+    """A method without unlabeled images that beats supervised is the floor."""
+    raised = {seed: value + 0.02 for seed, value in SAME.items()}
+    folders = [
+        write_run(tmp_path / name, method=name, labels=(50,), confirm=values)
+        for name, values in (("supervised", BASE), ("logistic_regression", raised), ("uda", BETTER))
+    ]
+    study = folders[1] / "study.yaml"
+    study.write_text(study.read_text() + "unlabeled: false\n")
+    (question,) = questions(load_runs(folders))
+    assert question.floor == "logistic_regression"
+    (one,) = question.contenders
+    assert one.family == 1
+    assert one.p_holm == pytest.approx(
+        scipy_stats.ttest_rel(list(BETTER.values()), list(raised.values())).pvalue
+    )
+
+
+def rows_of(table):
+    return table.to_dict("records")

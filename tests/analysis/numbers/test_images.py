@@ -99,6 +99,8 @@ def slow_suspects(found):
         margin, score = sum(own) / len(own), sum(firsts[image]) / len(own)
         if len(own) >= 2 and margin < 0:
             other = min(others[image], key=lambda k: (-others[image][k], -sure[image, k], k))
+            if others[image][other] <= len(own) / 2:  # they do not agree on another class
+                continue
             rows.append((score, -others[image][other], image, labels[image], other, len(own)))
             by[image] = (round(score, 9), round(margin, 9), PARTS.index(image[0]), image[1])
     return sorted(rows, key=lambda row: by[row[2]])

@@ -285,6 +285,7 @@ def slow_seeds_and_images(scores, classes):
     free = len(classes) - len(names)
     doubt = of_seeds**2 / (seeds - 1) + of_images**2 / free + of_rest**2 / (free * (seeds - 1))
     reach = scipy_stats.t.ppf(0.975, max(whole**2 / doubt, 1)) * math.sqrt(whole)
+    reach = max(reach, scipy_stats.t.ppf(0.975, seeds - 1) * math.sqrt(of_seeds))
     return np.mean(by_seed) - reach, np.mean(by_seed) + reach
 
 
@@ -306,6 +307,18 @@ def test_the_doubt_of_the_images_is_seen_where_seeds_agree():
     error = right.std(ddof=1) / math.sqrt(50)
     reach = scipy_stats.t.ppf(0.975, 49) * error
     assert (found.low, found.high) == pytest.approx((0.8 - reach, 0.8 + reach))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 10])
+def test_seeds_and_images_are_never_surer_than_seeds_alone(seeds):
+    rng = np.random.default_rng(seeds)
+    for _ in range(100):
+        scores, classes = crossed(rng, seeds, (100,) * 5, 0.3, 1.0)
+        both, alone = (
+            stats.seeds_and_images(scores, classes),
+            stats.mean_interval(scores.mean(axis=1)),
+        )
+        assert both.low <= alone.low + 1e-12 and alone.high <= both.high + 1e-12
 
 
 def test_seeds_and_images_where_there_is_little():

@@ -72,6 +72,39 @@ def test_the_front_is_what_nothing_cheaper_beats():
     assert compute.front(group) == [True, True, False, True, True, False]
 
 
+def test_what_cannot_be_charged_is_said_and_no_method_vanishes(runs):
+    results = tables.results_table(runs)
+    colours = style.colours(runs.labels)
+    mine = runs.trials["label"] == "fixmatch"
+    runs.trials.loc[mine, "reused"] = 60  # the pretraining of another run
+    (plot,) = compute.plots(runs, {"results": results}, colours)
+    assert len(plot.table) == 4 and plot.table["seconds_mean"].notna().all()
+    assert "no trial of the run trained it: the shared pretraining of fixmatch." in plot.caption
+    runs.trials.loc[mine, "reused"] = np.nan  # a run of an earlier version
+    (plot,) = compute.plots(runs, {"results": results}, colours)
+    assert "is not recorded, and not charged: fixmatch." in plot.caption
+
+
+def test_the_pace_is_that_of_trials_that_ended_and_trained_all_of_it(runs):
+    """A running trial, and one that waited 4 seconds, say nothing else of a step."""
+    results = tables.results_table(runs)
+    mine = (runs.trials["label"] == "fixmatch") & (runs.trials["phase"] == log.CONFIRM)
+    runs.trials.loc[mine, "reused"] = 60
+    before = compute.cost_table(runs, results)["pretraining"]
+    one = runs.trials.index[(runs.trials["label"] == "fixmatch") & ~mine][0]
+    runs.trials.loc[one, "waited"] = 4.0
+    rows = runs.history["trial"] == runs.trials.loc[one, "trial"]
+    rows &= runs.history["label"] == "fixmatch"
+    runs.history.loc[rows, "seconds"] += 4.0
+    running = runs.trials.loc[[one]].assign(trial="runs", reused=np.nan, status="running")
+    runs.trials = pd.concat([runs.trials, running], ignore_index=True)
+    quick = runs.history[rows].assign(trial="runs", seconds=0.0)
+    runs.history = pd.concat([runs.history, quick], ignore_index=True)
+    assert compute.cost_table(runs, results)["pretraining"].to_list() == pytest.approx(
+        before.to_list()
+    )
+
+
 def test_shared_pretraining_is_charged_in_full_to_each_model(runs):
     """fixmatch's networks took 60 of their steps from another trial, in no time."""
     results = tables.results_table(runs)

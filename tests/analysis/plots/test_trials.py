@@ -1,5 +1,6 @@
 """The search's trials as they went: a curve for each, and a bar where each ran."""
 
+import numpy as np
 import pytest
 
 from analysis.plots import style, trials
@@ -35,8 +36,8 @@ def test_slots_hold_one_trial_at_a_time_and_no_more_slots_than_trials_at_once(ru
             100 + start,
             100 + end,
         ]
-    runs.trials = runs.trials[runs.trials["trial"].isin(list(spans))]
-    slots = trials.slot_table(runs)
+    runs.trials = runs.trials[runs.trials["trial"].isin(list(spans))].assign(seconds=np.nan)
+    slots = trials.slot_table(runs.trials)
     assert slots["slot"].to_list() == [1, 2, 2, 3]
     assert slots[["start", "end"]].to_numpy().tolist() == [
         list(map(float, s)) for s in spans.values()
@@ -46,6 +47,10 @@ def test_slots_hold_one_trial_at_a_time_and_no_more_slots_than_trials_at_once(ru
     ]
     assert "Trials cover 63 % of the slots' time" in plot.caption  # 19 of 3 x 10 seconds
     checked(plot.figure)
+    # One that failed and was begun again 2 seconds before its end
+    runs.trials.loc[runs.trials["trial"] == "c0-t0000", "seconds"] = 2
+    slots = trials.slot_table(runs.trials).set_index("trial")
+    assert slots.loc["c0-t0000", ["start", "end"]].to_list() == [7, 9]  # the first start is 1 later
     runs.trials["resumed"] = 1
     (plot,) = [
         p for p in trials.plots(runs, {}, style.colours(runs.labels)) if p.name == "timeline"

@@ -156,6 +156,18 @@ def test_changes_are_said_with_what_was_open(anew, event):
         assert line in lines, line
 
 
+def test_seeds_that_were_added_in_sight_of_test_values_are_a_caveat(anew):
+    line = (
+        "a: seeds were added after test values had been seen: a p value takes their number for fixed beforehand, and "
+        "is too small where they were added until something was decided."
+    )
+    assert line not in said(load_runs([anew]))
+    change(anew, {"seeds": [[0], [0, 1]]}, [], "tune-ssl search a study.seeds=[0,1]")
+    assert line not in said(load_runs([anew]))  # no test data was open then
+    change(anew, {"seeds": [[0], [0, 1]]}, [CONDITION], "tune-ssl search a study.seeds=[0,1]")
+    assert line in said(load_runs([anew]))
+
+
 def test_changes_of_a_run_that_compares_methods_are_said_once(anew, event):
     change(anew, {"num_trials": [6, 40]}, ["method=a," + CONDITION, "method=b," + CONDITION])
     yaml = YAML(typ="safe", pure=True)

@@ -1,5 +1,6 @@
 """What next: each command is one that the command line takes, and each has its reason."""
 
+import json
 import shlex
 
 import pytest
@@ -32,6 +33,55 @@ def said_seeds(path, seeds):
     text.dump(study, path / log.STUDY)
 
 
+def planned(path, trials, **more):
+    text = YAML(typ="safe", pure=True)
+    study = text.load(path / log.STUDY)
+    study["study"]["study"] |= {"num_trials": trials, **more}
+    text.dump(study, path / log.STUDY)
+
+
+@pytest.mark.parametrize("what", ["trials", "seeds", "running"])
+def test_a_run_that_is_not_over_is_only_gone_on_with(tmp_path, write_run, what):
+    search = ((log.FINISHED, 0.7, None), (None, None, None))[: 2 if what == "running" else 1]
+    confirm = {0: 0.8, 1: 0.9} if what == "seeds" else {}
+    path = write_run(tmp_path / "a", labels=(50,), search=search, confirm=confirm)
+    planned(path, {"trials": 40, "seeds": 1, "running": 2}[what], seeds=[0, 1, 2, 3])
+    assert steps(path) == [("the run is not over", f"tune-ssl search --resume a --runs {tmp_path}")]
+
+
+def test_no_trials_are_asked_of_a_grid_or_of_a_space_that_is_exhausted(tmp_path, write_run, event):
+    few = ((log.FINISHED, 0.7, None), (log.STOPPED, 0.9, "asha"))
+    grid = write_run(tmp_path / "a", labels=(50,), search=few)
+    planned(grid, 2, searcher="grid")
+    assert steps(grid) == []
+    small = write_run(tmp_path / "b", labels=(50,), search=few)
+    event(small, log.EXHAUSTED, None, "data.labels=50")
+    assert steps(small) == []
+
+
+def test_commands_of_a_copy_name_where_the_run_is(tmp_path, write_run):
+    search = ((log.FINISHED, 0.7, None),)
+    path = write_run(tmp_path / "copy", labels=(50,), search=search, confirm={})
+    planned(path, 40)
+    runs = load_runs([path], home="s3://bucket/runs/a")
+    (step,) = next_steps(runs, all_tables(runs))
+    assert step.command == "tune-ssl search --resume a --storage s3://bucket/runs"
+
+
+def test_a_wider_search_of_a_comparison_is_one_that_loads_with_all_its_keys(tmp_path):
+    """What the command line makes of the override: the other keys are searched as before."""
+    from tune_ssl.study.proposal import load_comparison
+
+    before = load_comparison(None, ["supervised", "fixmatch"], ["data.dataset=digits"])[0]
+    search = {key: domain.leaf() for key, domain in before.conditions[1].search.items()}
+    assert len(search) > 2 and "optim.lr" in search
+    grown = widened(Key("log_uniform", tuple(search["optim.lr"]["log_uniform"])), {"upper"})
+    override = f"compare.fixmatch.search={json.dumps({**search, 'optim.lr': grown})}"
+    after = load_comparison(None, ["supervised", "fixmatch"], ["data.dataset=digits", override])[0]
+    mine = next(c for c in after.conditions if c.method == "fixmatch").search
+    assert set(mine) == set(search) and mine["optim.lr"].leaf() == grown
+
+
 def test_seeds_that_would_decide_are_asked_for_in_each_run(tmp_path, write_run):
     a = write_run(tmp_path / "a", method="supervised", labels=(50,), confirm=BASE)
     b = write_run(tmp_path / "b", method="uda", labels=(50,), confirm=NOISY)
@@ -42,7 +92,7 @@ def test_seeds_that_would_decide_are_asked_for_in_each_run(tmp_path, write_run):
     assert 1 < needed < 24
     found = [(reason, command) for reason, command in steps(a, b) if "study.seeds" in command]
     assert len(found) == 2 and found[0][0].startswith(
-        f"{needed} more seeds would decide uda against supervised under data.labels=50"
+        f"{needed} more seeds would decide uda against supervised under data.labels=50 with a probability of 80 %"
     )
     words = shlex.split(found[0][1])
     assert words[:4] == ["tune-ssl", "search", "--resume", "a"]
@@ -72,7 +122,9 @@ def test_a_choice_at_an_edge_asks_for_a_wider_domain(tmp_path, searched_run):
     (found,) = [(r, c) for r, c in steps(path) if "wider" in c]
     assert "optim.lr (its lower end, in data.labels=50)" in found[0] and "method.m" not in found[0]
     words = shlex.split(found[1])
-    assert 'search.optim.lr={"log_uniform": [1e-05, 0.01]}' in words
+    whole = {"optim.lr": {"log_uniform": [1e-05, 0.01]}, "method.m": {"int": [1, 9]}}
+    (override,) = [word for word in words if word.startswith("search=")]
+    assert json.loads(override[7:]) == whole  # all keys: a method's own search is replaced whole
     assert words[:2] == ["tune-ssl", "search"] and words[-2:] == ["--name", "a-wider"]
 
 
@@ -80,7 +132,12 @@ def test_a_choice_at_an_edge_asks_for_a_wider_domain(tmp_path, searched_run):
     ("key", "edges", "leaf"),
     [
         (Key("log_uniform", (1e-4, 1e-2)), {"upper"}, {"log_uniform": [1e-4, 0.1]}),
-        (Key("uniform", (0.0, 0.8)), {"upper"}, {"uniform": [0, 1]}),
+        (Key("uniform", (0.0, 0.8)), {"upper"}, {"uniform": [0, 0.9]}),
+        (
+            Key("uniform", (0.9, 0.99)),
+            {"upper"},
+            {"uniform": [0.9, 0.995]},
+        ),  # some must stay below 1
         (Key("uniform", (0.0, 0.8)), {"lower"}, None),  # shares end at 0
         (Key("uniform", (2.0, 4.0)), {"lower", "upper"}, {"uniform": [0, 6]}),
         (Key("int", (1, 5)), {"lower"}, None),
@@ -95,6 +152,7 @@ def test_domains_grow_at_their_edges_and_not_where_nothing_can_be(key, edges, le
 def test_too_few_finished_trials_ask_for_more(tmp_path, write_run):
     few = ((log.FINISHED, 0.7, None), (log.STOPPED, 0.9, "asha"), (log.STOPPED, 0.6, "asha"))
     closed = write_run(tmp_path / "a", labels=(50,), search=few, confirm={})
+    planned(closed, 3)
     (found,) = steps(closed)
     assert found[0] == "fewer than 3 search trials finished (soft_kmeans, data.labels=50)"
     assert shlex.split(found[1])[2:] == [
@@ -105,6 +163,7 @@ def test_too_few_finished_trials_ask_for_more(tmp_path, write_run):
         "study.num_trials=6",
     ]
     opened = write_run(tmp_path / "b", labels=(50,), search=few, confirm=CONFIRMED)
+    planned(opened, 3)
     (found,) = steps(opened)
     assert found[0].endswith("as test data is open, in a run of its own")
     assert found[1] == "tune-ssl search soft_kmeans.yaml study.num_trials=6 --name b-longer"

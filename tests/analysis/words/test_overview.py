@@ -8,6 +8,7 @@ from analysis.read.load import load_runs
 from analysis.report.report import all_captions, all_tables
 from analysis.words.display import LONGEST_CAPTION, brief
 from analysis.words.overview import grid, method_sentences
+from analysis.words.sections import TITLES
 from tests.analysis.conftest import CONFIRMED, said
 
 BASE = dict(zip(range(8), (0.80, 0.84, 0.82, 0.86, 0.83, 0.81, 0.85, 0.79), strict=True))
@@ -114,3 +115,26 @@ def test_captions_stand_in_two_lines(runs, tmp_path, write_run):
     for name, text in captions.items():
         first, rest = brief(text)
         assert f"{first} {rest}".strip() == text, name
+
+
+def test_conditions_that_methods_do_not_share_have_no_mean(tmp_path, write_run):
+    a = write_run(tmp_path / "a", method="supervised", labels=(50,))
+    b = write_run(tmp_path / "b", method="uda", labels=(200,))
+    runs = load_runs([a, b])
+    found = grid(runs, all_tables(runs))
+    assert found.columns == ("50 labels", "200 labels")
+    texts = [cell.text for _, cells in found.rows for cell in cells]
+    assert not any("nan" in text for text in texts)
+    assert "nan" not in " ".join(method_sentences(runs, all_tables(runs)))
+
+
+def test_labels_are_saved_only_where_the_rule_says_that_it_wins(runs):
+    tables = all_tables(runs)
+    kinds = dict(grid(runs, tables).rows)["fixmatch"]
+    assert [cell.kind for cell in kinds[:2]] == ["win", "tie"]
+    blind = {**tables, "differences": tables["differences"].assign(p_holm=0.2)}
+    assert not any("it equals" in line for line in method_sentences(runs, blind))
+
+
+def test_titles_are_titles():
+    assert {name: text for name, text in TITLES.items() if len(text) > 60} == {}
