@@ -38,6 +38,7 @@ STATUS_COLOURS = {
 # Methods differ by these too, for print in grey.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "3px,2px", "12px,2px")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
+AXIS_ROOM = 62  # pixels of an axis' ticks and title
 LEGEND_ON_TOP = {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"}
 CONFIG = {
     "showSendToCloud": False,
@@ -144,6 +145,13 @@ def on_paper(figure: Figure, title: str, width: int) -> Figure:
         margin={"t": copy.layout["margin"]["t"] + above},
         modebar=None,
     )
+    legend = copy.layout.get("legend", {})
+    height, margin = copy.layout["height"], copy.layout["margin"]
+    if legend.get("yref") == "container":
+        copy.update_layout(legend={"y": 1 - above / height})
+    else:  # below the axis: above the plot it would run into the title
+        below = AXIS_ROOM / max(height - margin["t"] - margin["b"], 1)
+        copy.update_layout(legend={"y": -below, "yanchor": "top"})
     if title:
         look = {"text": safe(title), "font": {"size": 15}, "x": 0.02, "xanchor": "left"}
         place = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 8}}
