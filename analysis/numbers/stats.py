@@ -131,9 +131,9 @@ def paired_t_p_value(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 
 def t_p_value(differences: Iterable[float]) -> float:
-    """Student's two-sided t test that the mean is 0; nan with fewer than 2 values."""
+    """Student's two-sided t test that the mean is 0; nan with fewer than `LEAST_SEEDS` values: they decide nothing."""
     x = np.asarray(list(differences), dtype=float)
-    return float(t_p_values(x[None])[0]) if len(x) > 1 else math.nan
+    return float(t_p_values(x[None])[0]) if len(x) >= LEAST_SEEDS else math.nan
 
 
 def t_p_values(differences_RN: Floats) -> Floats:
@@ -157,18 +157,17 @@ def t_p_values(differences_RN: Floats) -> Floats:
 def welch_p_value(a: Iterable[float], b: Iterable[float]) -> float:
     """Welch's two-sided t test that two independent samples have one mean (Welch 1947).
 
-    nan with fewer than 2 values on a side. Where neither side varies: 1 where they are equal, else 0
-    from `LEAST_SEEDS` values on each side on, and nan with fewer.
+    nan with fewer than `LEAST_SEEDS` values on a side. Where neither side varies: 1 where they are equal,
+    else 0.
     """
     x, y = (np.asarray(list(side), dtype=float) for side in (a, b))
-    fewest = min(len(x), len(y))
-    if fewest < 2:
+    if min(len(x), len(y)) < LEAST_SEEDS:
         return math.nan
     size = float(abs(x.mean() - y.mean()))
     parts = np.array([side.var(ddof=1) / len(side) for side in (x, y)])
     error = math.sqrt(parts.sum())
     if error <= ROUNDING:
-        return 1.0 if size <= ROUNDING else 0.0 if fewest >= LEAST_SEEDS else math.nan
+        return 1.0 if size <= ROUNDING else 0.0
     freedom = error**4 / (parts**2 / (np.array([len(x), len(y)]) - 1)).sum()
     return float(2 * special.stdtr(freedom, -size / error))
 
@@ -227,13 +226,13 @@ def seeds_for_decision(
         P(|T'_{N-1}(sqrt(N) |mean| / std)| > t_{1 - alpha/2, N-1}) >= power
 
     That level is what Holm asks of the smallest p of a family; of the others it asks less. nan when
-    it cannot be told, from fewer than two pairs or from pairs that all differ alike; inf when it
+    it cannot be told, from fewer than `LEAST_SEEDS` pairs or from pairs that all differ alike; inf when it
     would take more than `MOST_SEEDS`. The mean and the std seen are guesses from a few pairs: a true
     difference of half the size needs four times as many. It is a plan, and no promise; nor may one
     add pairs until a test rejects and state its p as if their number were fixed.
     """
     seen = mean_interval(differences)
-    if seen.n < 2 or seen.std <= ROUNDING:
+    if seen.n < LEAST_SEEDS or seen.std <= ROUNDING:
         return math.nan
     totals = np.arange(max(seen.n + 1, LEAST_SEEDS), MOST_SEEDS + 1)
     level = 1 - ALPHA / max(comparisons, 1)
@@ -284,8 +283,13 @@ def seeds_and_images(
     of_rest = float((rest_K / (seeds * sizes_K)).sum()) / count**2
     of_seeds = float(by_class_SK.mean(axis=1).var(ddof=1)) / seeds
     whole = max(of_seeds, of_images, of_seeds + of_images - of_rest)
-    if whole <= ROUNDING**2:
-        return Interval(mean, mean, mean, seeds, math.nan)
+    if (
+        whole <= ROUNDING**2
+    ):  # all are alike: of scores what so many images can exclude (Clopper-Pearson)
+        if not np.isin(scores, (0, 1)).all():
+            return Interval(mean, mean, mean, seeds, math.nan)
+        low, high = share_bounds(mean * scores.shape[1], scores.shape[1], level)
+        return Interval(mean, float(low), float(high), seeds, math.nan)
     doubt = of_seeds**2 / (seeds - 1) + of_images**2 / freedom
     doubt += of_rest**2 / (freedom * (seeds - 1))
     reach = float(t_quantile(max(whole**2 / doubt, 1.0), level)) * math.sqrt(whole)

@@ -28,7 +28,7 @@ from analysis.numbers.stats import (
 from analysis.read.load import RUNNING, STATUSES, TEST_METRIC, Runs
 from analysis.read.selection import DEFAULT_RULE
 from analysis.read.study import Study
-from analysis.read.values import last_line, missing
+from analysis.read.values import is_share, last_line, missing
 from tune_ssl.records import log
 from tune_ssl.records.predictions import Ints
 from tune_ssl.records.ties import half_width
@@ -275,6 +275,7 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
             value = mean_interval(confirmed["value"][own & (confirmed["status"] == log.FINISHED)])
             taken = str.split("trial digest half_width rule")
             row |= {key: lock.get(key, math.nan) for key in taken}
+            row["half_width"] = row["half_width"] if is_share(study.metric) else math.nan
             row |= {"tuned": lock.get("value"), "confirmed": value.mean, "confirmed_n": value.n}
             row |= {
                 "locked": True,
@@ -284,7 +285,7 @@ def chosen_table(runs: Runs) -> pd.DataFrame:
             row["rule_agrees"] = best is not None and scores.get(str(lock["trial"])) == scores[best]
             rows.append({**row, "ties": _ties(runs, study, where, row["trial"], row["half_width"])})
         elif best is not None:
-            width = half_width(condition["validation"])
+            width = half_width(condition["validation"]) if is_share(study.metric) else math.nan
             row |= {"trial": best, "tuned": scores[best], "rule": DEFAULT_RULE.sentence}
             row |= {"ties": _ties(runs, study, where, best, width), "half_width": width}
             row |= {"confirmed": math.nan, "confirmed_n": 0, "locked": False, "opened": math.nan}

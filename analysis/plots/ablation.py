@@ -13,8 +13,8 @@ from analysis.plots import style
 from analysis.plots.base import Plot, Tables, error_bars, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
-from analysis.read.values import missing
-from analysis.words.display import INTERVALS, is_share
+from analysis.read.values import is_share, missing
+from analysis.words.display import INTERVALS
 from tune_ssl.records import log
 
 LONGEST = 28  # characters of a row's name before it wraps

@@ -13,7 +13,7 @@ from analysis.plots.figure import Figure, merged
 from analysis.read.history import counted_on
 from analysis.read.load import Runs
 from analysis.read.selection import DEFAULT_RULE
-from analysis.words.display import is_share
+from analysis.read.values import is_share
 from tune_ssl.records import log
 
 CURVE_COLUMNS = str.split("condition method panel curve stage step mean low high n source")

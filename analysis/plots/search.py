@@ -12,7 +12,7 @@ from analysis.plots.base import Plot, Tables, by_condition, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
 from analysis.read.search_space import search_cells
-from analysis.words.display import is_share
+from analysis.read.values import is_share
 from tune_ssl.records import log
 
 PROGRESS_COLUMNS = str.split("condition method order trial status value best metric")

@@ -61,7 +61,7 @@ def read_galleries(study: Study, notes: list[str]) -> list[Gallery]:
             for line in log.read(study.path / log.GALLERIES)
             if (mine := study.own(line)) is not None
         ]
-    own = f"{study.run}: {log.GALLERIES}: "
+    own = f"{study.path.name}: {log.GALLERIES}: "
     notes += [own + str(w.message).split(": ", 1)[-1] + "." for w in caught]
     known = [condition["id"] for condition in study.raw["conditions"]]
     sound = [line for line in lines if _is_complete(line) and line["condition"] in known]

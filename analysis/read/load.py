@@ -149,7 +149,7 @@ def load_runs(paths: Iterable[str | Path], home: str = "") -> Runs:
         _frame(locks, LOCK_COLUMNS),
         _frame(variants, VARIANT_COLUMNS),
         ledgers,
-        notes,
+        list(dict.fromkeys(notes)),
         galleries,
         predictions,
     )
@@ -173,7 +173,9 @@ def _read(study: Study, name: str, keys: Sequence[str], notes: list[str]) -> Ite
                 if key not in record:
                     raise UserError(Problem(f"has a record without {key!r}", where=str(path)))
             yield record
-    notes += [f"{study.run}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught]
+    notes += [
+        f"{study.path.name}: {name}: " + str(w.message).split(": ", 1)[-1] + "." for w in caught
+    ]
 
 
 def _trial_rows(

@@ -15,7 +15,7 @@ from tune_ssl.records.predictions import Predictions, from_record
 
 def read_predictions(study: Study, events: Ledger, notes: list[str]) -> dict[str, Predictions]:
     """Of each finished confirm trial that counts, the last sound line; `notes` gets what is left out."""
-    own = f"{study.run}: {log.PREDICTIONS}: "
+    own = f"{study.path.name}: {log.PREDICTIONS}: "
     found: dict[str, Predictions] = {}
     strange = 0
     with warnings.catch_warnings(record=True) as caught:

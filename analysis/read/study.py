@@ -48,7 +48,7 @@ class Study:
             return [name, "--storage", parent]
         if self.path.parent == Path("runs"):
             return [self.path.name]
-        return [self.path.name, "--runs", str(self.path.parent)]
+        return [self.path.name, "--runs", str(self.path.parent.resolve())]
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
 NONE = "\u2013"  # an en dash
 
 
@@ -16,3 +17,8 @@ def missing(value: Any) -> bool:
 def last_line(value: Any) -> str:
     """The last line of a reason, which for a crash is the error and not its traceback."""
     return value.strip().splitlines()[-1] if isinstance(value, str) and value.strip() else ""
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent: accuracies (kNN's among them), rates and shares."""
+    return any(part in metric for part in SHARES)

@@ -29,7 +29,7 @@ from analysis.report.packing import LARGEST, as_json, common_layout, figure_json
 from analysis.report.paper import SUFFIX, PaperTable, csv_text
 from analysis.report.provenance import moment, provenance, used_rules
 from analysis.report.trace import TrialLinks, anchors, commands, seeds
-from analysis.words.answer import IN_SHORT
+from analysis.words.answer import LAST_WORDS
 from analysis.words.display import brief, metric_value, text
 from analysis.words.next_steps import next_steps
 from analysis.words.overview import grid, method_sentences
@@ -72,7 +72,7 @@ def render(
     found = {stem: paper.table for stem, paper in papers.items()}
     results, chosen = found["results"], found["chosen"]
     findings = summary(runs, results, chosen, found["differences"], found["ablation"])
-    lead = next((line for line in findings if line.startswith(IN_SHORT)), "")
+    lead = next((line for line in findings if line.startswith(LAST_WORDS)), "")
     lead = lead or next(iter(findings), "No trial has started yet.")
     glance = grid(runs, found)
     shown_first = next((plot for plot in drawn if glance and plot.name == FIRST), None)

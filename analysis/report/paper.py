@@ -12,13 +12,13 @@ import pandas as pd
 
 from analysis.numbers.tables import condition_of
 from analysis.read.load import Runs
+from analysis.read.values import is_share
 from analysis.report.latex import BRACKETS, STACKED, Cell, Head, Layout, half_widths
 from analysis.words.display import (
     INTERVALS,
     Column,
     columns_of,
     condition_names,
-    is_share,
     shown_cells,
 )
 from tune_ssl.records.ties import half_width
@@ -106,6 +106,8 @@ def _validated(runs: Runs, found: pd.DataFrame) -> str:
     counts = runs.conditions["validation"].dropna()
     if found.empty or counts.empty:
         return ""
+    if not all(is_share(study.metric) for study in runs.studies):
+        return f"Choices were made on {_range(counts, 'labeled validation image')}. "
     points = 100 * half_width(int(counts.min()))
     beyond = ""
     if (runs.conditions["validation"] > runs.conditions["labels"]).any():

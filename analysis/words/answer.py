@@ -13,7 +13,7 @@ from analysis.read.load import Runs, load_runs
 from analysis.words.display import ends, p_value, share
 from analysis.words.next_steps import Step, Tables, next_steps
 
-IN_SHORT = "In short: "  # how the sentence about all conditions begins
+LAST_WORDS = ("In short: ", "To learn ")  # how the sentence about all conditions begins
 
 
 def answer(run: Path, tables: Callable[[Runs], Tables]) -> list[str]:

@@ -60,14 +60,17 @@ def _given(sources: Counter[str], of: int) -> str:
 
 def _winners(study: Study, search: pd.DataFrame, chosen: pd.DataFrame) -> Iterator[str]:
     """Which configs won, by source: 'the defaults won in A', or none of the given ones."""
-    won: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for row in chosen[chosen["run"] == study.run].to_dict("records"):
         trial = search[(search["trial"] == row["trial"])]
         source = trial["given"].dropna()
         name = _named(str(source.iloc[0])) if len(source) else "a drawn config"
-        won.setdefault(name, []).append(str(row["condition"]))
-    for name, conditions in won.items():
-        yield f"{name} won in {', '.join(conditions)}"
+        verb = (
+            "won" if row["locked"] else "leads" if name.startswith(("a ", "the config")) else "lead"
+        )
+        found.setdefault((name, verb), []).append(str(row["condition"]))
+    for (name, verb), conditions in found.items():
+        yield f"{name} {verb} {'' if verb == 'won' else 'so far '}in {', '.join(conditions)}"
 
 
 def _named(source: str) -> str:

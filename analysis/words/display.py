@@ -12,9 +12,7 @@ import pandas as pd
 
 from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import CELL, Condition, condition_of
-from analysis.read.values import NONE, last_line, missing
-
-SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
+from analysis.read.values import NONE, is_share, last_line, missing
 
 # Columns that are shown where they have something to say.
 OPTIONAL = ("Seeds and images, %", "Seeds and images", "Outlying seeds, %", "Unequal", "At an edge")
@@ -38,11 +36,6 @@ class Column:
     wide: bool = False
     marked: str = ""
     more: bool = False
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is shown in percent: accuracies (kNN's among them), rates and shares."""
-    return any(part in metric for part in SHARES)
 
 
 def percent(value: Any) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import condition_of
 from analysis.read.load import Runs
+from analysis.read.values import is_share
 from analysis.words.display import (
     condition_names,
     count,
@@ -69,7 +71,7 @@ def grid(runs: Runs, tables: Tables) -> Grid | None:
         cells += [_mean_cell(method, averaged)] if several else []
         rows.append((method, tuple(cells)))
     columns = (*names.values(), *([MEAN] if several else []))
-    return Grid(columns, tuple(rows), _legend(differences), _facts(runs, results))
+    return Grid(columns, tuple(rows), _legend(differences, results), _facts(runs, results))
 
 
 def method_sentences(runs: Runs, tables: Tables) -> Iterator[str]:
@@ -90,7 +92,7 @@ def method_sentences(runs: Runs, tables: Tables) -> Iterator[str]:
 
 def _averaged(gains: pd.DataFrame, names: Mapping[Any, str]) -> dict[str, dict[str, Any]]:
     """The mean gains by method, where several conditions share seeds."""
-    found = {str(row["method"]): row for row in _rows(gains) if row["n"] > 0}
+    found = {str(r["method"]): r for r in _rows(gains) if r["n"] > 0 and r["conditions"] > 1}
     return found if len(names) > 1 else {}
 
 
@@ -122,12 +124,14 @@ def _ends(row: Mapping[str, Any], sign: str = "") -> str:
     return "" if pd.isna(row["low"]) else ends(row["low"], row["high"], sign)
 
 
-def _legend(differences: pd.DataFrame) -> str:
+def _legend(differences: pd.DataFrame, results: pd.DataFrame) -> str:
+    fewest = int(results["n"].min())
+    ends = "95 % intervals" if fewest >= LEAST_SEEDS else "intervals of too few seeds"
     if differences.empty or not (differences["n"] > 0).any():
-        return "Mean per-class accuracy on test with 95 % intervals over fresh seeds."
+        return f"Mean per-class accuracy on test with {ends} over fresh seeds."
     reference = " or ".join(dict.fromkeys(differences["reference"]))
     return (
-        f"Points of mean per-class accuracy on test gained over {reference}, with 95 % intervals; {MARKS[WIN]} better, "
+        f"Points of mean per-class accuracy on test gained over {reference}, with {ends}; {MARKS[WIN]} better, "
         f"{MARKS[LOSS]} worse, {MARKS[TIE]} not told apart (paired t tests, Holm's correction over all conditions, and "
         "over the means)."
     )
@@ -139,7 +143,7 @@ def _facts(runs: Runs, results: pd.DataFrame) -> str:
     test = counts.get("test") if isinstance(counts, Mapping) else None
     parts = [f"{count(test)} test images"] if isinstance(test, int) else []
     chosen_on = runs.conditions["validation"].dropna()
-    if len(chosen_on):
+    if len(chosen_on) and all(is_share(study.metric) for study in runs.studies):
         least, most = int(chosen_on.min()), int(chosen_on.max())
         span = count(least) if least == most else f"{count(least)} to {count(most)}"
         points = 100 * half_width(least)

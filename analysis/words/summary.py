@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.numbers.stats import LEAST_SEEDS
+from analysis.numbers.stats import LEAST_SEEDS, ROUNDING
 from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.values import last_line
@@ -26,6 +26,7 @@ from analysis.words.going_on import (
 )
 from analysis.words.verdicts import ablation_sentences, comparison_sentences, place
 from tune_ssl.records import log
+from tune_ssl.records.ties import half_width
 
 MEASURE = "mean per-class accuracy on test"
 NOT_A_RESULT = (
@@ -36,6 +37,8 @@ ONLY_ABLATED = (
     "Nothing was searched or confirmed on test data here. The numbers below are of ablations, scored "
     "on validation images, and say nothing about test accuracy."
 )
+FEW_TEST = 100  # images, of which a 95 % half-width is 14 points
+FEW_VALIDATION = 30  # ... 25 points
 RAN = {log.SEARCH: "search", log.RETUNE: "retuning", log.ABLATE: "ablation"}
 
 
@@ -109,6 +112,7 @@ def caveats(
         *([] if ablation is None else _few_ablated(ablation)),
         *runs.notes,
         *_data(runs),
+        *_few_images(runs, results),
         *_guessed(runs, results),
         *_progress(runs),
         *_seeds(runs, results),
@@ -200,9 +204,10 @@ def _highest(results: pd.DataFrame) -> str:
     found: list[tuple[str, str]] = []
     for _, group in results.dropna(subset=["mean"]).groupby(CELL, sort=False, dropna=False):
         top = group.sort_values("mean", ascending=False, kind="stable").iloc[0]
+        same = group.loc[group["mean"] >= top["mean"] - ROUNDING, "method"]
         found.append(
             (
-                str(top["method"]),
+                " and ".join(same),
                 f"{place(results, top)} ({share(top['mean'], top['low'], top['high'])})",
             )
         )
@@ -312,6 +317,20 @@ def _seeds(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
                         f"{trial['label']}, {trial['trial']}: test/accuracy is "
                         f"{trial[ACCURACY]:.4f}, but its confusion matrix says {share:.4f}."
                     )
+
+
+def _few_images(runs: Runs, results: pd.DataFrame) -> Iterator[str]:
+    """Test and validation parts on which an accuracy is hardly known."""
+    counts = runs.studies[0].dataset.get("counts")
+    test = counts.get("test") if isinstance(counts, Mapping) else None
+    if isinstance(test, int) and test < FEW_TEST and results["mean"].notna().any():
+        yield f"{test} test images: an accuracy on them is known to {100 * half_width(test):.0f} points at best."
+    for row in runs.conditions.drop_duplicates(["condition", "validation"]).to_dict("records"):
+        if row["validation"] < FEW_VALIDATION:
+            yield (
+                f"{row['condition']}: {row['validation']} validation images: the choice between configurations was "
+                "close to chance."
+            )
 
 
 def _outlying(results: pd.DataFrame) -> Iterator[str]:

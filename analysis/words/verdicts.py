@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.numbers.stats import ALPHA
-from analysis.words.display import count, is_share, p_value
+from analysis.numbers.stats import ALPHA, LEAST_SEEDS
+from analysis.read.values import is_share
+from analysis.words.display import count, p_value
 from tune_ssl.records import log
 
 SHARE = "accuracy"  # of `difference_table`, which has no other metric
@@ -28,6 +29,10 @@ WORDS = {
         "one paired seed cannot tell {a} and {b} apart {where} ({size})",
         "one paired seed cannot tell them apart {where} ({size})",
     ),
+    "few pairs": (
+        "so few paired seeds do not tell {a} and {b} apart {where} ({size})",
+        "so few do not tell them apart {where} ({size})",
+    ),
     "apart": (
         "{a} and {b} share no split, and are not compared, {where} ({size})",
         "they share no split, and are not compared, {where} ({size})",
@@ -39,7 +44,7 @@ WORDS = {
 }
 ENOUGH = " for a corrected p < 0.05, were the difference seen the true one"
 # How the same verdict goes on under the next condition.
-AGAIN = {kind: "{where} ({size})" for kind in ("tie", "one pair", "apart")}
+AGAIN = {kind: "{where} ({size})" for kind in ("tie", "one pair", "few pairs", "apart")}
 AGAIN |= {kind: "{where} by {size}" for kind in ("beats", "loses", "leads", "trails")}
 AGAIN |= {"nothing": "{where}"}
 
@@ -67,6 +72,8 @@ def verdict(row: Row) -> str:
         return "apart" if row.get("unpaired", 0) else "nothing"
     if row["n"] == 1:
         return "one pair"
+    if row["n"] < LEAST_SEEDS:
+        return "few pairs"
     better = row["mean"] > 0
     if row["p_holm"] < ALPHA:
         return "beats" if better else "loses"
@@ -128,6 +135,9 @@ def _ablation_parts(rows: list[dict[str, Any]]) -> Iterator[str]:
     if lone := kinds["one pair"]:
         each = ", ".join(variant_text(row) for row in lone)
         yield f"one paired seed only {each}, which cannot tell chance from difference"
+    if few := kinds["few pairs"]:
+        each = ", ".join(f"{variant_text(row)} ({_signed(_as_shown(row))})" for row in few)
+        yield f"{_seeds(few)}, fewer than {LEAST_SEEDS}, decide nothing {each}"
     if apart := kinds["apart"]:
         each = ", ".join(variant_text(row) for row in apart)
         yield f"no seed has the reference's labeled images {each}"
@@ -168,7 +178,7 @@ def _size(row: Row, kind: str, counted: bool = False) -> str:
     if kind == "one pair":
         return _amount(row, row["mean"], "+") + _unit(row)
     pairs = "" if counted else f", {_seeds([row])}"
-    if kind == "tie":
+    if kind in ("tie", "few pairs"):
         return f"{_signed(row)}{pairs}{_more(row)}"
     low, high = sorted((abs(row["low"]), abs(row["high"])))
     ends = f"[{_amount(row, low)}, {_amount(row, high)}]"

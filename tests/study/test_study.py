@@ -358,3 +358,13 @@ def test_the_fixed_part_alone_takes_what_is_searched_or_a_condition(sound):
 def test_a_run_name_is_one_plain_folder_name(name):
     with pytest.raises(UserError, match=r"--name is '.*', but must be up to 100 letters"):
         check_name(name)
+
+
+@pytest.mark.parametrize("loggers", ["[{folder: x}]", "[3]", "[null]", "[{name: 5}]", "[[mlflow]]"])
+def test_malformed_loggers_are_one_line(tmp_path, loggers):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"fixed: {{data: {{dataset: digits}}}}\nstudy: {{loggers: {loggers}}}\n")
+    with pytest.raises(UserError) as refused:
+        load_study(path)
+    mine = [line for line in map(str, refused.value.problems) if "study.loggers" in line]
+    assert len(mine) == 1 and ":2: study.loggers" in mine[0] and "must" in mine[0]

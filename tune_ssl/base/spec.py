@@ -400,7 +400,7 @@ class MethodSpec(Spec):
 
 def _has_a_name(named: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(named, dict) and not isinstance(named.get("name"), str):
-        raise ValueError(f"is {named}, but must have a name: {{name: median, n_startup_trials: 5}}")
+        raise ValueError(f"is {named}, but must have a name: {{name: NAME, argument: value}}")
     return named
 
 

@@ -133,7 +133,9 @@ def search(
         name = _run_name(name or going.settings.name, going.name)
     options = {"name": name, "runs": runs, "address": address, "verbose": verbose}
     taken_on = {"more": more, "again": retry_failed, "anew": reopen}
-    _run(going, console, report, confirm=confirm, **options, **taken_on)
+    run = _run(going, console, report, confirm=confirm, **options, **taken_on)
+    if resume is not None and _compares(run):
+        _answer(run, console)
 
 
 @app.command()
@@ -548,6 +550,14 @@ def _comparison(
     for line in (*lines, *minutes(study, stores)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return study, path.stem if path else None, stores
+
+
+def _compares(run: Path) -> bool:
+    """Whether a run compares methods, so that its last lines are the answer."""
+    from tune_ssl.base.yaml_file import read_yaml
+    from tune_ssl.records import log
+
+    return "compare" in read_yaml(run / log.STUDY).data
 
 
 def _answer(run: Path, console: Console) -> None:

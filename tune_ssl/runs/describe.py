@@ -18,7 +18,7 @@ from tune_ssl.base.secrets import redact
 from tune_ssl.data.store import Store
 from tune_ssl.methods import installed
 from tune_ssl.records import log
-from tune_ssl.runs.splits import _split, validation_count
+from tune_ssl.runs.splits import label_budget, validation_count
 from tune_ssl.study.study import Entry, Study
 
 COMPARISON = "comparison"  # as the method of a run that compares several
@@ -54,7 +54,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
                 "id": condition.id,
                 **({"method": condition.method, "cell": condition.cell} if study.compares else {}),
                 "values": condition.values,
-                "labels": len(_split(stores[condition.id], condition, seed).labeled),
+                "labels": label_budget(stores[condition.id], condition, seed),
                 "validation": validation_count(stores[condition.id], condition, seed),
                 "data": stores[condition.id].digest,
                 "store": str(stores[condition.id].path),

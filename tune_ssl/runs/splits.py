@@ -239,6 +239,13 @@ def record_splits(
     return known
 
 
+def label_budget(store: Store, condition: Condition, seed: int) -> int:
+    """Labels that a trial of this condition is given: those that train, and those of the budget that validate."""
+    split = _split(store, condition, seed)
+    within = condition.data.validation == "within_budget"
+    return len(split.labeled) + (len(_validation_labels(store, split)) if within else 0)
+
+
 def validation_count(store: Store, condition: Condition, seed: int) -> int:
     """Images that a trial of this condition is validated on."""
     return len(_validation_labels(store, _split(store, condition, seed)))

@@ -87,7 +87,7 @@ class Checks:
             wrong = validation_problems(error, StudySpec, section, "study.")
             for problem in wrong:
                 self.add(tuple(problem.key.split(".")), problem.key, problem.text)
-            names = {problem.key.split(".")[-1] for problem in wrong}
+            names = {problem.key.split(".")[1] for problem in wrong}
             sound = {k: section[k] for k in CHECKED if k in section and k not in names}
             settings = StudySpec.model_validate(sound)
         for problem in named_problems(settings):

@@ -105,6 +105,8 @@ class Planner:
             rows += [reference, *new] if new and not mine else new
         if not rows and not have:
             text = "has no variant to train: write some under `ablate:`, or give --auto"
+            if wanted.auto:
+                text = "has nothing that --auto could take off: write variants under `ablate:`"
             raise UserError(Problem(text, str(self.study.source)))
         return rows
 

@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,10 @@ MOST = 10_000  # reports that wait for a tool; of beginnings and endings there a
 PATIENCE = 20.0  # seconds at the end for what still waits
 START = 60.0  # ... and from its start at least: MLflow makes tables, and a short run is over
 HURRY = 5.0  # instead of both, after Ctrl-C or where the run cannot go on
+HASTE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}  # a server that is not there
 COMMAND = "from tune_ssl.viewers.follow import main; main()"
 
 Tell = Callable[[str], None]
@@ -51,6 +57,10 @@ class Logger:
         self.started = time.monotonic()
         # -P and PYTHONPATH: it imports what this process would, and nothing of the folder it runs in
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.scratch = tempfile.mkdtemp(prefix="tune-ssl-logger-")  # W&B leaves files behind
+        environment |= {"TMPDIR": self.scratch}
+        for key, value in HASTE.items():
+            environment.setdefault(key, value)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", COMMAND],
@@ -90,6 +100,7 @@ class Logger:
                 with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                     os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+            shutil.rmtree(self.scratch, ignore_errors=True)
         if self.off:
             return
         if cut:

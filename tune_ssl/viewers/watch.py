@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,8 @@ def serve(name: str, runs: Path, host: str, port: int, tell: Tell) -> None:
         server = _Server((host, port), _Handler)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        text = f"{host}:{port} cannot be listened on: {why}; --port gives another one"
+        option = "--host" if isinstance(error, socket.gaierror) else "--port"
+        text = f"{host}:{port} cannot be listened on: {why}; {option} gives another one"
         raise UserError(text) from None
     with server, tempfile.TemporaryDirectory(prefix="tune-ssl-watch-") as own:
         folder = Path(own)

@@ -1,6 +1,10 @@
 "use strict";
 const settings = JSON.parse(document.getElementById("settings").textContent);
 const root = document.documentElement;
+root.dataset.scripts = "yes";
+const asked = () => {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }
+};
 const make = (tag, text = "", own = {}) => Object.assign(document.createElement(tag), { textContent: text }, own);
 
 // Files that the page carries, as base64 of gzip.
@@ -103,7 +107,7 @@ const unfold = (node) => {
   for (let part = node?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
 };
 const led = () => {
-  const id = decodeURIComponent(location.hash.slice(1)), node = id && document.getElementById(id);
+  const id = asked(), node = id && document.getElementById(id);
   if (!node) return;
   unfold(node);
   node.scrollIntoView();
@@ -246,7 +250,7 @@ const loadTrials = () => trials ??= (async () => {
   return new Grid(table, all.cells.map((_, i) => trialRow(all, i, heads)), 50);
 })();
 const goToTrial = async () => {
-  const id = decodeURIComponent(location.hash.slice(1));
+  const id = asked();
   if (!id.startsWith("trial-")) return;
   const row = (await loadTrials())?.reveal(id);
   if (!row) return;

@@ -99,9 +99,7 @@ def test_the_page_shows_a_planted_label_error_first_and_the_file_names_it(tmp_pa
     assert section.count("<details") == 2 and section.count("<details open") == 1
     assert section.index("data.labels=50") < section.index("data.labels=200")
     doubted = section[section.index("Labels to check") : section.index("Images to label next")]
-    assert doubted.index(f"train/{WRONG}.png") < doubted.index(
-        "<figure", doubted.index("<figure") + 1
-    )
+    assert f"train/{WRONG}.png" in doubted.split("<figure")[1]
     for condition in ("data.labels=50", "data.labels=200"):
         first = next(
             row for row in rows_of(tables, "label_suspects") if row["condition"] == condition

@@ -180,3 +180,43 @@ def test_an_unequal_search_is_asked_to_be_equal(tmp_path, write_run):
             "tune-ssl search supervised.yaml study.num_trials=6 --name a-equal",
         )
     ]
+
+
+def test_an_ablation_alone_is_over_when_its_rows_are(tmp_path, write_run, event):
+    path = write_run(tmp_path / "a", labels=(50,), search=(), confirm={})
+    planned(path, 16)
+    own = {"phase": log.ABLATE, "variant": "reference", "config": {}}
+    event(
+        path,
+        log.PLANNED,
+        "reference",
+        "data.labels=50",
+        **own,
+        changes={},
+        retune=[],
+        switches=None,
+    )
+    for seed in range(4):
+        event(path, log.STARTED, f"r{seed}", "data.labels=50", seed=seed, **own)
+        event(path, log.FINISHED, f"r{seed}", "data.labels=50", value=0.8, phase=log.ABLATE)
+    assert steps(path) == []
+
+
+def test_a_run_that_is_proposed_has_seeds_enough_to_decide(tmp_path, write_run):
+    few = ((log.FINISHED, 0.7, None), (log.STOPPED, 0.9, "asha"))
+    path = write_run(tmp_path / "a", labels=(50,), search=few, confirm={0: 0.8, 1: 0.84})
+    planned(path, 2, seeds=[0, 1])
+    (command,) = [command for _, command in steps(path) if command.endswith("--name a-longer")]
+    assert "study.seeds=[0, 1, 2, 3]" in shlex.split(command)
+
+
+def test_two_pairs_promise_nothing_and_added_seeds_are_not_added_again(tmp_path, write_run):
+    two = [
+        write_run(
+            tmp_path / name, method=name, labels=(50,), confirm={s: values[s] for s in range(2)}
+        )
+        for name, values in (("supervised", BASE), ("uda", NOISY))
+    ]
+    for path in two:
+        said_seeds(path, [0, 1])
+    assert not any("would decide" in reason for reason, _ in steps(*two))

@@ -40,7 +40,7 @@ def ablation(*rows, mode="max"):
         (difference(0.1, 0.05, 0.2, p_holm=0.06), "leads"),
         (difference(-0.1, -0.2, -0.05, p_holm=0.05), "trails"),
         (difference(0.1, -0.05, 0.2, p=0.05, p_holm=0.2), "tie"),
-        (difference(0.1, 0.1, 0.1, p=NAN, p_holm=NAN, n=3), "tie"),
+        (difference(0.1, 0.1, 0.1, p=NAN, p_holm=NAN, n=3), "few pairs"),
         (difference(0.1, NAN, NAN, p=NAN, p_holm=NAN, n=1), "one pair"),
         (difference(NAN, NAN, NAN, n=0, unpaired=3), "apart"),
         (difference(NAN, NAN, NAN, n=0), "nothing"),
