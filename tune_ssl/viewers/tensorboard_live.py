@@ -21,12 +21,16 @@ class Tool:
             Path(folder) / followed.folder.name if folder else followed.folder / "tensorboard"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Two runs of one name in one folder of the user's must not delete each other's trials
-        owner = self.folder / OWNER
-        if owner.exists() and owner.read_text(encoding="utf-8") != followed.id:
-            raise ValueError(f"{self.folder} is another run's of this name: give each a `folder`")
-        owner.write_text(followed.id, encoding="utf-8")
         self.logs: dict[str, TrialLog] = {}
+        if folder:
+            self._claim(followed.id)
+
+    def _claim(self, run: str) -> None:
+        """Two runs of one name in one folder of the user's must not delete each other's trials."""
+        owner = self.folder / OWNER
+        if owner.exists() and owner.read_text(encoding="utf-8") != run:
+            raise ValueError(f"{self.folder} is another run's of this name: give each a `folder`")
+        owner.write_text(run, encoding="utf-8")
 
     def has(self, trial: str, ending: Record) -> bool:
         return False
