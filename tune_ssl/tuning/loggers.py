@@ -26,6 +26,7 @@ from tune_ssl.records import log
 from tune_ssl.records.log import Record
 from tune_ssl.study.named import given_arguments, name_of
 from tune_ssl.tuning.phase import RunContext
+from tune_ssl.viewers.follow import SCRATCH
 
 MODULES = {
     "tensorboard": "tune_ssl.viewers.tensorboard_live",
@@ -57,7 +58,7 @@ class Logger:
         self.started = time.monotonic()
         # -P and PYTHONPATH: it imports what this process would, and nothing of the folder it runs in
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self.scratch = tempfile.mkdtemp(prefix="tune-ssl-logger-")  # W&B leaves files behind
+        self.scratch = tempfile.mkdtemp(prefix=SCRATCH)  # W&B leaves files behind
         environment |= {"TMPDIR": self.scratch}
         for key, value in HASTE.items():
             environment.setdefault(key, value)

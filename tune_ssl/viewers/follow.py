@@ -14,7 +14,9 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -28,6 +30,7 @@ from tune_ssl.records.ledger import Ledger, latest_reports
 from tune_ssl.records.log import Record
 
 PATIENCE = 20.0  # seconds that a tool has for what is left when the driver is gone
+SCRATCH = "tune-ssl-logger-"  # begins the name of a tool's own temporary folder
 NOTHING = -1.0  # the last step of a trial of which a tool has none
 
 
@@ -157,7 +160,15 @@ def _leave_without(driver: int) -> None:
     while os.getppid() == driver:
         time.sleep(1)
     time.sleep(PATIENCE)
-    os._exit(1)
+    _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End at once: a tool's own threads and exit handlers may wait for ever. What it left behind goes."""
+    scratch = Path(tempfile.gettempdir())
+    if scratch.name.startswith(SCRATCH):
+        shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(code)
 
 
 def main() -> None:
@@ -169,7 +180,7 @@ def main() -> None:
     threading.Thread(target=_leave_without, args=(os.getppid(),), daemon=True).start()
     follow(sys.stdin, answer)
     answer.flush()
-    os._exit(0)  # a tool's own threads and exit handlers may wait for ever
+    _leave(0)
 
 
 if __name__ == "__main__":
