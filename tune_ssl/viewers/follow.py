@@ -179,7 +179,8 @@ def main() -> None:
         os.dup2(nowhere, number)
     threading.Thread(target=_leave_without, args=(os.getppid(),), daemon=True).start()
     follow(sys.stdin, answer)
-    answer.flush()
+    with contextlib.suppress(OSError):  # nobody listens any more
+        answer.flush()
     _leave(0)
 
 
