@@ -50,9 +50,8 @@ def _cell_rows(
     if reports.empty:
         return
     reports = counted_on(reports)[["trial", "total_step", metric]]
-    stopped = _stopped_at(
-        trials, reports
-    )  # of any stage, also where the metric is not measured yet
+    # Of any stage, also where the metric is not measured yet
+    stopped = _stopped_at(trials, reports)
     reports = reports[np.isfinite(reports[metric])]
     ended = finished(trials).set_index("trial")["value"].astype(float)
     reports = reports[reports["trial"].isin(ended.index)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.numbers.comparisons import difference_table
 from analysis.numbers.stats import (
     ALPHA,
     Interval,
@@ -60,8 +59,8 @@ class Question:
     contenders: tuple[Contender, ...]
 
 
-def questions(runs: Runs) -> list[Question]:
-    """Per condition with test values, in order."""
+def questions(runs: Runs, differences: pd.DataFrame) -> list[Question]:
+    """Per condition with test values, in order; `differences` is the `difference_table` of the runs."""
     rivals: dict[Condition, list[tuple[str, str, bool, pd.DataFrame]]] = {}
     scores: dict[tuple[Condition, str], Interval] = {}
     for study, condition, trials in cells(runs, confirm_trials(runs)):
@@ -73,7 +72,7 @@ def questions(runs: Runs) -> list[Question]:
         rivals.setdefault(where, []).append((study.label, study.run, study.unlabeled, trials))
     stated = {
         (row["method"], row["reference"], condition_of(row)): row["p_holm"]
-        for row in difference_table(runs).to_dict("records")
+        for row in differences.to_dict("records")
     }
     found, tests = [], []
     for where, methods in rivals.items():

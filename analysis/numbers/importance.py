@@ -110,9 +110,8 @@ def fanova(points: Array, values: Array, trees: int, seed: int) -> tuple[Array, 
     seen = times > 0
     error = ((out[seen] / times[seen] - values[seen]) ** 2).sum()
     spread = ((values[seen] - values[seen].mean()) ** 2).sum()
-    return total / trees if total.any() else np.full(len(total), np.nan), float(
-        1 - error / spread
-    ) if spread > 0 else np.nan
+    shares = total / trees if total.any() else np.full(len(total), np.nan)
+    return shares, float(1 - error / spread) if spread > 0 else np.nan
 
 
 def ped_anova(trials: pd.DataFrame, keys: Sequence[Key], mode: str) -> Callable[[Array], Array]:

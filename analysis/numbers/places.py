@@ -47,7 +47,7 @@ def places_table(runs: Runs, chosen: pd.DataFrame) -> pd.DataFrame:
                     "domain": domain_text(key),
                     "chosen": value_text(value),
                     "place": place,
-                    "edge": _edge(key, place, value),
+                    "edge": _edge(key, place),
                     "spread": spread_text(key, best.head(BEST)),
                     "default": spread_text(key, given.head(1)),
                     "value": value,
@@ -93,7 +93,7 @@ def _place(key: Key, value: Any) -> float:
     return float((key.scaled(value) - low) / (high - low))
 
 
-def _edge(key: Key, place: float, value: Any) -> str:
+def _edge(key: Key, place: float) -> str:
     """Whether the best may lie beyond the domain's end; a domain of two values has no inside."""
     reach = 1e-9 if key.stride else EDGE
     if place != place or key.count <= 2:

@@ -283,9 +283,8 @@ def seeds_and_images(
     of_rest = float((rest_K / (seeds * sizes_K)).sum()) / count**2
     of_seeds = float(by_class_SK.mean(axis=1).var(ddof=1)) / seeds
     whole = max(of_seeds, of_images, of_seeds + of_images - of_rest)
-    if (
-        whole <= ROUNDING**2
-    ):  # all are alike: of scores what so many images can exclude (Clopper-Pearson)
+    if whole <= ROUNDING**2:
+        # All are alike: of scores what so many images can exclude (Clopper-Pearson)
         if not np.isin(scores, (0, 1)).all():
             return Interval(mean, mean, mean, seeds, math.nan)
         low, high = share_bounds(mean * scores.shape[1], scores.shape[1], level)

@@ -36,6 +36,7 @@ from tune_ssl.records.ties import half_width
 ACCURACY = "test/accuracy"
 CELL = ["condition", "labels"]  # rows that differ in either are not compared
 Condition = tuple[str, float | None]
+Tables = Mapping[str, pd.DataFrame]  # the tables of the report by stem: report.all_tables
 UNEQUAL = 0.10  # steps of two methods may differ by this share of the larger before it is said
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from analysis.numbers.tables import Tables
 from analysis.plots import (
     ablation,
     calibration,
@@ -26,7 +27,7 @@ from analysis.plots import (
     style,
     trials,
 )
-from analysis.plots.base import Plot, Tables
+from analysis.plots.base import Plot
 from analysis.read.load import Runs
 
 __all__ = ["SOURCES", "Plot", "all_plots"]

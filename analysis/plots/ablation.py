@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.numbers.stats import ALPHA
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, error_bars, file_name, look
+from analysis.plots.base import Plot, error_bars, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.read.values import is_share, missing

@@ -15,8 +15,6 @@ from analysis.plots import style
 from analysis.plots.figure import Figure
 from analysis.read.selection import DEFAULT_RULE
 
-Tables = Mapping[str, pd.DataFrame]  # the report's tables by stem: report.all_tables
-
 WIDE = 8  # an axis that spans more than this factor is logarithmic
 MANY = 9  # ticks that an axis has room for
 LONGEST = 120  # characters of a file name, without its suffix

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.numbers.stats import mean_interval
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, by_condition, confirmed_by, file_name, look
+from analysis.plots.base import Plot, by_condition, confirmed_by, file_name, look
 from analysis.plots.errors import Floats, matrices
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs

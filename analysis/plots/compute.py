@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from analysis.numbers.stats import mean_interval
-from analysis.numbers.tables import condition_of, confirm_trials, device_seconds
+from analysis.numbers.tables import Tables, condition_of, confirm_trials, device_seconds
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, look, wide_ticks
+from analysis.plots.base import Plot, confirmed_by, error_bars, look, wide_ticks
 from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, Runs
 from analysis.words.display import INTERVALS, condition_names, count, interval

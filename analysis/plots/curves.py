@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from analysis.numbers.tables import confirm_trials
+from analysis.numbers.tables import Tables, confirm_trials
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, band, by_condition, confirmed_by, file_name, look
+from analysis.plots.base import Plot, band, by_condition, confirmed_by, file_name, look
 from analysis.plots.figure import Figure, merged
 from analysis.read.history import counted_on
 from analysis.read.load import Runs

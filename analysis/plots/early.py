@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from analysis.numbers.early import LEAST
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.base import Plot, by_condition, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 

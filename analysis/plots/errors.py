@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.numbers.stats import mean_interval
-from analysis.numbers.tables import confirm_trials
+from analysis.numbers.tables import Tables, confirm_trials
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, confirmed_by, error_bars, file_name, look
+from analysis.plots.base import Plot, confirmed_by, error_bars, file_name, look
 from analysis.plots.figure import Figure, merged
 from analysis.read.load import Runs
 from analysis.read.study import Study

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, band, file_name, look
+from analysis.plots.base import Plot, band, file_name, look
 from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.read.load import RUNNING, Runs

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from analysis.numbers.importance import FANOVA, LEVEL, MOST, PED_ANOVA, REST, importance_table
+from analysis.numbers.tables import Tables
 from analysis.plots import contour, style
-from analysis.plots.base import Plot, Tables, by_condition, file_name
+from analysis.plots.base import Plot, by_condition, file_name
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 

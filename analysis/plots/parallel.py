@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, file_name
+from analysis.plots.base import Plot, file_name
 from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.read.load import Runs

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.numbers.stats import ALPHA
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, band, confirmed_by, error_bars, look, spans_wide
+from analysis.plots.base import Plot, band, confirmed_by, error_bars, look, spans_wide
 from analysis.plots.figure import Figure
 from analysis.read.load import Runs
 from analysis.words.display import INTERVALS, interval

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, by_condition, file_name
+from analysis.plots.base import Plot, by_condition, file_name
 from analysis.plots.figure import Figure
 from analysis.plots.search import MOST_POINTS, all_search_trials, subset_note, thinned, value_scale
 from analysis.read.load import Runs

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from scipy import special
 
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.base import Plot, by_condition, file_name, look
 from analysis.plots.figure import Figure
 from analysis.read.load import RUNNING, STATUSES, Runs
 from analysis.read.search_space import Key, search_cells, searched_keys

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.numbers.tables import Tables
 from analysis.plots import style
-from analysis.plots.base import Plot, Tables, by_condition, file_name, look
+from analysis.plots.base import Plot, by_condition, file_name, look
 from analysis.plots.figure import Figure
 from analysis.plots.search import value_scale
 from analysis.read.history import counted_on

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
+
 SHARES = ("accuracy", "/knn@", "mask_rate", "_share")  # a metric with one of them is a fraction
 NONE = "\u2013"  # an en dash
 
@@ -22,3 +24,8 @@ def last_line(value: Any) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is shown in percent: accuracies (kNN's among them), rates and shares."""
     return any(part in metric for part in SHARES)
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each row by the names of the columns."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

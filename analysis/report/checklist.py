@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.numbers.places import domain_text
 from analysis.numbers.stats import ALPHA, LEAST_SEEDS
-from analysis.numbers.tables import CELL, confirm_trials, device_seconds
+from analysis.numbers.tables import CELL, Tables, confirm_trials, device_seconds
 from analysis.read.load import RUNNING, SUPERSEDED, TEST_METRIC, Runs
 from analysis.read.search_space import searched_keys
 from analysis.read.selection import DEFAULT_RULE
@@ -47,7 +47,6 @@ PHASES = {
 PREPARED = ("image_size", "resize", "range", "background", "duplicates", "on_bad_image")
 SPLIT = ("split", "split_seed", "validation", "val_ratio", "balanced")
 SEARCH = ("searcher", "sampler", "scheduler", "grace_period", "reduction_factor", "num_trials")
-Tables = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.numbers.tables import condition_of
 from analysis.read.load import Runs
-from analysis.read.values import is_share
+from analysis.read.values import is_share, rows_of
 from analysis.report.latex import BRACKETS, STACKED, Cell, Head, Layout, half_widths
 from analysis.words.display import (
     INTERVALS,
@@ -192,7 +192,7 @@ class PaperTable:
         ends = of_wide if self.stem == WIDE else ENDS.get((self.stem, column.title))
         if ends is None or not set(ends) <= set(self.table):
             return [""] * len(self.table)
-        rows = [{str(k): cell for k, cell in row.items()} for row in self.table.to_dict("records")]
+        rows = rows_of(self.table)
         shares = ["metric" not in row or is_share(str(row["metric"])) for row in rows]
         return half_widths(rows, ends, shares)
 

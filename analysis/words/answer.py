@@ -9,9 +9,10 @@ from pathlib import Path
 
 from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
+from analysis.numbers.tables import Tables
 from analysis.read.load import Runs, load_runs
 from analysis.words.display import ends, p_value, share
-from analysis.words.next_steps import Step, Tables, next_steps
+from analysis.words.next_steps import Step, next_steps
 
 LAST_WORDS = ("In short: ", "To learn ")  # how the sentence about all conditions begins
 
@@ -22,14 +23,14 @@ def answer(run: Path, tables: Callable[[Runs], Tables]) -> list[str]:
     `tables` makes those of the report.
     """
     runs = load_runs([run])
-    found = questions(runs)
+    made = tables(runs)
+    found = questions(runs, made["differences"])
     lines = [*answer_lines(runs, found)]
-    return [*lines, *_next(run, found, next_steps(runs, tables(runs)))] if found else lines
+    return [*lines, *_next(run, found, next_steps(runs, made))] if found else lines
 
 
-def answer_lines(runs: Runs, found: list[Question] | None = None) -> Iterator[str]:
+def answer_lines(runs: Runs, found: list[Question]) -> Iterator[str]:
     """A sentence for each condition, and one for all."""
-    found = questions(runs) if found is None else found
     if not found:
         yield "no test value: nothing can be answered yet"
         return

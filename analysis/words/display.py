@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import CELL, Condition, condition_of
-from analysis.read.values import NONE, is_share, last_line, missing
+from analysis.read.values import NONE, is_share, last_line, missing, rows_of
 
 # Columns that are shown where they have something to say.
 OPTIONAL = ("Seeds and images, %", "Seeds and images", "Outlying seeds, %", "Unequal", "At an edge")
@@ -355,7 +355,7 @@ def _less(column: Column, table: pd.DataFrame) -> Column:
     if column in (_CONDITION, _LABELS) and {"condition", "labels"} <= set(table):
         counted = all(name.endswith(" labels") for name in condition_names(table).values())
         return replace(column, more=counted == (column is _CONDITION))
-    if column.title in OPTIONAL and all(column.text(row) == NONE for row in _rows(table)):
+    if column.title in OPTIONAL and all(column.text(row) == NONE for row in rows_of(table)):
         return replace(column, more=True)
     return column
 
@@ -387,12 +387,8 @@ def shown_cells(table: pd.DataFrame, stem: str) -> list[list[tuple[str, bool]]]:
     columns, best = columns_of(table, stem), is_bold(table)
     return [
         [(c.text(row), bool(row[c.marked]) if c.marked else c.bold and whole) for c in columns]
-        for row, whole in zip(_rows(table), best, strict=True)
+        for row, whole in zip(rows_of(table), best, strict=True)
     ]
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 LONGEST_CAPTION = (

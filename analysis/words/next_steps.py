@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.numbers.places import LOWER
 from analysis.numbers.stats import LEAST_SEEDS
+from analysis.numbers.tables import Tables
 from analysis.read.changes import changes
 from analysis.read.load import RUNNING, Runs
 from analysis.read.search_space import Key, searched_keys
@@ -21,7 +22,6 @@ from analysis.words.candidates import FEW
 from analysis.words.display import count
 from tune_ssl.records import log
 
-Tables = Mapping[str, pd.DataFrame]
 MOST_SEEDS = 30  # in all, beyond which no further ones are proposed
 WIDER = (
     10  # by which factor a logarithmic domain grows at an edge; another one grows by its own width

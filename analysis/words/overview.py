@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.numbers.stats import LEAST_SEEDS
-from analysis.numbers.tables import condition_of
+from analysis.numbers.tables import Tables, condition_of
 from analysis.read.load import Runs
-from analysis.read.values import is_share
+from analysis.read.values import is_share, rows_of
 from analysis.words.display import (
     condition_names,
     count,
@@ -24,7 +24,6 @@ from analysis.words.display import (
 from analysis.words.verdicts import verdict
 from tune_ssl.records.ties import half_width
 
-Tables = Mapping[str, pd.DataFrame]
 WIN, TIE, LOSS, NONE = "win", "tie", "loss", "none"
 KINDS = {"beats": WIN, "loses": LOSS, "leads": TIE, "trails": TIE, "tie": TIE}  # of a verdict
 MARKS = {WIN: "▲", LOSS: "▼", TIE: "=", NONE: ""}  # for those who do not see the colours
@@ -61,12 +60,12 @@ def grid(runs: Runs, tables: Tables) -> Grid | None:
         return None
     differences, gains = tables["differences"], tables["gains"]
     names = condition_names(results)
-    gained = {(row["method"], condition_of(row)): row for row in _rows(differences)}
+    gained = {(row["method"], condition_of(row)): row for row in rows_of(differences)}
     averaged = _averaged(gains, names)
     several = bool(averaged)
     rows = []
     for method in _ordered(runs, results, averaged):
-        own = {condition_of(row): row for row in _rows(results[results["method"] == method])}
+        own = {condition_of(row): row for row in rows_of(results[results["method"] == method])}
         cells = [_cell(own.get(where), gained.get((method, where))) for where in names]
         cells += [_mean_cell(method, averaged)] if several else []
         rows.append((method, tuple(cells)))
@@ -81,7 +80,7 @@ def method_sentences(runs: Runs, tables: Tables) -> Iterator[str]:
     averaged = _averaged(tables["gains"], names)
     for method in _ordered(runs, results, averaged):
         own = results[results["method"] == method]
-        rows = [row for row in _rows(tables["differences"]) if row["method"] == method]
+        rows = [row for row in rows_of(tables["differences"]) if row["method"] == method]
         rows = [row for row in rows if row["n"] > 0]
         parts = [_gained(method, rows, averaged, names) if rows else _reached(own, names)]
         won = {str(row["condition"]) for row in rows if KINDS.get(verdict(row)) == WIN}
@@ -92,7 +91,7 @@ def method_sentences(runs: Runs, tables: Tables) -> Iterator[str]:
 
 def _averaged(gains: pd.DataFrame, names: Mapping[Any, str]) -> dict[str, dict[str, Any]]:
     """The mean gains by method, where several conditions share seeds."""
-    found = {str(r["method"]): r for r in _rows(gains) if r["n"] > 0 and r["conditions"] > 1}
+    found = {str(r["method"]): r for r in rows_of(gains) if r["n"] > 0 and r["conditions"] > 1}
     return found if len(names) > 1 else {}
 
 
@@ -182,13 +181,13 @@ def _points(row: Mapping[str, Any]) -> str:
 def _reached(own: pd.DataFrame, names: Mapping[Any, str]) -> str:
     return ", ".join(
         f"{share(row['mean'], row['low'], row['high'])} with {names[condition_of(row)]}"
-        for row in _rows(own)
+        for row in rows_of(own)
     )
 
 
 def _saved(table: pd.DataFrame, method: str, won: Collection[str]) -> Iterator[str]:
     """The fewest labels with which it wins and reaches what the reference needs more for, by the whole interval."""
-    for row in _rows(table[table["method"] == method]):
+    for row in rows_of(table[table["method"] == method]):
         if row["low"] > row["labels"] and row["condition"] in won:
             equal = labels_equal(row["equals"], row["low"], row["high"], row["least"], row["most"])
             yield f"with {count(row['labels'])} labels it equals {row['reference']} with {equal}"
@@ -196,10 +195,6 @@ def _saved(table: pd.DataFrame, method: str, won: Collection[str]) -> Iterator[s
 
 
 def _apart(own: pd.DataFrame, names: Mapping[Any, str]) -> Iterator[str]:
-    for row in _rows(own):
+    for row in rows_of(own):
         if isinstance(row["outlying"], dict):
             yield f"with {names[condition_of(row)]} {far(row['outlying'])} from the others"
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.numbers.helps import questions
 from analysis.numbers.stats import LEAST_SEEDS, ROUNDING
 from analysis.numbers.tables import ACCURACY, CELL, Condition, condition_of, confirm_trials
 from analysis.read.load import RUNNING, STATUSES, Runs
@@ -69,8 +70,9 @@ def summary(
         return lines + parts
     # Of one run that compares methods, the answer to its question says all that can be said
     answered = all(study.renamed is not None for study in runs.studies)
-    if answered:
-        lines += [line[0].upper() + line[1:].rstrip(".") + "." for line in answer_lines(runs)]
+    if answered and differences is not None:
+        found = answer_lines(runs, questions(runs, differences))
+        lines += [line[0].upper() + line[1:].rstrip(".") + "." for line in found]
     compared: set[Condition] = set()
     if differences is not None and not differences.empty:
         paired = differences[differences["n"] > 0]

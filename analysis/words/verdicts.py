@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.numbers.stats import ALPHA, LEAST_SEEDS
-from analysis.read.values import is_share
+from analysis.read.values import is_share, rows_of
 from analysis.words.display import count, p_value
 from tune_ssl.records import log
 
@@ -85,7 +85,7 @@ def verdict(row: Row) -> str:
 def comparison_sentences(differences: pd.DataFrame) -> Iterator[str]:
     """One sentence per method of `difference_table`, its conditions in order."""
     for (a, b), rows in differences.groupby(["method", "reference"], sort=False):
-        found = _rows(rows)
+        found = rows_of(rows)
         counts = {row["n"] for row in found}
         alike = len(found) > 1 and len(counts) == 1 and min(counts) > 1
         clauses: list[str] = []
@@ -107,7 +107,7 @@ def ablation_sentences(ablation: pd.DataFrame, modes: Mapping[str, str]) -> Iter
     for method, whole in ablation.groupby("method", sort=False):
         sign = 1.0 if modes[str(method)] == "max" else -1.0
         for _, rows in whole.groupby("condition", sort=False):
-            found = [_as_difference(row, sign) for row in _rows(rows)]
+            found = [_as_difference(row, sign) for row in rows_of(rows)]
             found = [row for row in found if row["variant"] != log.REFERENCE]
             if found:
                 parts = "; ".join(_ablation_parts(found))
@@ -222,10 +222,6 @@ def _unit(row: Row) -> str:
 
 def _and(parts: list[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _seeds(rows: Sequence[Row]) -> str:

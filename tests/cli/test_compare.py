@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.numbers.comparisons import difference_table
 from analysis.numbers.helps import questions
 from analysis.read.load import load_runs
 from analysis.report.report import all_tables, write_report
@@ -75,7 +76,8 @@ def test_the_report_shows_each_method_under_the_same_conditions(compared, tmp_pa
 
 
 def test_the_answer_compares_with_the_best_method_that_uses_no_unlabeled_image(compared):
-    found = questions(load_runs([compared]))
+    runs = load_runs([compared])
+    found = questions(runs, difference_table(runs))
     assert [q.condition[0] for q in found] == list(CELLS)
     for question in found:
         assert question.floor in ("supervised", "few")

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tune_ssl.data.sets import Images, Piece, UnlabeledSet
 from tune_ssl.data.splits import Split
 from tune_ssl.data.store import Store
-from tune_ssl.records.predictions import PARTS, Pool
+from tune_ssl.records.predictions import PARTS, Ints, Pool
 
 if TYPE_CHECKING:
     from tune_ssl.training.loop import Trained
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 MOST = 10_000  # images of a pool
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 FIRST = ("val", "train", "unlabeled")  # who gets what another part leaves
-
-Ints = NDArray[np.int64]
 
 
 def pool_of(trained: Trained, most: int = MOST) -> Pool:

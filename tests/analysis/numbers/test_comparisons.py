@@ -247,7 +247,7 @@ def test_the_answer_and_the_grid_have_one_p_for_one_comparison(three):
     """The floor is the reference: what helps is what the table of differences says."""
     differences = comparisons.difference_table(three)
     stated = {(row["method"], row["condition"]): row["p_holm"] for row in rows_of(differences)}
-    found = questions(three)
+    found = questions(three, differences)
     assert len(found) == 2
     for question in found:
         assert question.floor == "supervised"
@@ -264,7 +264,8 @@ def test_against_another_floor_the_answer_names_its_family(tmp_path, write_run):
     ]
     study = folders[1] / "study.yaml"
     study.write_text(study.read_text() + "unlabeled: false\n")
-    (question,) = questions(load_runs(folders))
+    runs = load_runs(folders)
+    (question,) = questions(runs, comparisons.difference_table(runs))
     assert question.floor == "logistic_regression"
     (one,) = question.contenders
     assert one.family == 1
