@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.runs import COMMAND, CONFIRMED, endings, write_study
+from tests.support.runs import CONFIRMED, endings, write_study
 from tune_ssl.records import log
 from tune_ssl.records.ledger import Ledger
 
@@ -69,21 +68,33 @@ def test_a_stopped_trial_lets_go_of_what_another_one_waits_for(tmp_path, ray_her
     assert endings(found) == {"c0-t0000": log.STOPPED, "c0-t0001": log.FINISHED}
 
 
+def lingering(config: dict[str, Any]) -> None:
+    """The thread of a first trial goes on for a while after its end, in a worker that does not wait for it."""
+    from tune_ssl.tuning import worker
+    from tune_ssl.tuning.job import Job
+
+    if Job.from_config(config).number:
+        return worker.train_job(config)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
+    try:
+        worker.train_job(config)
+    finally:
+        time.sleep(10)
+
+
 @pytest.mark.slow
-def test_a_trial_whose_worker_cannot_be_freed_of_the_last_one_runs_in_another(tmp_path):
-    """Ray gives such a trial up without a word; a thread that is not over at once is enough here."""
-    study = write_study(tmp_path, CONFIRMED)
-    done = subprocess.run(
-        [*COMMAND, "search", str(study), "--name", "r", "--no-report"],
-        cwd=tmp_path,
-        env={**os.environ, "TUNE_FUNCTION_THREAD_TIMEOUT_S": "0"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    ledger = Ledger.read(tmp_path / "runs/r")
+def test_a_trial_whose_worker_cannot_be_freed_of_the_last_one_runs_in_another(
+    tmp_path, ray_here, monkeypatch
+):
+    """Ray gives such a trial up without a word."""
+    from tune_ssl.study.study import load_study
+    from tune_ssl.tuning import run
+
+    monkeypatch.setattr(run, "train_job", lingering)
+    study = load_study(write_study(tmp_path, CONFIRMED))
+    found = run.run_study(study, name="r", runs=tmp_path / "runs")
+    ledger = Ledger.read(found)
     assert not ledger.open_trials() and len(ledger.locked) == 2
     assert {end["event"] for end in ledger.ended.values()} == {log.FINISHED}
-    begun = [e for e in log.read(tmp_path / "runs/r" / log.TRIALS) if e["event"] == log.STARTED]
+    begun = [e for e in log.read(found / log.TRIALS) if e["event"] == log.STARTED]
     assert len(begun) > len(ledger.begun), "no trial was given up: the test shows nothing"
