@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tune_ssl.artifacts.thumbnails import strip
-from tune_ssl.data.batch import Batch
-from tune_ssl.data.loading import SetLoader, stream
+from tune_ssl.data.loading import SetLoader, joined, stream
 from tune_ssl.data.sets import LabeledSet
 from tune_ssl.training.evaluation import predict
 from tune_ssl.training.loop import Trained
@@ -136,7 +135,7 @@ def _pictures(trained: Trained, seed: int) -> dict[str, torch.Tensor]:
     try:
         with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return stage.pictures(network, Batch(*labeled, *unlabeled))
+            return stage.pictures(network, joined(labeled, unlabeled))
     finally:
         network.train(training)
 

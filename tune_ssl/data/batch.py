@@ -16,12 +16,16 @@ VIEWS = (
 
 
 class Task(NamedTuple):
-    """The shape of the problem: K classes of (channels, image_size, image_width) images; no width: as wide as high."""
+    """The shape of the problem: K classes of (channels, image_size, image_width) images; no width: as wide as high.
+
+    `unlabeled` is the number of unlabeled images; 0 where a network is only to predict.
+    """
 
     num_classes: int
     channels: int
     image_size: int
     image_width: int | None = None
+    unlabeled: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,7 +44,9 @@ class Batch(NamedTuple):
     """N labeled and U unlabeled images; a tuple holds one normalised float tensor for each view.
 
     N or U is 0 where the stage asks for no such view. `hidden_labels_U` are for diagnostics only: no
-    loss may read them; -1 where nobody knows. `balance` is what the stage's supervised term asks for.
+    loss may read them; -1 where nobody knows. `balance` is what the stage's supervised term asks for, `progress` the
+    share of the stage's steps that are over, in [0, 1). `ids_U` tells the unlabeled images apart: the same image has
+    the same number in every step, from 0 to `Task.unlabeled` - 1; none where the stage asks for no unlabeled view.
     """
 
     labeled: tuple[Tensor, ...]
@@ -48,6 +54,8 @@ class Batch(NamedTuple):
     unlabeled: tuple[Tensor, ...]
     hidden_labels_U: Tensor
     balance: Balance | None = None
+    progress: float = 0.0
+    ids_U: Tensor | None = None
 
 
 class Sample(NamedTuple):

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Data(Normalizer):
         super().__init__(self.mean, self.std, device)
         self.store, self.split, self.device = store, split, device
         self.sets: Sets = build_sets(store, split)
-        self.task = store.task(spec)
+        self.task = store.task(spec)._replace(unlabeled=len(self.sets.unlabeled))
         self.flip = store.flip if spec.flip is None else spec.flip
         self.views = views
         self.precision = torch.float32  # of what is evaluated
@@ -273,6 +273,21 @@ class _Ahead:
     images: Future[Tensor]
 
 
+class Drawn(NamedTuple):
+    """One half of a step: a float tensor (m, C, H, W), or features (m, D), for each view, labels and positions (m,)."""
+
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    positions: Tensor
+
+
+def joined(labeled: Drawn, unlabeled: Drawn) -> Batch:
+    """A step's batch of its two halves."""
+    return Batch(
+        labeled.views, labeled.labels, unlabeled.views, unlabeled.labels, ids_U=unlabeled.positions
+    )
+
+
 class SetLoader:
     """The labeled or the unlabeled half of the batches: `size` images a step, seen through `views`."""
 
@@ -300,10 +315,11 @@ class SetLoader:
         self.augmentation = augmentation
         self.ahead: _Ahead | None = None
 
-    def draw(self, steps: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        """Per step: a float tensor (size, C, H, W), or features (size, D), for each view, and the labels (size,)."""
+    def draw(self, steps: int) -> list[Drawn]:
+        """What each of the next steps gets."""
         if not self.size:
-            return [((), self.labels[:0].to(self.data.device))] * steps
+            none = self.labels[:0].to(self.data.device)
+            return [Drawn((), none, none)] * steps
         features = self.data.features
         if features is not None:
             at = self.order.draw(self.size, steps)
@@ -311,9 +327,9 @@ class SetLoader:
         else:
             at, images = self._images(steps)
             whole = [self.data.normalize(view(images, self.augmentation)) for view in self.views]
-        labels = self.labels[at].to(self.data.device)
-        seen = [view.split(self.size) for view in whole]
-        return list(zip(zip(*seen, strict=True), labels.split(self.size), strict=True))
+        seen = zip(*(view.split(self.size) for view in whole), strict=True)
+        own = (rows.to(self.data.device).split(self.size) for rows in (self.labels[at], at))
+        return [Drawn(*drawn) for drawn in zip(seen, *own, strict=True)]
 
     def _images(self, steps: int) -> tuple[Tensor, Tensor]:
         """Positions and pixels of the next steps; where gathering is slow, a thread has begun with it a chunk ago."""
@@ -458,7 +474,7 @@ class Loader:
             self.unlabeled.draw(self.chunk_steps),
             strict=True,
         )
-        return [Batch(*labeled, *unlabeled) for labeled, unlabeled in both]
+        return [joined(*halves) for halves in both]
 
 
 def stream(seed: int, number: int) -> Generator:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TransferClassifier,
         encoder_for,
     )
+    from tune_ssl.models.teacher import Teacher
 
 __all__ = [
     "ENCODERS",
@@ -30,6 +31,7 @@ __all__ = [
     "PredictorNetwork",
     "ProbeNetwork",
     "ProjectorNetwork",
+    "Teacher",
     "TransferClassifier",
     "check_encoder",
     "encoder_for",
@@ -68,6 +70,6 @@ def stem(choice: str, image_size: int) -> str:
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "cvae" if name == "ConditionalVAE" else "heads"
+        module = {"ConditionalVAE": "cvae", "Teacher": "teacher"}.get(name, "heads")
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -116,7 +116,7 @@ class Stepper:
         factors = self.factors(progress)
         for optim, optimizer in self.optimizers.values():
             set_rate(optimizer, optim.lr * learning_rate(progress, optim.schedule, optim.warmup))
-        batch = self.loader.next()._replace(balance=self.balance)
+        batch = self.loader.next()._replace(balance=self.balance, progress=progress)
         if self.channels_last:
             batch = batch._replace(
                 labeled=tuple(map(to_channels_last, batch.labeled)),
@@ -337,8 +337,10 @@ def split(batch: Batch, parts: int) -> list[Batch]:
         for views in (batch.labeled, batch.unlabeled)
     )
     labels, hidden = cut(batch.labels_N), cut(batch.hidden_labels_U)
+    ids = (None,) * parts if batch.ids_U is None else cut(batch.ids_U)
     return [
-        Batch(*part, batch.balance) for part in zip(labeled, labels, unlabeled, hidden, strict=True)
+        batch._replace(labeled=own, labels_N=of, unlabeled=other, hidden_labels_U=under, ids_U=at)
+        for own, of, other, under, at in zip(labeled, labels, unlabeled, hidden, ids, strict=True)
     ]
 
 
