@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tune_ssl.methods.fixmatch import consistency, pseudo_label_diagnostics
+from tune_ssl.methods.fixmatch import consistency, pseudo_labels, target_diagnostics
 from tune_ssl.methods.kmeans import augmentation_consistency
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce
@@ -293,6 +293,11 @@ def gaussians() -> dict[str, tuple[Tensor, ...]]:
     }
 
 
+def diagnostics(weak_UK: Tensor, hidden_U: Tensor, threshold: float) -> dict[str, Any]:
+    """Those of FixMatch's targets."""
+    return target_diagnostics(pseudo_labels(weak_UK, threshold), hidden_U)
+
+
 THRESHOLDS = at(logits(2), "tau", 0.0, 0.7, 0.95) | {
     "none confident": (draw(8, 5, 0, 0.1), draw(8, 5, 1), 0.95)
 }
@@ -317,9 +322,9 @@ LOSSES = {
     ),
     "cluster_consistency": Loss(cluster_consistency, slow_cluster_consistency, logits(4)),
     "consistency": Loss(consistency, slow_consistency, THRESHOLDS),
-    "mask_rate": Loss(lambda *a: pseudo_label_diagnostics(*a)["mask_rate"], slow_mask_rate, HIDDEN),
+    "mask_rate": Loss(lambda *a: diagnostics(*a)["mask_rate"], slow_mask_rate, HIDDEN),
     "pseudo_label_accuracy": Loss(
-        lambda *a: torch.div(*pseudo_label_diagnostics(*a)["pseudo_label_accuracy"]),
+        lambda *a: torch.div(*diagnostics(*a)["pseudo_label_accuracy"]),
         slow_pseudo_label_accuracy,
         HIDDEN,
     ),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.methods.slow import LOSSES, draw, plain, rounded
-from tune_ssl.methods.fixmatch import consistency, pseudo_label_diagnostics
+from tests.methods.slow import LOSSES, diagnostics, draw, plain, rounded
+from tune_ssl.methods.fixmatch import consistency
 from tune_ssl.methods.kmeans import augmentation_consistency, cluster_diagnostics, normalize
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce
@@ -174,17 +174,17 @@ def test_the_pseudo_labels_get_no_gradient():
 
 
 def test_a_confidence_of_exactly_the_threshold_is_confident():
-    assert pseudo_label_diagnostics(torch.zeros(1, 2), torch.tensor([0]), 0.5)["mask_rate"] == 1
+    assert diagnostics(torch.zeros(1, 2), torch.tensor([0]), 0.5)["mask_rate"] == 1
 
 
 def test_an_image_that_nobody_labeled_is_neither_right_nor_wrong():
     weak = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0], [0.1, 0.0]])
     hidden = torch.tensor([0, -1, 0, -1, 0])  # right, unknown, wrong, unknown, unsure
-    found = pseudo_label_diagnostics(weak, hidden, 0.9)
+    found = diagnostics(weak, hidden, 0.9)
     assert found["mask_rate"].item() == pytest.approx(4 / 5)
     right, known = found["pseudo_label_accuracy"]
     assert (right.item(), known.item()) == (1, 2)
-    _, none = pseudo_label_diagnostics(weak, torch.full((5,), -1), 0.9)["pseudo_label_accuracy"]
+    _, none = diagnostics(weak, torch.full((5,), -1), 0.9)["pseudo_label_accuracy"]
     assert none.item() == 0
 
 
@@ -248,7 +248,7 @@ def test_embedding_std_is_one_where_rows_point_everywhere_and_zero_where_all_are
 
 def test_diagnostics_carry_no_gradient():
     first, second = draw(5, 3, 0).requires_grad_(), draw(5, 3, 1).requires_grad_()
-    found = pseudo_label_diagnostics(first, torch.zeros(5, dtype=torch.int64), 0.1)
+    found = diagnostics(first, torch.zeros(5, dtype=torch.int64), 0.1)
     flat = [found["mask_rate"], *found["pseudo_label_accuracy"]]
     flat += [contrastive_accuracy(first, second), embedding_std(first)]
     assert not any(value.requires_grad for value in flat)

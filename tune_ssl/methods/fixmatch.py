@@ -7,7 +7,7 @@ Shapes: N labeled, U = mu N unlabeled images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -33,23 +33,34 @@ else:
     F = LazyModule("torch.nn.functional")
 
 
-class FixMatchSpec(SupervisedSpec):
-    name: Literal["fixmatch"] = "fixmatch"  # type: ignore[assignment]
+class WeakToStrongSpec(SupervisedSpec):
+    """What the methods share in which the prediction on a weak view is the target of a strong one."""
+
     labeled_view: LabeledView = "weak"
     weak_view: WeakView = "weak"
     strong_view: StrongView = "randaugment"
+
+
+class FixMatchSpec(WeakToStrongSpec):
+    name: Literal["fixmatch"] = "fixmatch"  # type: ignore[assignment]
     threshold: Fraction = Field(0.95, description="tau: least confidence of a pseudo-label")
 
 
+WeakToStrongT = TypeVar("WeakToStrongT", bound=WeakToStrongSpec)
 SpecT = TypeVar("SpecT", bound=FixMatchSpec)
 
 
-class FixMatchStage(SupervisedStage[SpecT]):
+class Targets(NamedTuple):
+    """What the strong views learn: classes (U,) or class probabilities (U, K), and how much each counts, in [0, 1]."""
+
+    classes: Tensor
+    weights_U: Tensor
+
+
+class WeakToStrongStage(SupervisedStage[WeakToStrongT]):
+    """A method says what the targets are (`targets`), and may have more terms (`more_losses`)."""
+
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised", "consistency")
-    idle: ClassVar[Mapping[str, str]] = {
-        "mask_rate": "no unlabeled image was ever confident enough (method.threshold): the unlabeled images taught "
-        "nothing"
-    }
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
@@ -60,17 +71,43 @@ class FixMatchStage(SupervisedStage[SpecT]):
         strong = self.perturb(network, weak, strong)
         _, logits = network(torch.cat([batch.labeled[0], weak, strong]))
         logits_NK, weak_UK, strong_UK = logits.split([len(batch.labels_N), len(weak), len(strong)])
+        targets = self.targets(network, batch, logits_NK.detach(), weak_UK.detach())
         losses = {
-            "supervised": supervised_loss(logits_NK, batch.labels_N, batch.balance),
-            "consistency": consistency(weak_UK, strong_UK, self.spec.threshold),
+            "supervised": self.supervised(logits_NK, batch),
+            "consistency": weighted_consistency(strong_UK, targets),
+            **self.more_losses(network, strong_UK, targets),
         }
-        return StepOutput(
-            losses, pseudo_label_diagnostics(weak_UK, batch.hidden_labels_U, self.spec.threshold)
-        )
+        return StepOutput(losses, target_diagnostics(targets, batch.hidden_labels_U))
+
+    def targets(
+        self, network: Network, batch: Batch, logits_NK: Tensor, weak_UK: Tensor
+    ) -> Targets:
+        """What the strong views learn, by the logits of the labeled images and of the weak views, without gradients."""
+        raise NotImplementedError
+
+    def supervised(self, logits_NK: Tensor, batch: Batch) -> Tensor:
+        return supervised_loss(logits_NK, batch.labels_N, batch.balance)
+
+    def more_losses(
+        self, network: Network, strong_UK: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        return {}
 
     def perturb(self, network: Network, weak: Tensor, strong: Tensor) -> Tensor:
-        """The images that learn the pseudo-labels: here the strong view."""
+        """The images that learn the targets: here the strong view."""
         return strong
+
+
+class FixMatchStage(WeakToStrongStage[SpecT]):
+    idle: ClassVar[Mapping[str, str]] = {
+        "mask_rate": "no unlabeled image was ever confident enough (method.threshold): the unlabeled images taught "
+        "nothing"
+    }
+
+    def targets(
+        self, network: Network, batch: Batch, logits_NK: Tensor, weak_UK: Tensor
+    ) -> Targets:
+        return pseudo_labels(weak_UK, self.spec.threshold)
 
 
 class FixMatch(Method[FixMatchSpec]):
@@ -94,10 +131,21 @@ class FixMatch(Method[FixMatchSpec]):
     }
 
 
-def pseudo_labels(weak_UK: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Most likely class (U,) and whether its probability is at least the threshold (U,)."""
-    confidence_U, labels_U = F.softmax(weak_UK.detach().float(), dim=1).max(dim=1)
-    return labels_U, confidence_U >= threshold
+def probabilities(logits_NK: Tensor) -> Tensor:
+    """softmax (N, K), in float32, without gradients."""
+    return F.softmax(logits_NK.detach().float(), dim=1)
+
+
+def pseudo_labels(weak_UK: Tensor, threshold: float) -> Targets:
+    """The most likely class, which counts where its probability is at least the threshold."""
+    confidence_U, labels_U = probabilities(weak_UK).max(dim=1)
+    return Targets(labels_U, (confidence_U >= threshold).float())
+
+
+def weighted_consistency(strong_UK: Tensor, targets: Targets) -> Tensor:
+    """1/U sum of weight x CE(target, p(strong)): the mean is over all U images; in float32. 0 where no image counts."""
+    losses_U = F.cross_entropy(strong_UK.float(), targets.classes, reduction="none")
+    return (losses_U * targets.weights_U).mean()
 
 
 def consistency(weak_UK: Tensor, strong_UK: Tensor, threshold: float) -> Tensor:
@@ -106,19 +154,15 @@ def consistency(weak_UK: Tensor, strong_UK: Tensor, threshold: float) -> Tensor:
     Equation 4 of arXiv 2001.07685: the mean is over all U images, not over the confident ones. Logits
     (U, K) of the two views, tau in [0, 1]; in float32. With no confident image it is 0.
     """
-    labels_U, confident_U = pseudo_labels(weak_UK, threshold)
-    losses_U = F.cross_entropy(strong_UK.float(), labels_U, reduction="none")
-    return (losses_U * confident_U).mean()
+    return weighted_consistency(strong_UK, pseudo_labels(weak_UK, threshold))
 
 
-def pseudo_label_diagnostics(
-    weak_UK: Tensor, hidden_U: Tensor, threshold: float
-) -> dict[str, Tensor | Ratio]:
-    """The share of confident images, and how many of these pseudo-labels are right where it is known."""
-    labels_U, confident_U = pseudo_labels(weak_UK, threshold)
-    known_U = confident_U & (hidden_U >= 0)
-    right_U = known_U & (labels_U == hidden_U)
+def target_diagnostics(targets: Targets, hidden_U: Tensor) -> dict[str, Tensor | Ratio]:
+    """The mean weight of the targets, and which share of them, by weight, is right where it is known."""
+    classes, weights_U = targets
+    labels_U = classes if classes.ndim == 1 else classes.argmax(dim=1)
+    known_U = weights_U * (hidden_U >= 0)
     return {
-        "mask_rate": confident_U.float().mean(),
-        "pseudo_label_accuracy": Ratio(right_U.sum(), known_U.sum()),
+        "mask_rate": weights_U.mean(),
+        "pseudo_label_accuracy": Ratio((known_U * (labels_U == hidden_U)).sum(), known_U.sum()),
     }

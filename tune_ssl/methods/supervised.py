@@ -70,10 +70,19 @@ def supervised_loss(logits_NK: Tensor, labels_N: Tensor, balance: Balance | None
     With a balance: the mean over the batch of weights_K[label] * CE(logits + offsets_K, label). It is not divided by
     the weights' sum, so that equal parts of a batch add up to the whole.
     """
+    return supervised_losses(logits_NK, labels_N, balance).mean()
+
+
+def supervised_losses(
+    logits_NK: Tensor, labels_N: Tensor, balance: Balance | None = None
+) -> Tensor:
+    """The cross-entropies (N,) of which `supervised_loss` is the mean; labels may be class probabilities (N, K)."""
     if balance is None:
-        return F.cross_entropy(logits_NK.float(), labels_N)
-    losses_N = F.cross_entropy(logits_NK.float() + balance.offsets_K, labels_N, reduction="none")
-    return (balance.weights_K[labels_N] * losses_N).mean()
+        return F.cross_entropy(logits_NK.float(), labels_N, reduction="none")
+    weights_N = balance.weights_K[labels_N] if labels_N.ndim == 1 else 1.0
+    targets = labels_N if labels_N.ndim == 1 else labels_N * balance.weights_K
+    logits_NK = logits_NK.float() + balance.offsets_K
+    return weights_N * F.cross_entropy(logits_NK, targets, reduction="none")
 
 
 def balance_of(how: str, labels_N: Tensor, num_classes: int) -> Balance | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ProjectorNetwork,
         TransferClassifier,
         encoder_for,
+        still_statistics,
     )
     from tune_ssl.models.teacher import Teacher
 
@@ -36,6 +37,7 @@ __all__ = [
     "check_encoder",
     "encoder_for",
     "stem",
+    "still_statistics",
 ]
 
 ENCODERS = ("keras_cnn", "pixels", "resnet18", "resnet50", "small_cnn", "wrn_28_2")

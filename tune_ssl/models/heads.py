@@ -5,6 +5,8 @@ Shapes: N images, K classes = clusters, D feature dimension.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -71,6 +73,20 @@ def encoded(encoder: nn.Module, images: Tensor) -> Tensor:
     """The encoder's output (N, out_dim); what is that already passes as it is."""
     out: Tensor = images if images.ndim == 2 else encoder(images)
     return out
+
+
+@contextlib.contextmanager
+def still_statistics(network: nn.Module) -> Iterator[None]:
+    """In the block BatchNorm normalises as it does, by the batch in training, but does not learn from it."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 class TransferClassifier(Classifier):
