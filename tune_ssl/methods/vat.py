@@ -46,7 +46,7 @@ class VATSpec(SupervisedSpec):
         description="length of the perturbation of a whole image, in units of normalised pixels",
     )
     xi: Positive = Field(
-        0.1,
+        0.01,
         description="length of the step by which the direction is found; smaller ones are lost in rounding",
     )
     power_iterations: Size = 1
@@ -69,8 +69,10 @@ class VATStage(SupervisedStage[VATSpec]):
             logits_UK: Tensor = network(images)[1]
             return logits_UK
 
-        # All three passes of the unlabeled images are normalised by the same batch
-        with models.still_statistics(network):
+        # All three passes of the unlabeled images are normalised by the same batch, and in float32: half precision
+        # loses a step of length xi
+        single = torch.autocast(weak.device.type, enabled=False)
+        with models.still_statistics(network), single:
             weak_UK = predict(weak)
             noise = adversarial_noise(
                 predict, weak, weak_UK, self.spec.epsilon, self.spec.xi, self.spec.power_iterations
