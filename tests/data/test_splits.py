@@ -189,6 +189,12 @@ def test_an_imbalance_is_an_exponential_long_tail_of_the_training_pool():
     assert counts(own.unlabeled, EVEN) == [80, 20, 5]
 
 
+def test_a_whole_number_of_images_is_not_one_less_by_rounding():
+    labels = np.repeat(np.arange(6), 64)
+    made = split(labels, [*"abcdef"], has_val=True, imbalance=32)
+    assert np.bincount(labels[made.unlabeled]).tolist() == [64, 32, 16, 8, 4, 2]
+
+
 def test_classes_that_are_too_small_for_the_tail_make_all_of_it_smaller():
     labels = np.repeat([0, 1, 2], [100, 10, 100])
     assert counts(split(labels, has_val=True, imbalance=4).unlabeled, labels) == [20, 10, 5]

@@ -98,14 +98,14 @@ def make_split(
       the nearest whole number to `val_ratio` of them, at least one. The store's own validation part
       is then not used. Smaller budgets stay subsets of larger ones, in both parts.
     - `imbalance` R: the training pool has floor(n_1 R^(-(k - 1) / (K - 1))) images of class k, the first
-      ones in the label order (Cui et al. 2019, arXiv 1901.05555, section 5.1), with the largest n_1 that no
-      class is too small for. Stratified labels are then proportional, `num_labels` too. What is held
-      out for validation stays as it is.
+      ones in the label order (long-tailed CIFAR of Cui et al. 2019, arXiv 1901.05555), with the largest
+      n_1 that no class is too small for. Stratified labels are then proportional, `num_labels` too. What
+      is held out for validation stays as it is.
     - `unlabeled_imbalance`: the same for the unlabeled images, without changing the labels.
     - `unlabeled_mismatch` F: of S unlabeled images round(F S) are of other classes, the first ones in the
       validation order; the rest is proportional to the classes of the task. S is what both could give
-      alone, whatever F is (after Oliver et al. 2018, arXiv 1804.09170, section 4.4, where F is a share of
-      the classes).
+      alone, whatever F is (the class distribution mismatch of Oliver et al. 2018, arXiv 1804.09170, where F
+      is a share of the classes).
 
     Args:
         labels: int64 (N,), in 0..K-1; -1 of an image of another class than the task's.
