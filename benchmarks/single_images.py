@@ -143,7 +143,7 @@ class ByHand:
             )
             split = self.split(labels, seed)
             with (
-                mock.patch("tune_ssl.data.loading.make_split", lambda *_, own=split, **__: own),
+                mock.patch("tune_ssl.data.loading.split_of", lambda *_, own=split, **__: own),
                 mock.patch("tune_ssl.tuning.test_data.pool_of", kept),
             ):
                 trained = [*loop.train(spec, store=self.store)][-1].trained

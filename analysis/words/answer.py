@@ -34,23 +34,30 @@ def answer_lines(runs: Runs, found: list[Question]) -> Iterator[str]:
     if not found:
         yield "no test value: nothing can be answered yet"
         return
-    guess = _guess(runs)
+    guess, budgets = _guess(runs), _are_budgets(found)
     for question in found:
-        yield _sentence(question, guess)
-    helped = [place(q) for q in found if any(c.helps for c in q.contenders)]
+        yield _sentence(question, place(question, budgets), guess)
+    helped = [place(q, budgets) for q in found if any(c.helps for c in q.contenders)]
     if not any(q.contenders and q.floor for q in found):
         yield "to learn whether unlabeled images help, compare a method that uses them with one that does not"
     elif not helped:
         yield "in short: no method that uses the unlabeled images is seen to help here"
     elif len(helped) == len(found):
-        yield "in short: a method that uses the unlabeled images helps at every label budget tried"
+        where = "at every label budget tried" if budgets else "in every condition tried"
+        yield f"in short: a method that uses the unlabeled images helps {where}"
     else:
         yield f"in short: a method that uses the unlabeled images helps {' and '.join(helped)}, and not elsewhere"
 
 
-def place(question: Question) -> str:
+def _are_budgets(found: list[Question]) -> bool:
+    """Whether the numbers of labels tell the conditions apart."""
+    counts = [labels for _, labels in (question.condition for question in found)]
+    return len(set(counts)) == len(counts)
+
+
+def place(question: Question, budgets: bool) -> str:
     name, labels = question.condition
-    return f"with {labels:,.0f} labels" if labels else f"under {name}"
+    return f"with {labels:,.0f} labels" if labels and budgets else f"under {name}"
 
 
 def _guess(runs: Runs) -> Callable[[Interval], str]:
@@ -65,8 +72,7 @@ def _guess(runs: Runs) -> Callable[[Interval], str]:
     return said
 
 
-def _sentence(question: Question, guess: Callable[[Interval], str]) -> str:
-    where = place(question)
+def _sentence(question: Question, where: str, guess: Callable[[Interval], str]) -> str:
     where = where[0].upper() + where[1:]
     reached = _percent(question.floor_score) + guess(question.floor_score)
     floor = f"{question.floor} reaches {reached}" if question.floor else ""

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tune_ssl.base.spec import (
+    UNBALANCED,
     BudgetSpec,
     ComputeSpec,
     DataSpec,
@@ -99,6 +100,26 @@ def test_a_spec_never_changes():
 
 def test_a_whole_number_is_the_same_float_and_has_the_same_digest():
     assert digest(OptimSpec(lr=1)) == digest(OptimSpec(lr=1.0)) != digest(OptimSpec(lr=1.5))
+
+
+def test_what_makes_a_task_harder_is_no_part_of_the_digest_where_it_is_off():
+    """So that records of runs that knew no such key have the digests of today."""
+    assert digest(DataSpec()) == "da3cc91105a2"
+    assert digest(DataSpec(num_labels=40, split_seed=3)) == "02b81a9c856a"
+    assert not set(UNBALANCED) & set(DataSpec().model_dump())
+    hard = {
+        "classes": ["a", "b"],
+        "imbalance": 10.0,
+        "unlabeled_imbalance": 1.0,
+        "unlabeled_mismatch": 0.0,
+    }
+    spec = DataSpec(**hard)
+    assert DataSpec(**spec.model_dump()) == spec and hard.items() <= spec.model_dump().items()
+    assert {*hard} == {*UNBALANCED}
+
+
+def test_a_class_that_is_named_with_a_number_may_be_written_as_one():
+    assert DataSpec(classes=[3, "cat"]).classes == ["3", "cat"]
 
 
 def test_a_digest_is_the_same_in_every_process_and_in_any_order_of_keys():

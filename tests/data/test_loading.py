@@ -10,6 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from tests.support.helpers import small_spec
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data import loading
 from tune_ssl.data.augment import VIEW_NAMES
 from tune_ssl.data.loading import (
@@ -29,6 +30,12 @@ def make(views=(("weak",), ("weak", "strong")), seed=0, **values):
     spec = small_spec(**values)
     data = load_data(spec.data, 0, CPU, views=spec.views)
     return data, Loader(data, spec.data, *views, seed=seed)
+
+
+def test_a_range_and_classes_do_not_keep_the_store_from_being_found_once():
+    spec = DataSpec(range=[0, 255], classes=["1", "2"])
+    first, second = (load_data(spec, 0, CPU).store for _ in range(2))
+    assert first is second and first.class_names == ("1", "2")
 
 
 def start(loader):

@@ -14,6 +14,8 @@ LABELS = np.repeat([0, 1, 2], [100, 60, 40])  # 200 images
 
 
 def split(labels=LABELS, names=NAMES, *, seed=0, has_val=False, **data) -> Split:
+    if "unlabeled_mismatch" in data:
+        data["classes"] = names
     return make_split(labels, names, DataSpec(**data), seed=seed, has_val=has_val)
 
 
@@ -166,3 +168,140 @@ def test_the_fixed_test_part_is_stratified_and_never_takes_a_classs_only_image()
     train, test = hold_out(labels)
     assert np.bincount(labels[test], minlength=3).tolist() == [10, 10, 0]
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
+
+
+# ---- a harder task of a dataset: a long tail, and unlabeled images of other classes --------------
+
+EVEN = np.repeat([0, 1, 2], 100)
+TASK = np.repeat([0, 1, 2, -1], [50, 50, 50, 120])  # 120 images are of classes that the task lacks
+
+
+def tailed(**data) -> Split:
+    return split(EVEN, has_val=True, **data)
+
+
+def test_an_imbalance_is_an_exponential_long_tail_of_the_training_pool():
+    """Cui et al. 2019: 100, 100 * 25^(-1/2) and 100 / 25 images."""
+    made = tailed(imbalance=25)
+    assert counts(made.labeled, EVEN) == counts(made.unlabeled, EVEN) == [100, 20, 4]
+    own = split(EVEN, imbalance=16)
+    assert counts(own.validation, EVEN) == [20, 20, 20]
+    assert counts(own.unlabeled, EVEN) == [80, 20, 5]
+
+
+def test_a_whole_number_of_images_is_not_one_less_by_rounding():
+    labels = np.repeat(np.arange(6), 64)
+    made = split(labels, [*"abcdef"], has_val=True, imbalance=32)
+    assert np.bincount(labels[made.unlabeled]).tolist() == [64, 32, 16, 8, 4, 2]
+
+
+def test_classes_that_are_too_small_for_the_tail_make_all_of_it_smaller():
+    labels = np.repeat([0, 1, 2], [100, 10, 100])
+    assert counts(split(labels, has_val=True, imbalance=4).unlabeled, labels) == [20, 10, 5]
+
+
+def test_labels_are_divided_in_the_tails_shares_and_each_class_has_one():
+    assert counts(tailed(imbalance=25, num_labels=31).labeled, EVEN) == [25, 5, 1]
+    assert counts(tailed(imbalance=25, labeled_ratio=0.25).labeled, EVEN) == [25, 5, 1]
+    assert counts(tailed(imbalance=100, num_labels=10).labeled, EVEN) == [8, 1, 1]
+
+
+def test_in_a_longer_tail_a_class_has_fewer_of_the_same_images():
+    last = tailed()
+    for ratio in (2, 5, 20, 100):
+        made = tailed(imbalance=ratio)
+        assert set(made.unlabeled.tolist()) < set(last.unlabeled.tolist())
+        last = made
+    small, large = (tailed(imbalance=20, num_labels=n) for n in (12, 40))
+    assert set(small.labeled.tolist()) < set(large.labeled.tolist())
+    np.testing.assert_array_equal(small.unlabeled, large.unlabeled)
+
+
+def test_the_unlabeled_images_may_have_a_tail_of_their_own():
+    made = tailed(unlabeled_imbalance=25, num_labels=12)
+    assert counts(made.labeled, EVEN) == [4, 4, 4] and counts(made.unlabeled, EVEN) == [100, 20, 4]
+    made = tailed(imbalance=25, unlabeled_imbalance=1, num_labels=31)
+    assert counts(made.labeled, EVEN) == [25, 5, 1]
+    assert counts(made.unlabeled, EVEN) == [100, 100, 100]
+
+
+def test_within_budget_the_images_that_validate_are_no_unlabeled_ones_of_the_tail():
+    made = tailed(imbalance=4, num_labels=56, validation="within_budget")
+    assert counts(made.validation, EVEN) == [6, 3, 2] and counts(made.labeled, EVEN) == [26, 13, 6]
+    assert counts(made.unlabeled, EVEN) == [94, 47, 23]
+    assert not set(made.validation.tolist()) & set(made.unlabeled.tolist())
+
+
+def test_a_tail_that_the_images_do_not_allow_names_the_longest_one_that_they_do():
+    assert message(labels=EVEN, has_val=True, imbalance=101) == (
+        "data.imbalance is 101, but must be at most 100: with the images of the training pool the last class has none"
+    )
+    labels = np.repeat([0, 1, 2], [100, 4, 100])
+    assert "must be at most 16:" in message(labels=labels, has_val=True, unlabeled_imbalance=100)
+    assert counts(split(labels, has_val=True, imbalance=16).labeled, labels) == [16, 4, 1]
+    assert counts(tailed(imbalance=100).labeled, EVEN) == [100, 10, 1]
+
+
+def test_a_budget_that_a_tail_cannot_give_says_so():
+    assert message(labels=EVEN, has_val=True, imbalance=25, num_labels=125) == (
+        "data.num_labels is 125, but the training pool has only 124 images with data.imbalance=25"
+    )
+    text = message(
+        labels=EVEN, has_val=True, imbalance=25, num_labels=12, validation="within_budget"
+    )
+    assert text.startswith("data.num_labels is 12, but leaves cat with fewer than 2 labels; it ")
+    ratio = float(text.partition("data.labeled_ratio=")[2].split()[0])
+    made = tailed(imbalance=25, labeled_ratio=ratio, validation="within_budget")
+    assert min(counts(made.labeled, EVEN)) >= 1
+
+
+def test_images_of_other_classes_are_neither_labeled_nor_validation_images():
+    made = split(TASK, num_labels=30, val_ratio=0.2)
+    assert counts(made.validation, TASK) == counts(made.labeled, TASK) == [10, 10, 10]
+    assert counts(made.unlabeled, TASK) == [40, 40, 40]
+
+
+@pytest.mark.parametrize("num_labels", [9, 60])
+def test_of_more_and_more_mismatch_there_are_as_many_unlabeled_images_and_the_labels_are_the_same(
+    num_labels,
+):
+    """Oliver et al. 2018: what other classes do, and not what fewer images do."""
+    plain = split(TASK, num_labels=num_labels)
+    before: set[int] = set()
+    for share, others in ((0, 0), (0.25, 30), (0.5, 60), (1, 120)):
+        made = split(TASK, num_labels=num_labels, unlabeled_mismatch=share)
+        np.testing.assert_array_equal(made.labeled, plain.labeled)
+        np.testing.assert_array_equal(made.validation, plain.validation)
+        labels = TASK[made.unlabeled]
+        assert len(labels) == 120 and (labels < 0).sum() == others
+        assert np.bincount(labels[labels >= 0], minlength=3).tolist() == [(120 - others) // 3] * 3
+        outside = set(made.unlabeled[labels < 0].tolist())
+        assert before <= outside
+        before = outside
+
+
+def test_the_number_of_unlabeled_images_is_what_both_kinds_can_give():
+    few = TASK[:-90]  # 30 of other classes
+    for share in (0, 0.1, 1):
+        made = split(few, unlabeled_mismatch=share)
+        assert len(made.unlabeled) == 30 and (few[made.unlabeled] < 0).sum() == round(share * 30)
+
+
+def test_a_mismatch_without_other_classes_is_refused():
+    assert message(unlabeled_mismatch=0.5) == (
+        "data.unlabeled_mismatch is 0.5, but all images of the training pool are of data.classes"
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [{"imbalance": 9.0}, {"unlabeled_mismatch": 0.5, "imbalance": 3.0}, {}]
+)
+def test_a_saved_split_of_some_of_the_images_comes_back_the_same(data):
+    made = split(TASK, num_labels=30, **data)
+    record = json.loads(json.dumps(made.to_record()))
+    again = Split.from_record(record)
+    assert again.digest == made.digest
+    np.testing.assert_array_equal(again.unlabeled, made.unlabeled)
+    record["unlabeled"][0] += 1
+    with pytest.raises(UserError, match="the saved split has digest"):
+        Split.from_record(record)

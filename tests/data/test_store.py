@@ -86,6 +86,35 @@ def test_a_pickled_store_carries_its_path_and_not_its_pixels(cache):
     assert again.digest == store.digest and isinstance(again.train.images, np.memmap)
 
 
+def test_some_classes_of_a_store_are_a_task_of_their_own_on_the_same_rows(cache):
+    whole = prepare(DIGITS, cache=cache)
+    spec = DataSpec(dataset="digits", classes=["7", "0", "3"])
+    for store in (
+        prepare(spec, cache=cache),
+        pickle.loads(pickle.dumps(prepare(spec, cache=cache))),
+    ):
+        assert store.class_names == ("7", "0", "3") and store.task(spec).num_classes == 3
+        assert (store.path, store.digest) == (whole.path, whole.digest)
+        for own, every in ((store.train, whole.train), (open_test(store), open_test(whole))):
+            assert own.images.shape == every.images.shape
+            for new, old in ((0, 7), (1, 0), (2, 3)):
+                np.testing.assert_array_equal(own.labels == new, every.labels == old)
+            others = ~np.isin(every.labels, [7, 0, 3])
+            np.testing.assert_array_equal(own.labels == -1, others)
+            np.testing.assert_array_equal(own.rows, np.flatnonzero(~others))
+        test = np.bincount(open_test(whole).labels)
+        assert store.counts["test"] == test[7] + test[0] + test[3]
+        assert store.counts["train"] == len(store.train.rows)
+
+
+def test_a_class_that_the_store_does_not_have_is_one_line(cache):
+    with pytest.raises(UserError) as caught:
+        prepare(DataSpec(dataset="digits", classes=["7", "70"]), cache=cache)
+    assert str(caught.value) == (
+        "data.classes has '70', which is no class of digits; did you mean '7'? (known: 0, 1, 2, 3, 4 and 5 more)"
+    )
+
+
 def test_a_built_store_opens_with_numpy_alone(cache):
     code = """
         import sys
@@ -250,6 +279,39 @@ def root(tmp_path, monkeypatch) -> Path:
 
 def spec_of(root: Path, **data: object) -> DataSpec:
     return DataSpec(dataset="folder", root=str(root), image_size=16, **data)
+
+
+def test_an_own_validation_part_has_the_tasks_classes_alone(root):
+    for seed in range(30, 36):
+        photo(root / "train" / ("cow", "cat", "dog")[seed % 3] / f"{seed}.png", seed)
+    for seed in range(40, 46):
+        photo(root / "val" / ("cow", "cat", "dog")[seed % 3] / f"{seed}.png", seed)
+        photo(root / "test" / ("cow", "cat", "dog")[seed % 3] / f"{seed + 50}.png", seed + 50)
+    for name in ("cat", "dog"):
+        shutil.rmtree(root / name)
+    spec = spec_of(root, classes=["dog", "cow"])
+    sets = load_data(spec, 0, torch.device("cpu")).sets
+    assert sorted(sets.validation.labels.tolist()) == [0, 0, 1, 1]
+    assert sorted(sets.labeled.labels.tolist()) == [0, 0, 1, 1]
+    mixed = spec_of(root, classes=["dog", "cow"], unlabeled_mismatch=0.5)
+    assert sorted(load_data(mixed, 0, torch.device("cpu")).sets.unlabeled.hidden_labels)[0] == -1
+
+
+def test_where_nobody_knows_the_classes_of_unlabeled_images_no_share_of_them_is_asked_for(root):
+    photo(root / "unlabeled" / "x.png", 99)
+    for name in ("cat", "dog"):
+        (root / name).rename(root / f"{name}s")
+        (root / "train").mkdir(exist_ok=True)
+        (root / f"{name}s").rename(root / "train" / name)
+    photo(root / "train" / "cow" / "y.png", 98)
+    photo(root / "train" / "cow" / "z.png", 97)
+    with pytest.raises(UserError) as caught:
+        load_data(
+            spec_of(root, classes=["cat", "dog"], unlabeled_mismatch=0.5), 0, torch.device("cpu")
+        )
+    assert str(caught.value) == (
+        "data.unlabeled_mismatch is 0.5, but the dataset has 1 unlabeled images of its own, whose classes are not known"
+    )
 
 
 def stores(root: Path) -> list[Path]:

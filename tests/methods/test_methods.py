@@ -20,12 +20,14 @@ from tune_ssl.data.batch import Batch, Task
 from tune_ssl.data.loading import Data, Loader, load_data
 from tune_ssl.methods import find_method, measures, method_names
 from tune_ssl.methods.base import Ratio, Stage
+from tune_ssl.methods.fixmatch import pseudo_label_diagnostics
 from tune_ssl.methods.simsiam import SimSiamPretrain
 from tune_ssl.methods.supervised import balance_of
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.loop import Collapsed, train
 from tune_ssl.training.optimizers import build_optimizers
 from tune_ssl.training.stepper import Stepper
+from tune_ssl.tuning.test_data import measure_test
 
 CPU = torch.device("cpu")
 
@@ -195,6 +197,38 @@ def test_every_option_of_the_clustering_methods_trains(name, init):
         "val/cluster_nmi",
         "val/cluster_accuracy",
     }
+
+
+TAIL = {"data.imbalance": 20}
+OTHERS = {"data.classes": ["8", "3", "5", "0"], "data.unlabeled_mismatch": 0.5}
+CLASSICAL = {"model.encoder": "pixels"}
+
+
+@pytest.mark.parametrize("values", [TAIL, OTHERS, TAIL | OTHERS], ids=["tail", "others", "both"])
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_trains_on_a_long_tail_and_beside_images_of_other_classes(name, values):
+    fits = all(stage.fits for stage in find_method(name).stage_types)
+    spec = small_spec(name, **values, **(CLASSICAL if fits else {}), **{"budget.steps": 4})
+    trained = list(train(spec))[-1].trained
+    data = trained.data
+    classes = 4 if "data.classes" in values else 10
+    assert data.task.num_classes == classes
+    assert trained.evaluate(data.sets.validation, "val")["val/classes"] == classes
+    sizes = torch.bincount(torch.from_numpy(data.sets.labeled.labels)).tolist()
+    assert len(sizes) == classes and min(sizes) >= 1
+    assert sizes == [10] * 4 if values is OTHERS else sizes[0] > 8 * sizes[-1]
+    others = (data.sets.unlabeled.hidden_labels == -1).mean()
+    assert others == pytest.approx(0.5 if "data.classes" in values else 0, abs=0.01)
+    measured = measure_test(trained)["result"]
+    assert len(measured["test/confusion"]) == classes
+
+
+def test_a_pseudo_label_of_an_image_of_another_class_is_neither_right_nor_wrong():
+    weak_UK = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [0, 9.0, 0]])
+    hidden_U = torch.tensor([0, -1, 2, -1])
+    found = pseudo_label_diagnostics(weak_UK, hidden_U, 0.9)
+    right, known = found["pseudo_label_accuracy"]
+    assert (int(right), int(known), float(found["mask_rate"])) == (1, 2, 1.0)
 
 
 def test_matched_targets_follow_the_labels_when_cluster_indices_are_shuffled():

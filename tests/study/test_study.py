@@ -193,6 +193,23 @@ study:
         ("data.mu: {int", "data.labeled_ratio: {uniform", "is in conditions too, but a key can"),
         ("data.mu: {int", "seed: {int", "search.seed must not be here: study.tuning_seed"),
         ("data.mu: {int", "data.num_labels: {int", "search.data.num_labels must not be searched"),
+        ("data.mu: {int", "data.imbalance: {int", "search.data.imbalance must not be searched"),
+        (
+            "data.labeled_ratio: [0.1, 0.25]",
+            "data.imbalance: [0.5]",
+            "s.yaml:6: conditions.data.imbalance is 0.5, but must be at least 1",
+        ),
+        (
+            "data.labeled_ratio: [0.1, 0.25]",
+            "data.unlabeled_mismatch: [0.5]",
+            "s.yaml:6: conditions.data has unlabeled_mismatch 0.5, but no classes, which say what is of the task",
+        ),
+        (
+            "data.labeled_ratio: [0.1, 0.25]",
+            "data.classes: [[a, b]]",
+            "conditions.data.classes must not be here: all conditions of a study have the same",
+        ),
+        ("{dataset: digits}", "{classes: [1, 1]}", "has classes ['1', '1'], but must name each"),
         ("{losses.cluster.weight: 0}", "0", "ablate.no_cluster is 0, but must map a trial's keys"),
         ("cluster.weight: 0", "cluster.weight: -1", "s.yaml:12: ablate.no_cluster.losses.cluster."),
         ("no_cluster:", "no cluster:", "ablate.no cluster must be named with letters, digits, '.'"),

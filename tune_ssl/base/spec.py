@@ -14,8 +14,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -40,6 +42,8 @@ Name = Annotated[
         "up to 100 letters, digits, '.', '_' and '-', with a letter or digit first",
     ),
 ]
+ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+Imbalance = Annotated[float, Field(ge=1)]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Colour = Annotated[
     str, form(r"white|black|gr[ae]y|#[0-9a-fA-F]{6}", "white, black, grey or a colour as '#ffcc00'")
@@ -60,9 +64,13 @@ class Spec(BaseModel):
 
 OF_A_TRIAL = (
     *("labeled_ratio", "num_labels", "split", "split_seed", "validation", "val_ratio"),
+    *("imbalance", "unlabeled_imbalance", "unlabeled_mismatch"),
     *("batch_size", "mu", "balanced", "flip"),
 )
 """Keys of `data` that say what a trial does with the images, and not which they are."""
+
+UNBALANCED = ("classes", "imbalance", "unlabeled_imbalance", "unlabeled_mismatch")
+"""Keys of `data` that make a harder task of a dataset; each is off by default."""
 
 
 class DataSpec(Spec):
@@ -110,6 +118,21 @@ class DataSpec(Spec):
         "auto",
         description="of `folder`: decoded once, or the files' own bytes, decoded for each batch; auto: by size",
     )
+    classes: Annotated[list[ClassName], Field(min_length=2)] | None = Field(
+        None, description="names of the classes of the task, in this order; all if absent"
+    )
+    imbalance: Imbalance = Field(
+        1.0,
+        description="images of the first class in the training pool, per image of the last: a long tail; 1 is off",
+    )
+    unlabeled_imbalance: Imbalance | None = Field(
+        None, description="that of the unlabeled images, if it is another one"
+    )
+    unlabeled_mismatch: Fraction | None = Field(
+        None,
+        description="share of the unlabeled images that are of other classes than `classes`; as many images for every "
+        "share, and absent: all of the task and no other",
+    )
     labeled_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="share of the training pool that keeps its labels"
     )
@@ -146,6 +169,21 @@ class DataSpec(Spec):
     def stored_size(self) -> int | None:
         """The side of the stored images; None: the dataset's own."""
         return self.store_size or self.image_size
+
+    @model_validator(mode="after")
+    def _task(self) -> DataSpec:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"has classes {self.classes}, but must name each class once")
+        if self.unlabeled_mismatch is not None and self.classes is None:
+            given = f"unlabeled_mismatch {self.unlabeled_mismatch}"
+            raise ValueError(f"has {given}, but no classes, which say what is of the task")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is off is left out: it is no part of the digests that records of runs without it have."""
+        off = {k for k in UNBALANCED if getattr(self, k) == type(self).model_fields[k].default}
+        return {key: value for key, value in handler(self).items() if key not in off}
 
     @model_validator(mode="after")
     def _one_budget(self) -> DataSpec:

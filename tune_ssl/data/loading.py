@@ -25,8 +25,8 @@ from tune_ssl.data import pixels
 from tune_ssl.data.augment import View, view
 from tune_ssl.data.batch import Batch, Sample, Task
 from tune_ssl.data.rows import EncodedImages
-from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets
-from tune_ssl.data.splits import Split, make_split, stratified_rows
+from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets, split_of
+from tune_ssl.data.splits import Split, stratified_rows
 from tune_ssl.data.store import Store, prepare
 
 CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
@@ -139,17 +139,15 @@ def load_data(
 
     `statistics` says what images of so many channels are normalised with; None: their own.
     """
-    store = store or _store(spec.of_images())
-    split = make_split(
-        store.train.labels, store.class_names, spec, seed=seed, has_val=store.val is not None
-    )
+    store = store or _store(spec.of_images().model_dump_json())
+    split = split_of(store, spec, seed)
     return Data(store, split, device, statistics(store.shape[0]), spec, views)
 
 
 @lru_cache(maxsize=4)
-def _store(spec: DataSpec) -> Store:
-    """The store, found once in a process: naming a folder's store means listing all its files."""
-    return prepare(spec)
+def _store(images: str) -> Store:
+    """The store of a DataSpec's JSON, found once in a process: naming a folder's store means listing all its files."""
+    return prepare(DataSpec.model_validate_json(images))
 
 
 class DeviceImages:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.spec import DataSpec
 from tune_ssl.data.rows import ImageRows, take
-from tune_ssl.data.splits import Split, stratified_rows
+from tune_ssl.data.splits import Split, make_split, stratified_rows
 from tune_ssl.data.store import Store
 
 Ints = NDArray[np.int64]
@@ -112,6 +114,20 @@ class Sets:
     validation: LabeledSet
 
 
+def split_of(store: Store, spec: DataSpec, seed: int) -> Split:
+    """`make_split` of the store's train part. UserError where unlabeled images' classes count, but are not known."""
+    if store.unlabeled is not None and spec.unlabeled_mismatch is not None:
+        own = len(store.unlabeled.labels)
+        text = (
+            f"is {spec.unlabeled_mismatch}, but the dataset has {own} unlabeled images of its own, whose classes are "
+            "not known"
+        )
+        raise UserError(Problem(text, key="data.unlabeled_mismatch"))
+    return make_split(
+        store.train.labels, store.class_names, spec, seed=seed, has_val=store.val is not None
+    )
+
+
 def build_sets(store: Store, split: Split) -> Sets:
     """The split's rows of `store`; the unlabeled set also has the store's own unlabeled part.
 
@@ -137,8 +153,9 @@ def build_sets(store: Store, split: Split) -> Sets:
         return Sets(rows(split.labeled), unlabeled, rows(split.validation))
     if store.val is None:
         raise ValueError("the split validates on the part 'val', but the store has none")
-    every = np.arange(len(store.val.labels))
-    validation = LabeledSet(Images((Piece(store.val.images, every, "val"),)), store.val.labels)
+    held = store.val.rows
+    images = Images((Piece(store.val.images, held, "val"),))
+    validation = LabeledSet(images, store.val.labels[held])
     return Sets(rows(split.labeled), unlabeled, validation)
 
 

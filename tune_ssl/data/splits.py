@@ -1,7 +1,8 @@
 """Which training images are labeled, which are held out for validation: pure numpy, the same on every machine.
 
 Every choice is a prefix of one seeded order of the images, so with the same seed the labels of a
-smaller budget are a subset of those of a larger one.
+smaller budget are a subset of those of a larger one. So are the images of a class in a longer tail, and, of
+unlabeled images that are more and more of other classes, those that are left.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tune_ssl.data.folder import first_names
 
 Ints = NDArray[np.int64]
 
+ROUNDING = 1e-9  # by which a number of images may be below a whole one
 HOLD_OUT_RATIO = 0.2
 HOLD_OUT_SEED = 20_240_601  # never to change: it says which images are test images
 
@@ -30,7 +32,8 @@ class Split:
     """Sorted int64 rows of the train part.
 
     `labeled` keep their label. `unlabeled` are all images of the training pool, the labeled ones
-    included (as in FixMatch). `validation` are held out; it is empty where `validation_part` is
+    included (as in FixMatch), unless `data.unlabeled_imbalance` or `data.unlabeled_mismatch` choose
+    others. `validation` are held out; it is empty where `validation_part` is
     `val`, the dataset's own part. `train_size` is the number of images the split was made for.
     """
 
@@ -49,12 +52,14 @@ class Split:
         return hasher.hexdigest()[:12]
 
     def to_record(self) -> dict[str, Any]:
-        """JSON-able; the unlabeled rows are left out, being all but the validation rows."""
+        """JSON-able; the unlabeled rows are left out where they are all but the validation rows."""
+        every = np.array_equal(self.unlabeled, _others(self.train_size, self.validation))
         return {
             "train_size": self.train_size,
             "validation_part": self.validation_part,
             "labeled": self.labeled.tolist(),
             "validation": self.validation.tolist(),
+            **({} if every else {"unlabeled": self.unlabeled.tolist()}),
             "digest": self.digest,
         }
 
@@ -65,7 +70,10 @@ class Split:
             np.array(record[name], dtype=np.int64) for name in ("labeled", "validation")
         )
         size, part = record["train_size"], record["validation_part"]
-        split = cls(labeled, _others(size, validation), validation, part, size)
+        unlabeled = _others(size, validation)
+        if "unlabeled" in record:
+            unlabeled = np.array(record["unlabeled"], dtype=np.int64)
+        split = cls(labeled, unlabeled, validation, part, size)
         if split.digest != record["digest"]:
             raise UserError(
                 f"the saved split has digest {record['digest']}, but its rows have {split.digest}"
@@ -89,15 +97,25 @@ def make_split(
     - `validation: within_budget`: validation images come out of the labels themselves, in each class
       the nearest whole number to `val_ratio` of them, at least one. The store's own validation part
       is then not used. Smaller budgets stay subsets of larger ones, in both parts.
+    - `imbalance` R: the training pool has floor(n_1 R^(-(k - 1) / (K - 1))) images of class k, the first
+      ones in the label order (long-tailed CIFAR of Cui et al. 2019, arXiv 1901.05555), with the largest
+      n_1 that no class is too small for. Stratified labels are then proportional, `num_labels` too. What
+      is held out for validation stays as it is.
+    - `unlabeled_imbalance`: the same for the unlabeled images, without changing the labels.
+    - `unlabeled_mismatch` F: of S unlabeled images round(F S) are of other classes, the first ones in the
+      validation order; the rest is proportional to the classes of the task. S is what both could give
+      alone, whatever F is (the class distribution mismatch of Oliver et al. 2018, arXiv 1804.09170, where F
+      is a share of the classes).
 
     Args:
-        labels: int64 (N,), in 0..K-1.
+        labels: int64 (N,), in 0..K-1; -1 of an image of another class than the task's.
         class_names: the K names, for messages.
         seed: `data.split_seed`, or the trial's seed.
         has_val: the dataset brings its own validation part.
 
     Raises:
-        UserError: the budget is larger than the pool, or leaves a class without a label.
+        UserError: the budget is larger than the pool, or leaves a class without a label; or the pool cannot be
+            as unbalanced, or has no image of another class.
     """
     try:
         return _drawn(labels, class_names, spec, seed, has_val)
@@ -114,9 +132,11 @@ def _way_out(
     labels: Ints, class_names: Sequence[str], spec: DataSpec, seed: int, has_val: bool
 ) -> str:
     """What of `data` works instead, as the end of a sentence: it was tried."""
-    asked = spec.num_labels or round((spec.labeled_ratio or 1) * len(labels))
+    every = {"split": "stratified", "validation": "split", "num_labels": None, "labeled_ratio": 1.0}
+    whole = has_val or spec.validation != "split"
+    pool = len(_drawn(labels, class_names, spec.model_copy(update=every), seed, whole).labeled)
+    asked = spec.num_labels or round((spec.labeled_ratio or 1) * pool)
     ways: list[dict[str, Any]] = [{"split": "stratified"}]
-    pool = len(labels) - (0 if has_val else _nearest(spec.val_ratio * len(labels)))
     for share in (1, 1.5, 2, 4, 8, 16, 32):
         ratio = min(1.0, math.ceil(1e4 * share * asked / max(1, pool)) / 1e4)
         ways.append({"split": "stratified", "num_labels": None, "labeled_ratio": ratio})
@@ -149,17 +169,21 @@ def _drawn(
 
     own_part = has_val and spec.validation == "split"
     validation = np.empty(0, dtype=np.int64)
+    task = np.flatnonzero(labels >= 0)
     if spec.validation == "split" and not has_val:
-        order = val_order.proportional(labels, keep_one=True) if stratified else val_order.plain()
-        validation = np.sort(order[: max(1, _nearest(spec.val_ratio * len(labels)))])
-    pool = _others(len(labels), validation)
+        keys = val_order.at(task)
+        order = keys.proportional(labels[task], keep_one=True) if stratified else keys.plain()
+        validation = np.sort(task[order[: max(1, _nearest(spec.val_ratio * len(task)))]])
+    rest = np.setdiff1d(task, validation)
+    _refuse_empty(spec, labels[rest], class_names)
 
+    pool = _long_tail(spec, "imbalance", labels, rest, label_order)
     counts = np.bincount(labels[pool], minlength=len(class_names))
     budget = _budget(spec, counts, class_names)
     keys = label_order.at(pool)
     if not stratified:
         order = keys.plain()
-    elif spec.num_labels is not None:
+    elif spec.num_labels is not None and spec.imbalance == 1:
         order = keys.balanced(labels[pool])
     else:
         order = keys.proportional(labels[pool])
@@ -169,9 +193,44 @@ def _drawn(
         _refuse_thin(spec, labels[chosen], class_names, least=2)
         held = _within(labels[chosen], spec.val_ratio)
         validation, chosen = np.sort(chosen[held]), chosen[~held]
-        pool = _others(len(labels), validation)
     _refuse_thin(spec, labels[chosen], class_names, least=1)
-    return Split(np.sort(chosen), pool, validation, "val" if own_part else "train", len(labels))
+    if spec.unlabeled_imbalance is not None:
+        pool = _long_tail(spec, "unlabeled_imbalance", labels, rest, label_order)
+    unlabeled = np.setdiff1d(pool, validation)
+    if spec.unlabeled_mismatch is not None:
+        unlabeled = _mixed(spec.unlabeled_mismatch, labels, unlabeled, val_order)
+    part: Literal["train", "val"] = "val" if own_part else "train"
+    return Split(np.sort(chosen), unlabeled, validation, part, len(labels))
+
+
+def _long_tail(spec: DataSpec, key: str, labels: Ints, rows: Ints, order: _Order) -> Ints:
+    """Of `rows`, sorted, each class's first ones in the order: as many as the ratio `data.<key>` leaves it."""
+    ratio = getattr(spec, key)
+    if ratio == 1:
+        return rows
+    sizes = np.bincount(labels[rows])
+    place = np.linspace(0, 1, len(sizes))
+    largest = (sizes * ratio**place).min()
+    if largest * (1 + ROUNDING) < ratio:
+        most = math.floor((sizes[:-1] ** (1 / (1 - place[:-1]))).min())
+        text = f"is {ratio:g}, but must be at most {most}: with the images of the training pool the last class has none"
+        raise UserError(Problem(text, key=f"data.{key}"))
+    counts = np.floor(largest * ratio**-place + ROUNDING).astype(np.int64)
+    kept: Ints = rows[_ranks(labels[rows], order.keys[rows]) < counts[labels[rows]]]
+    return kept
+
+
+def _mixed(share: float, labels: Ints, own: Ints, order: _Order) -> Ints:
+    """Sorted rows of which a share is of other classes and the rest of `own`, as many for every share."""
+    others = np.flatnonzero(labels < 0)
+    if not len(others):
+        text = f"is {share}, but all images of the training pool are of data.classes"
+        raise UserError(Problem(text, key="data.unlabeled_mismatch"))
+    size = min(len(own), len(others))
+    count = _nearest(share * size)
+    inside = own[order.at(own).proportional(labels[own])[: size - count]]
+    outside = others[order.at(others).plain()[:count]]
+    return np.sort(np.concatenate([inside, outside]))
 
 
 def hold_out(labels: Ints) -> tuple[Ints, Ints]:
@@ -251,11 +310,6 @@ def _within(labels: Ints, ratio: float) -> NDArray[np.bool_]:
 def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
     """Labels in all; UserError where the pool, with `counts` images per class, cannot give them."""
     pool, classes = int(counts.sum()), len(class_names)
-    empty = [class_names[k] for k in np.flatnonzero(counts == 0).tolist()]
-    if empty:
-        text = f"is {spec.val_ratio}, but leaves no training image of {first_names(empty)}"
-        raise UserError(Problem(text, key="data.val_ratio"))
-
     budget = pool
     if spec.num_labels is not None:
         budget = spec.num_labels
@@ -263,9 +317,9 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
         budget = _nearest(spec.labeled_ratio * pool)
     key, value = _asked(spec)
     if budget > pool:
-        raise UserError(
-            Problem(f"is {value}, but the training pool has only {pool} images", key=key)
-        )
+        tail = f" with data.imbalance={spec.imbalance:g}" if spec.imbalance > 1 else ""
+        text = f"is {value}, but the training pool has only {pool} images{tail}"
+        raise UserError(Problem(text, key=key))
     each = 2 if spec.validation == "within_budget" else 1
     if budget < each * classes:
         least: float = each * classes
@@ -277,7 +331,7 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
         what = "one label" if each == 1 else "one label and one validation image"
         text = f"is {value}, but must be at least {least} ({what} for each of {classes} classes)"
         raise UserError(Problem(text, key=key))
-    if spec.num_labels is not None and spec.split == "stratified":
+    if spec.num_labels is not None and spec.split == "stratified" and spec.imbalance == 1:
         share = -(-budget // classes)  # of every class, for which have one more is the seed's
         short = [
             f"{class_names[k]} has {counts[k]}" for k in np.flatnonzero(counts < share).tolist()
@@ -289,6 +343,14 @@ def _budget(spec: DataSpec, counts: Ints, class_names: Sequence[str]) -> int:
             )
             raise _Unbalanced(Problem(text, key=key))
     return budget
+
+
+def _refuse_empty(spec: DataSpec, labels: Ints, class_names: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    empty = [class_names[k] for k in np.flatnonzero(counts == 0).tolist()]
+    if empty:
+        text = f"is {spec.val_ratio}, but leaves no training image of {first_names(empty)}"
+        raise UserError(Problem(text, key="data.val_ratio"))
 
 
 def _refuse_thin(spec: DataSpec, labels: Ints, class_names: Sequence[str], *, least: int) -> None:

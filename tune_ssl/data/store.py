@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ssl.base.errors import Problem, UserError
+from tune_ssl.base.errors import Problem, UserError, nearest
 from tune_ssl.base.files import make_room, write_atomically
 from tune_ssl.base.progress import progress
 from tune_ssl.base.spec import DataSpec
@@ -42,10 +43,15 @@ CHOOSING = ("on_bad_image", "duplicates", "store")  # what is kept of the files,
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """`images` uint8 (N, C, H, W) by row, read-only; `labels` int64 (N,) in 0..K-1."""
+    """`images` uint8 (N, C, H, W) by row, read-only; `labels` int64 (N,) in 0..K-1, -1 of another class."""
 
     images: ImageRows
     labels: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of the task's images."""
+        return np.flatnonzero(self.labels >= 0)
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,13 @@ class UnlabeledPart:
 
 @dataclass(frozen=True)
 class Store:
-    """A dataset on disk. The test part is not here: see `open_test`.
+    """A dataset on disk, or some of its classes. The test part is not here: see `open_test`.
 
+    The K `class_names` are the task's; `kept` has their numbers in the dataset where they are not all (`of_classes`).
     `flip` says whether a left-right flip keeps the class. `mean` and `std` are those of the train
     part's channels, in 0..1, 1 where it is below LEAST_STD. `digest` is of all images and labels (12 hex digits).
     `meta` has counts, what was left out and why, notes and build seconds; `listed` are sentences about the folder that
-    was listed to find it. Pickling carries the path only.
+    was listed to find it. Pickling carries the path and the classes.
     """
 
     path: Path
@@ -77,9 +84,50 @@ class Store:
     digest: str
     meta: dict[str, Any]
     listed: tuple[str, ...] = ()
+    kept: tuple[int, ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return _reopened, (self.path, None if self.kept is None else self.class_names)
+
+    def of_classes(self, names: Sequence[str] | None) -> Store:
+        """The store as a task of these classes alone, numbered in this order; of all its classes where None.
+
+        Rows, statistics and digest are those of the whole. UserError for a name that it does not have.
+        """
+        if names is None:
+            return self
+        known = self.class_names
+        if wrong := [name for name in names if name not in known]:
+            of = f"which is no class of {self.meta['dataset']}"
+            raise UserError(
+                Problem(
+                    f"has {name!r}, {of}{nearest(name, known)} (known: {first_names(known)})",
+                    "data.classes",
+                )
+                for name in wrong
+            )
+        kept = tuple(known.index(name) for name in names)
+        store = replace(self, class_names=tuple(names), kept=kept)
+        val = store.val and replace(store.val, labels=store.numbered(store.val.labels))
+        train = replace(store.train, labels=store.numbered(store.train.labels))
+        return replace(store, train=train, val=val)
+
+    def numbered(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The dataset's class numbers (N,) as the task's: -1 of a class that is not in it."""
+        if self.kept is None:
+            return labels
+        number = np.full(len(self.meta["class_names"]), -1, dtype=np.int64)
+        number[[*self.kept]] = np.arange(len(self.kept))
+        return number[labels]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """part -> its images of the task; all of the unlabeled part."""
+        counts: dict[str, int] = dict(self.meta["counts"])
+        if self.kept is not None:
+            for part, sizes in self.meta["class_counts"].items():
+                counts[part] = sum(sizes[k] for k in self.kept)
+        return counts
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -139,7 +187,7 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
     base = _base(dataset, spec, listing, cache)
     store = _found(base, listing)
     if store is not None:
-        return _listed(store, spec, listing)
+        return _listed(store, spec, listing).of_classes(spec.classes)
     from filelock import FileLock
 
     with writing(base):
@@ -155,7 +203,7 @@ def prepare(spec: DataSpec, *, cache: Path | None = None) -> Store:
             store = open_store(target)
     finally:
         lock.release()
-    return _listed(store, spec, listing)
+    return _listed(store, spec, listing).of_classes(spec.classes)
 
 
 def _listed(store: Store, spec: DataSpec, listing: Listing | None) -> Store:
@@ -181,6 +229,10 @@ def open_store(path: Path) -> Store:
     return store
 
 
+def _reopened(path: Path, classes: tuple[str, ...] | None) -> Store:
+    return open_store(path).of_classes(classes)
+
+
 def pinned_store(spec: DataSpec, path: str, digest: str) -> Store:
     """The store that a run began with: at `path` if it is there, else what `spec` gives here and now.
 
@@ -188,8 +240,9 @@ def pinned_store(spec: DataSpec, path: str, digest: str) -> Store:
         UserError: the data are not those of `digest` any more.
     """
     store = _opened(Path(path)) if path else None
-    if store is None or store.digest != digest:
-        store = prepare(spec)
+    if store is not None and store.digest == digest:
+        return store.of_classes(spec.classes)
+    store = prepare(spec)
     if store.digest != digest:
         text = (
             f"has digest {store.digest} on this machine, but the run began with {digest}: the data changed, and the "
@@ -228,7 +281,7 @@ def changes_since(store: Store, spec: DataSpec) -> str:
 def open_test(store: Store) -> LabeledPart:
     """The test part. Only a confirmation may call this."""
     images, labels = _part(store.path, store.meta, "test")
-    return LabeledPart(images, labels)
+    return LabeledPart(images, store.numbered(labels))
 
 
 def cache_folder(given: Path | None = None) -> Path:

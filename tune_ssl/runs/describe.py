@@ -45,7 +45,7 @@ def describe(study: Study, stores: dict[str, Store], name: str, command: str) ->
             "name": study.fixed.data.dataset,
             "digest": store.digest,
             "classes": list(store.class_names),
-            "counts": store.meta["counts"],
+            "counts": store.counts,
             "image_shape": list(store.shape),
             "remarks": store.remarks(),
         },

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tune_ssl.base.errors import Problem, UserError
 from tune_ssl.base.retry import until_it_works
-from tune_ssl.base.spec import DataSpec
+from tune_ssl.base.spec import UNBALANCED, DataSpec
 from tune_ssl.data.folder import first_names
-from tune_ssl.data.splits import Split, make_split
+from tune_ssl.data.sets import split_of
+from tune_ssl.data.splits import Split
 from tune_ssl.data.store import Store, changes_since, pinned_store, prepare
 from tune_ssl.models import TIMM
 from tune_ssl.records import log
@@ -23,6 +25,8 @@ from tune_ssl.records.ties import half_width
 from tune_ssl.study.named import cautions
 from tune_ssl.study.study import Condition, Study
 from tune_ssl.study.trial import check_contrast, override
+
+Ints = NDArray[np.int64]
 
 SEEN = 1.5  # standard deviations: a difference that is larger need not be said to be small
 PROPOSED = 10  # seeds
@@ -151,6 +155,8 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
         split = _split(store, condition, seed)
         validated, labels = _validation_labels(store, split), len(split.labeled)
         count = len(validated)
+        if any(key in condition.data.model_dump() for key in UNBALANCED):
+            lines.append(f"{condition.cell}: {_composition(condition.data, store, split)}")
         per_class = np.bincount(validated, minlength=len(store.class_names))
         thin = {
             name: int(n)
@@ -186,6 +192,29 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     return lines
 
 
+def _composition(data: DataSpec, store: Store, split: Split) -> str:
+    """How many labeled and unlabeled images there are, of the largest and the smallest class and of others."""
+    labeled, unlabeled = (store.train.labels[rows] for rows in (split.labeled, split.unlabeled))
+    count, every = len(store.class_names), len(store.meta["class_names"])
+    of = f" of {count} of {every} classes" if count < every else ""
+    said = f"{len(labeled)} labeled images{of}, {_span(labeled, store)}; {len(unlabeled)} unlabeled"
+    if data.unlabeled_mismatch is None:
+        said += f", {_span(unlabeled, store)}"
+    else:
+        said += f", {100 * float((unlabeled < 0).mean()):.0f} % of them of other classes"
+    if store.unlabeled is not None:
+        said += f", and {len(store.unlabeled.labels)} of the dataset's own, as they are"
+    return said
+
+
+def _span(labels: Ints, store: Store) -> str:
+    """The largest class and the smallest one."""
+    counts = np.bincount(labels, minlength=len(store.class_names))
+    most, least = int(counts.argmax()), len(counts) - 1 - int(counts[::-1].argmin())
+    names = store.class_names
+    return f"{counts[most]} of {names[most]} to {counts[least]} of {names[least]}"
+
+
 def _decides(study: Study) -> list[str]:
     """What the fresh seeds can decide, by the rule of the report; nothing of a study without any."""
     seeds = len(study.settings.seeds)
@@ -213,7 +242,7 @@ def _decides(study: Study) -> list[str]:
 def _validation_labels(store: Store, split: Split) -> Any:
     """The class of each validation image, (N,)."""
     if split.validation_part == "val" and store.val is not None:
-        return store.val.labels
+        return store.val.labels[store.val.rows]
     return store.train.labels[split.validation]
 
 
@@ -253,10 +282,4 @@ def validation_count(store: Store, condition: Condition, seed: int) -> int:
 
 def _split(store: Store, condition: Condition, seed: int) -> Split:
     spec = condition.spec.model_copy(update={"seed": seed})
-    return make_split(
-        store.train.labels,
-        store.class_names,
-        spec.data,
-        seed=spec.split_seed,
-        has_val=store.val is not None,
-    )
+    return split_of(store, spec.data, spec.split_seed)

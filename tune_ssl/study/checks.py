@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_ssl.base.errors import Problem, UserError, nearest, shown, unknown
-from tune_ssl.base.spec import StudySpec
+from tune_ssl.base.spec import UNBALANCED, StudySpec
 from tune_ssl.base.yaml_file import Keys, YamlFile
 from tune_ssl.methods import method_names
 from tune_ssl.methods.measures import MEASURED
@@ -37,6 +37,7 @@ VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 LABELING = (
     *("dataset", "root", "labels", "val_root", "test_root", "unlabeled_root", "class_depth"),
     *("on_bad_image", "duplicates", "max_pixels"),
+    *UNBALANCED,
     *("labeled_ratio", "num_labels", "split", "validation", "val_ratio"),
 )
 
@@ -127,6 +128,11 @@ class Checks:
             if len(set(map(str, values))) < len(values):
                 self.add(place, name, f"is {shown(values)}, but must name each value once")
             self._no_seed(place, key, "conditions.")
+            if key == "data.classes":
+                text = (
+                    "must not be here: all conditions of a study have the same classes; use fixed"
+                )
+                self.add(place, name, text)
             axes[key] = values
             told: set[str] = set()  # a problem of a whole section is the same for every value
             for i, value in enumerate(values):

@@ -67,11 +67,11 @@ def choose(store: Store, split: Split, most: int = MOST) -> tuple[dict[str, Ints
     None of them was labeled in training. Each part gets a third of the places if it has so many images; what is left
     goes to the validation part, then to train, then to unlabeled.
     """
-    hidden = np.setdiff1d(np.arange(split.train_size), split.labeled)
+    hidden = np.setdiff1d(store.train.rows, split.labeled)
+    own_part = store.val is not None and split.validation_part == "val"
+    held = store.val.rows if store.val is not None and own_part else np.empty(0, np.int64)
     counts = {
-        "val": len(store.val.labels)
-        if store.val is not None and split.validation_part == "val"
-        else 0,
+        "val": len(held),
         "train": len(hidden),
         "unlabeled": len(store.unlabeled.labels) if store.unlabeled is not None else 0,
     }
@@ -79,6 +79,7 @@ def choose(store: Store, split: Split, most: int = MOST) -> tuple[dict[str, Ints
     for name in FIRST:
         places[name] += min(counts[name] - places[name], most - sum(places.values()))
     rows = {name: np.sort(spread(counts[name])[: places[name]]) for name in ("val", "unlabeled")}
+    rows["val"] = held[rows["val"]]
     order = spread(split.train_size)
     rows["train"] = np.sort(order[np.isin(order, hidden)][: places["train"]])
     return rows, sum(counts.values()) - sum(places.values())

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tune_ssl.base.errors import first_line
 from tune_ssl.data.sets import Images, LabeledSet, Piece
 from tune_ssl.data.store import open_test
@@ -32,8 +30,8 @@ def measure_test(trained: Trained) -> dict[str, Any]:
     from tune_ssl.training.evaluation import confusion, predict, reliability
 
     part = open_test(trained.data.store)
-    images = Images((Piece(part.images, np.arange(len(part.labels)), "test"),))
-    on = LabeledSet(images, part.labels)
+    images = Images((Piece(part.images, part.rows, "test"),))
+    on = LabeledSet(images, part.labels[part.rows])
     prediction = predict(trained.stage, trained.network, trained.data, on)
     counts_KK = confusion(prediction, on, trained.data.task.num_classes)
     bins_B3 = reliability(prediction, on).round(6)

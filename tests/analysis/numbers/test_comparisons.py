@@ -10,6 +10,7 @@ from analysis.numbers.tables import chosen_table, results_table
 from analysis.read.load import load_runs
 from analysis.read.values import NONE
 from analysis.report.report import all_tables
+from analysis.words.answer import answer_lines
 from analysis.words.summary import summary
 from tests.analysis.conftest import shown
 
@@ -253,6 +254,23 @@ def test_the_answer_and_the_grid_have_one_p_for_one_comparison(three):
         assert question.floor == "supervised"
         for one in question.contenders:
             assert one.family == 0 and one.p_holm == stated[one.label, question.condition[0]]
+
+
+def test_where_all_conditions_have_as_many_labels_the_answer_names_the_conditions(
+    tmp_path, write_run
+):
+    own = {"conditions": ["data.imbalance=1", "data.imbalance=10"], "labels": (50, 50)}
+    a = write_run(tmp_path / "a", method="supervised", confirm=BASE, **own)
+    b = write_run(tmp_path / "b", method="fixmatch", confirm=BETTER, **own)
+    runs = load_runs([a, b])
+    lines = [*answer_lines(runs, questions(runs, comparisons.difference_table(runs)))]
+    assert [line.partition(":")[0] for line in lines[:2]] == [
+        "Under data.imbalance=1",
+        "Under data.imbalance=10",
+    ]
+    assert lines[2] == (
+        "in short: a method that uses the unlabeled images helps in every condition tried"
+    )
 
 
 def test_against_another_floor_the_answer_names_its_family(tmp_path, write_run):
