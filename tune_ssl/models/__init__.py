@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         PredictorNetwork,
         ProbeNetwork,
         ProjectorNetwork,
+        QueueNetwork,
+        TargetNetwork,
         TransferClassifier,
         encoder_for,
     )
@@ -31,6 +33,8 @@ __all__ = [
     "PredictorNetwork",
     "ProbeNetwork",
     "ProjectorNetwork",
+    "QueueNetwork",
+    "TargetNetwork",
     "Teacher",
     "TransferClassifier",
     "check_encoder",
