@@ -14,6 +14,7 @@ HEADS: dict[str, dict[str, int]] = {
     "simclr": NARROW,
     "simclr_joint": NARROW,
     "simsiam": {**NARROW, "method.predictor_hidden": 8},
+    "byol": {**NARROW, "method.predictor_hidden": 8},
     "fixmatch_cvae": {"method.width": 4, "method.latent_dim": 4},
 }
 
