@@ -15,6 +15,7 @@ HEADS: dict[str, dict[str, int]] = {
     "simclr_joint": NARROW,
     "simsiam": {**NARROW, "method.predictor_hidden": 8},
     "byol": {**NARROW, "method.predictor_hidden": 8},
+    "moco": {**NARROW, "method.queue": 32},
     "fixmatch_cvae": {"method.width": 4, "method.latent_dim": 4},
 }
 
