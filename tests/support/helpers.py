@@ -17,6 +17,7 @@ HEADS: dict[str, dict[str, int]] = {
     "byol": {**NARROW, "method.predictor_hidden": 8},
     "moco": {**NARROW, "method.queue": 32},
     "barlow_twins": NARROW,
+    "vicreg": NARROW,
     "fixmatch_cvae": {"method.width": 4, "method.latent_dim": 4},
 }
 
