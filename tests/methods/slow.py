@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tune_ssl.methods import barlow_twins, moco, vicreg
+from tune_ssl.methods.byol import regression
 from tune_ssl.methods.fixmatch import consistency, pseudo_labels, target_diagnostics
 from tune_ssl.methods.kmeans import augmentation_consistency
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
@@ -159,6 +161,78 @@ def slow_embedding_std(features: Rows) -> float:
     return mean(deviations) * math.sqrt(len(features[0]))
 
 
+def slow_regression(predicted: Rows, target: Rows) -> float:
+    """Equation 2 of arXiv 2006.07733 in its second form: 2 - 2 cosine; a row of zeros has no direction."""
+    losses = []
+    for p, z in zip(predicted, target, strict=True):
+        losses.append(any(p) + any(z) - 2 * cosine(p, z))
+    return mean(losses)
+
+
+def slow_queue_contrast(
+    queries: Rows, keys: Rows, queue: Rows, others: list[list[bool]], temperature: float
+) -> float:
+    losses = []
+    for query, key, chosen in zip(queries, keys, others, strict=True):
+        negatives = [row for row, other in zip(queue, chosen, strict=True) if other]
+        scaled = [cosine(query, row) / temperature for row in [key, *negatives]]
+        losses.append(-log_softmax(scaled)[0])
+    return mean(losses)
+
+
+def columns(rows: Rows) -> Rows:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def product_of_deviations(a: Row, b: Row) -> float:
+    """Sum over the images of (a - mean of a) (b - mean of b)."""
+    return math.fsum((x - mean(a)) * (y - mean(b)) for x, y in zip(a, b, strict=True))
+
+
+def slow_correlation(a: Row, b: Row) -> float:
+    """Equation 2 of arXiv 2103.03230, with the authors' BatchNorm: 1e-5 is added to each variance."""
+    lengths = [math.sqrt(product_of_deviations(x, x) / len(x) + 1e-5) for x in (a, b)]
+    return product_of_deviations(a, b) / len(a) / lengths[0] / lengths[1]
+
+
+def slow_barlow_invariance(first: Rows, second: Rows) -> float:
+    pairs = zip(columns(first), columns(second), strict=True)
+    return math.fsum((1 - slow_correlation(a, b)) ** 2 for a, b in pairs)
+
+
+def slow_redundancy(first: Rows, second: Rows) -> float:
+    total = 0.0
+    for i, a in enumerate(columns(first)):
+        total += math.fsum(
+            slow_correlation(a, b) ** 2 for j, b in enumerate(columns(second)) if j != i
+        )
+    return total
+
+
+def slow_vicreg_invariance(first: Rows, second: Rows) -> float:
+    squares = []
+    for a, b in zip(first, second, strict=True):
+        squares += [(x - y) ** 2 for x, y in zip(a, b, strict=True)]
+    return mean(squares)
+
+
+def slow_variance(features: Rows) -> float:
+    hinges = []
+    for column in columns(features):
+        var = product_of_deviations(column, column) / max(len(column) - 1, 1)
+        hinges.append(max(0.0, 1 - math.sqrt(var + 1e-4)))
+    return mean(hinges)
+
+
+def slow_covariance(features: Rows) -> float:
+    total = 0.0
+    for i, a in enumerate(columns(features)):
+        for j, b in enumerate(columns(features)):
+            if i != j:
+                total += (product_of_deviations(a, b) / max(len(a) - 1, 1)) ** 2
+    return total / len(features[0])
+
+
 # ---- perturbations -----------------------------------------------------------------------------
 
 
@@ -298,12 +372,25 @@ def diagnostics(weak_UK: Tensor, hidden_U: Tensor, threshold: float) -> dict[str
     return target_diagnostics(pseudo_labels(weak_UK, threshold), hidden_U)
 
 
+def queues() -> dict[str, tuple[Tensor, ...]]:
+    """Queries, keys, a queue of as many keys twice over, and which of these are of another image than the query."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for case, (queries, keys) in views().items():
+        ids = torch.arange(len(queries))
+        queue, ids_of_queue = torch.cat([keys.flip(0), queries]), torch.cat([ids.flip(0), ids + 1])
+        found[case] = (queries, keys, queue, ids[:, None] != ids_of_queue)
+    queries, keys, queue, _ = found["random"]
+    found["no other image"] = (queries[:1], keys[:1], queue[:3], torch.zeros(1, 3) > 0)
+    return found
+
+
 THRESHOLDS = at(logits(2), "tau", 0.0, 0.7, 0.95) | {
     "none confident": (draw(8, 5, 0, 0.1), draw(8, 5, 1), 0.95)
 }
 HIDDEN = at(with_labels(unknown=True), "tau", 0.0, 0.95) | {
     "no label known": (draw(8, 5, 0), torch.full((8,), -1), 0.0)
 }
+ONE_VIEW = {case: rows[:1] for case, rows in views().items()}
 SPREAD = views() | {"centred": (draw(2000, 8, 0), draw(2000, 8, 1))}
 ALIKE = ("one direction", "only zero rows")  # no spread: only noise is left of it
 
@@ -332,6 +419,25 @@ LOSSES = {
     "contrastive (InfoNCE)": Loss(info_nce, slow_info_nce, at(views(), "T", 0.01, 0.5)),
     "contrastive_accuracy": Loss(contrastive_accuracy, slow_contrastive_accuracy, views()),
     "similarity": Loss(similarity, slow_similarity, views()),
+    "regression": Loss(regression, slow_regression, views()),
+    "contrastive (MoCo)": Loss(
+        lambda *a: moco.contrast(moco.queue_logits(*a)),
+        slow_queue_contrast,
+        at(queues(), "T", 0.01, 0.5),
+    ),
+    "invariance (Barlow Twins)": Loss(
+        lambda *a: barlow_twins.invariance(barlow_twins.cross_correlation(*a)),
+        slow_barlow_invariance,
+        views(),
+    ),
+    "redundancy": Loss(
+        lambda *a: barlow_twins.redundancy(barlow_twins.cross_correlation(*a)),
+        slow_redundancy,
+        views(),
+    ),
+    "invariance (VICReg)": Loss(vicreg.invariance, slow_vicreg_invariance, views()),
+    "variance": Loss(vicreg.variance, slow_variance, ONE_VIEW),
+    "covariance": Loss(vicreg.covariance, slow_covariance, ONE_VIEW),
     "embedding_std": Loss(
         embedding_std,
         slow_embedding_std,

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from tests.methods.slow import LOSSES, diagnostics, draw, plain, rounded
+from tune_ssl.methods import barlow_twins, moco, vicreg
+from tune_ssl.methods.byol import decay_at, regression
 from tune_ssl.methods.fixmatch import consistency
 from tune_ssl.methods.kmeans import augmentation_consistency, cluster_diagnostics, normalize
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
@@ -252,6 +254,99 @@ def test_diagnostics_carry_no_gradient():
     flat = [found["mask_rate"], *found["pseudo_label_accuracy"]]
     flat += [contrastive_accuracy(first, second), embedding_std(first)]
     assert not any(value.requires_grad for value in flat)
+
+
+def test_regression_runs_from_zero_for_equal_to_four_for_opposite_directions():
+    rows = draw(5, 3, 0)
+    assert regression(rows, 7 * rows).item() == pytest.approx(0, abs=1e-12)
+    assert regression(rows, -rows).item() == pytest.approx(4)
+
+
+def test_the_targets_decay_rises_from_its_start_to_one_by_a_cosine():
+    # target_ema of google-deepmind/deepmind-research, byol/utils/schedules.py (8457046), of 1000 steps
+    found = [decay_at(at, 0.996) for at in (0, 0.25, 0.5, 0.999, 1)]
+    expected = [0.996, 0.9965857864376269, 0.998, 0.9999999901304037, 1]
+    assert found == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_key_that_is_no_negative_says_nothing_and_without_one_there_is_nothing_to_lose():
+    queries, keys, queue = draw(4, 3, 0), draw(4, 3, 1), draw(6, 3, 2)
+    others = torch.arange(24).reshape(4, 6) % 5 > 0
+    found = moco.contrast(moco.queue_logits(queries, keys, queue, others, 0.1))
+    fewer = torch.zeros(4)
+    for i in range(4):
+        logits = moco.queue_logits(
+            queries[[i]], keys[[i]], queue[others[i]], others[[i]][:, others[i]], 0.1
+        )
+        fewer[i] = moco.contrast(logits)
+    assert found.item() == pytest.approx(fewer.mean().item(), rel=1e-6)
+    none = moco.queue_logits(queries, keys, queue, others & False, 0.1)
+    assert moco.contrast(none).item() == 0
+
+
+def test_views_that_agree_have_no_invariance_loss_and_copied_dimensions_are_redundant():
+    apart = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    copied = apart[:, [0, 0]]
+    for rows, redundant in ((apart, 0), (copied, 2)):
+        correlation = barlow_twins.cross_correlation(3 * rows + 5, rows - 1)
+        assert barlow_twins.invariance(correlation).item() == pytest.approx(0, abs=1e-9)
+        assert barlow_twins.redundancy(correlation).item() == pytest.approx(redundant, rel=1e-4)
+    opposite = barlow_twins.cross_correlation(apart, -apart)
+    assert barlow_twins.invariance(opposite).item() == pytest.approx(8, rel=1e-4)
+
+
+def test_variance_asks_for_a_deviation_of_one_and_no_more_and_covariance_for_none_in_common():
+    spread = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert vicreg.variance(spread).item() == vicreg.variance(9 * spread + 4).item() == 0
+    assert vicreg.variance(torch.ones(4, 2)).item() == pytest.approx(0.99)
+    assert vicreg.covariance(9 * spread + 4).item() == pytest.approx(0, abs=1e-9)
+    assert vicreg.covariance(spread[:, [0, 0]]).item() == pytest.approx((4 / 3) ** 2)
+
+
+# What a public implementation gives for `waves`, with its commit; computed in float64 by its own code.
+
+
+def waves(count: int, phase: float) -> torch.Tensor:
+    rows = torch.sin(1.7 * torch.arange(4 * count, dtype=torch.float64) + phase)
+    return rows.reshape(count, 4) * torch.linspace(0.5, 2, 4, dtype=torch.float64)
+
+
+A, B, QUEUE = waves(6, 0.0), waves(6, 0.4), waves(9, 5.0)
+OTHERS = torch.ones(6, 9) > 0
+C = barlow_twins.cross_correlation(A, B)
+PUBLIC = [
+    # vturrisi/solo-learn 2269ce6, solo/losses/byol.py
+    ("regression", regression(A, B), 0.16750019422827944),
+    # lucidrains/byol-pytorch 0095aa4: both views' losses are added
+    (
+        "regression of both views",
+        regression(waves(6, 1), waves(6, 4.5)) + regression(waves(6, 2), waves(6, 3)),
+        4.813266715669093,
+    ),
+    # facebookresearch/moco 4397a04, moco/builder.py: there each key of the queue is a negative
+    (
+        "contrastive (MoCo)",
+        moco.contrast(moco.queue_logits(A, B, QUEUE, OTHERS, 0.1)),
+        1.5260905933720055,
+    ),
+    (
+        "contrastive (MoCo), T 0.2",
+        moco.contrast(moco.queue_logits(A, B, QUEUE, OTHERS, 0.2)),
+        1.4667541998389266,
+    ),
+    # facebookresearch/barlowtwins 046eec3, main.py; lightly 11cfbc0 divides by the unbiased deviation and by N
+    ("invariance (Barlow Twins)", barlow_twins.invariance(C), 0.2497208118459129),
+    ("redundancy", barlow_twins.redundancy(C), 5.09188831221656),
+    # facebookresearch/vicreg 08c8c0c, main_vicreg.py; solo-learn 53e8139 adds the views' variance terms: twice as much
+    ("invariance (VICReg)", vicreg.invariance(A, B), 0.14852599241600592),
+    ("variance", (vicreg.variance(A) + vicreg.variance(B)) / 2, 0.3825895667518061),
+    ("covariance", vicreg.covariance(A) + vicreg.covariance(B), 1.3631194705267249),
+]
+
+
+@pytest.mark.parametrize("name, found, expected", PUBLIC, ids=[name for name, *_ in PUBLIC])
+def test_a_loss_is_that_of_a_public_implementation(name, found, expected):
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 # ---- clusters ----------------------------------------------------------------------------------

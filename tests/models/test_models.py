@@ -17,6 +17,7 @@ from tune_ssl.models import (
     PredictorNetwork,
     ProbeNetwork,
     ProjectorNetwork,
+    QueueNetwork,
     TransferClassifier,
     check_encoder,
     encoder_for,
@@ -172,6 +173,17 @@ def test_simclrs_projector_is_two_layers_with_batchnorm_and_relu_between():
     kinds = [type(layer).__name__ for layer in network.projector]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert network(torch.randn(5, 1, 8, 8)).shape == (5, 16)
+
+
+def test_a_projector_has_batchnorm_and_relu_after_each_layer_but_the_last_and_mocos_no_batchnorm():
+    network = ProjectorNetwork(encoder_for(DIGITS, ModelSpec()), (32, 24, 16))
+    kinds = [type(layer).__name__ for layer in network.projector]
+    assert kinds == [*["Linear", "BatchNorm1d", "ReLU"] * 2, "Linear"]
+    widths = [layer.out_features for layer in network.projector if hasattr(layer, "out_features")]
+    assert widths == [32, 24, 16]
+    network = QueueNetwork(encoder_for(DIGITS, ModelSpec()), (32, 16), 8)
+    heads = [network.projector, network.teacher.network[1]]
+    assert not any(isinstance(m, torch.nn.BatchNorm1d) for head in heads for m in head.modules())
 
 
 def test_simsiams_projection_is_normalised_over_the_batch_without_scale_or_shift():

@@ -14,6 +14,10 @@ HEADS: dict[str, dict[str, int]] = {
     "simclr": NARROW,
     "simclr_joint": NARROW,
     "simsiam": {**NARROW, "method.predictor_hidden": 8},
+    "byol": {**NARROW, "method.predictor_hidden": 8},
+    "moco": {**NARROW, "method.queue": 32},
+    "barlow_twins": NARROW,
+    "vicreg": NARROW,
     "fixmatch_cvae": {"method.width": 4, "method.latent_dim": 4},
 }
 

@@ -92,6 +92,7 @@ def folders(shelves: Path) -> list[Path]:
     [
         ("simclr", {"optim.ema_decay": 0.0, "budget.checkpoint": "best", "model.freeze": 1}),
         ("simsiam", {"method.transfer": "linear_probe", "budget.steps": 10}),
+        ("moco", {}),
         ("fixmatch_cvae", {"method.threshold": 0.1}),
     ],
 )

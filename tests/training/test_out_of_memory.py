@@ -23,6 +23,7 @@ from tune_ssl.training.stepper import Stepper
 
 CPU = torch.device("cpu")
 WHOLE = {"simclr": "pretrain", "simsiam": "pretrain", "simclr_joint": "joint", "kmeans": "train"}
+WHOLE |= dict.fromkeys(("byol", "moco", "barlow_twins", "vicreg"), "pretrain")
 WHOLE["soft_kmeans"] = "train"
 
 HUNGRY = """

@@ -16,6 +16,7 @@ from tune_ssl.base.spec import ModelSpec
 from tune_ssl.data.batch import Task
 from tune_ssl.models import stem
 from tune_ssl.models.encoders import build_encoder, freeze
+from tune_ssl.models.teacher import Teacher
 from tune_ssl.models.weights import load_weights
 
 
@@ -207,26 +208,31 @@ class Centroids(nn.Module):
 
 
 class ProjectorNetwork(nn.Module):
-    """Encoder -> Linear -> BatchNorm -> ReLU -> Linear to D = `sizes[1]` (SimCLR's projector).
+    """Encoder -> Linear -> BatchNorm -> ReLU for each size but the last -> Linear to D = `sizes[-1]`.
 
-    `forward` gives the projection (N, D); the encoder is what is kept. `norm=False` is without
-    BatchNorm.
+    Two sizes are SimCLR's projector, three that of Barlow Twins and VICReg. `forward` gives the projection (N, D); the
+    encoder is what is kept. `norm=False` is without BatchNorm.
     """
 
-    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], norm: bool = True) -> None:
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, ...], norm: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
-        hidden, out = sizes
-        self.projector = nn.Sequential(
-            nn.Linear(encoder.out_dim, hidden, bias=not norm),  # type: ignore[arg-type]
-            nn.BatchNorm1d(hidden) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.Linear(hidden, out),
-        )
+        self.projector = _layers(encoder.out_dim, sizes, norm)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         projected: Tensor = self.projector(self.encoder(images))
         return projected
+
+
+def _layers(width: int, sizes: tuple[int, ...], norm: bool = True) -> nn.Sequential:
+    """From `width` dimensions: Linear -> BatchNorm -> ReLU for each of `sizes` but the last, which is Linear alone."""
+    *hidden, out = sizes
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers.append(nn.Linear(width, size, bias=not norm))
+        layers += [nn.BatchNorm1d(size) if norm else nn.Identity(), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, out))
 
 
 class PredictorNetwork(ProjectorNetwork):
@@ -242,12 +248,62 @@ class PredictorNetwork(ProjectorNetwork):
         self.projector.append(nn.BatchNorm1d(width, affine=False))
         self.predictor: nn.Module = nn.Identity()
         if bottleneck is not None:
-            self.predictor = nn.Sequential(
-                nn.Linear(width, bottleneck, bias=False),
-                nn.BatchNorm1d(bottleneck),
-                nn.ReLU(),
-                nn.Linear(bottleneck, width),
-            )
+            self.predictor = _layers(width, (bottleneck, width))
+
+
+class FollowedNetwork(ProjectorNetwork):
+    """A projector, and `teacher`: a copy of encoder and projector whose weights follow them."""
+
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], norm: bool = True) -> None:
+        super().__init__(encoder, sizes, norm)
+        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+
+    def follow(self, decay: float) -> None:
+        """The teacher's weights = decay * its weights + (1 - decay) * the network's."""
+        self.teacher.follow(nn.Sequential(self.encoder, self.projector), decay)
+
+
+class TargetNetwork(FollowedNetwork):
+    """BYOL's heads: a projector, its teacher as the target, and a predictor of the projector's form.
+
+    Without `predictor_hidden` the predictor is the identity.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, sizes: tuple[int, int], predictor_hidden: int | None
+    ) -> None:
+        super().__init__(encoder, sizes)
+        width = sizes[1]
+        self.predictor: nn.Module = nn.Identity()
+        if predictor_hidden is not None:
+            self.predictor = _layers(width, (predictor_hidden, width))
+
+
+class QueueNetwork(FollowedNetwork):
+    """MoCo's heads: a projector without BatchNorm, its teacher for the keys, and a queue of the latest Q keys.
+
+    `ids_Q` tells which image each of `keys_QD` is of; -1 where there is none yet.
+    """
+
+    keys_QD: Tensor
+    ids_Q: Tensor
+    oldest: Tensor
+
+    def __init__(self, encoder: nn.Module, sizes: tuple[int, int], length: int) -> None:
+        super().__init__(encoder, sizes, norm=False)
+        self.register_buffer("keys_QD", torch.zeros(length, sizes[1]))
+        self.register_buffer("ids_Q", torch.full((length,), -1))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys_UD: Tensor, ids_U: Tensor) -> None:
+        """Put keys of the images `ids_U` in the place of the oldest ones; of more than Q the last Q."""
+        length = len(self.ids_Q)
+        keys_UD, ids_U = keys_UD[-length:], ids_U[-length:]
+        slots_U = (self.oldest + torch.arange(len(ids_U), device=ids_U.device)) % length
+        self.keys_QD[slots_U] = keys_UD.to(self.keys_QD.dtype)
+        self.ids_Q[slots_U] = ids_U
+        self.oldest.copy_((self.oldest + len(ids_U)) % length)
 
 
 class ProbeNetwork(ProjectorNetwork):
