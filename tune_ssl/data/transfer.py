@@ -44,6 +44,12 @@ class Transfer:
         return [tuple(next(there) for _ in group) for group in self.groups]
 
 
+def to_device(part: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device."""
+    [(there,)] = Transfer([(part,)], device).arrived()
+    return there
+
+
 def pack(parts: Sequence[Tensor], pinned: bool = False) -> Tensor:
     """The bytes of CPU tensors, one after another: those of wide types first, so that each is aligned."""
     in_bytes = [parts[i].contiguous().view(-1).view(torch.uint8) for i in _by_width(parts)]
