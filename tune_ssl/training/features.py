@@ -244,7 +244,7 @@ def feature_key(spec: TrialSpec, encoder: nn.Module, data: Data, key: str) -> st
             "model": model,
             "weights": content(encoder) if random else key,
             "data": [data.store.digest, data.task.size, list(data.mean), list(data.std)],
-            "device": [data.device.type, str(data.precision)],
+            "device": [data.device.type, str(data.precision), spec.compute.tf32],
             "code": SOURCE,
             "versions": [metadata.version(package) for package in ("torch", "torchvision", "timm")],
         }
