@@ -26,6 +26,7 @@ format: .venv/installed
 
 bench: .venv/installed         ## measure steps, what a trial costs beyond training, reports, drivers and nodes
 	$(BIN)/python -m benchmarks.step_efficiency
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.trial_overhead
 	$(BIN)/python -m benchmarks.report_scale
 	$(BIN)/python -m benchmarks.coverage

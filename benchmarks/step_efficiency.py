@@ -14,15 +14,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from tune_ssl.data.batch import Batch
 from tune_ssl.data.loading import load_data
 from tune_ssl.study.trial import TrialSpec, build_trial
 from tune_ssl.training.device import pick_device
-from tune_ssl.training.optimizers import build_optimizers
 from tune_ssl.training.stepper import Stepper, to_channels_last
 
 DIGITS = {"data": {"dataset": "digits", "num_labels": 50}}
@@ -60,7 +61,15 @@ def cases(cifar: str | None) -> dict[str, dict[str, Any]]:
 
 def measure(spec: TrialSpec, block: int, blocks: int) -> tuple[float, float, float]:
     """Medians over blocks: (ratio, pure seconds, full seconds) of one step."""
-    device = pick_device("auto")
+    pure_step, full = steps_of(spec)
+    pures, fulls = in_turn((pure_step, full.advance), block, blocks, full.device)
+    ratios = [pure / whole for pure, whole in zip(pures, fulls, strict=True)]
+    return statistics.median(ratios), statistics.median(pures), statistics.median(fulls)
+
+
+def steps_of(spec: TrialSpec) -> tuple[Callable[[], None], Stepper]:
+    """The pure step of the spec's first stage, on a network of its own, and what takes its full steps."""
+    device = pick_device(spec.compute.device)
     data = load_data(spec.data, spec.split_seed, device)
     stage = spec.stages()[0]
 
@@ -72,28 +81,34 @@ def measure(spec: TrialSpec, block: int, blocks: int) -> tuple[float, float, flo
         return stepper
 
     full, pure = build(), build()
-    batch = pure.loader.next()
+    return partial(pure_step, pure, pure.loader.next()), full
+
+
+def pure_step(stepper: Stepper, batch: Batch) -> None:
+    """Forward, backward and optimizer step, with a batch that is ready."""
     batch = batch._replace(
         labeled=tuple(map(to_channels_last, batch.labeled)),
         unlabeled=tuple(map(to_channels_last, batch.unlabeled)),
     )
-    [(_, optimizer)] = build_optimizers(spec.optim, stage, pure.network).values()
+    [(_, optimizer)] = stepper.optimizers.values()
+    with stepper.autocast():
+        losses = stepper.stage.step(stepper.network, batch).losses
+    optimizer.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    optimizer.step()
 
-    def pure_step() -> None:
-        with pure.autocast():
-            losses = stage.step(pure.network, batch).losses
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()  # type: ignore[union-attr]
-        optimizer.step()
 
-    for step in (pure_step, full.advance):
+def in_turn(
+    steps: Sequence[Callable[[], None]], block: int, blocks: int, device: torch.device
+) -> list[list[float]]:
+    """Of each step the seconds per call in each block, after one that does not count."""
+    for step in steps:
         timed(step, block, device)
-    ratios, pures, fulls = [], [], []
+    seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(blocks):
-        pures.append(timed(pure_step, block, device))
-        fulls.append(timed(full.advance, block, device))
-        ratios.append(pures[-1] / fulls[-1])
-    return statistics.median(ratios), statistics.median(pures), statistics.median(fulls)
+        for step, own in zip(steps, seconds, strict=True):
+            own.append(timed(step, block, device))
+    return seconds
 
 
 def timed(step: Callable[[], None], count: int, device: torch.device) -> float:

@@ -57,7 +57,7 @@ ONLY_IN = {
 HEAVY = ("torch", "torchvision", "timm", "ray", "optuna", "pandas", "plotly", "sklearn", "scipy")
 LOADS_HEAVY = (
     *("analysis", "benchmarks", "tune_ssl.search", "tune_ssl.training", "tune_ssl.tuning"),
-    *(f"tune_ssl.data.{name}" for name in ("augment", "loading", "ops", "pixels")),
+    *(f"tune_ssl.data.{name}" for name in ("augment", "loading", "ops", "pixels", "transfer")),
     *(f"tune_ssl.models.{name}" for name in ("cvae", "encoders", "fit", "fitted", "heads")),
     "tune_ssl.models.teacher",
     *(f"tune_ssl.cluster.{name}" for name in ("connect", "nodes", "resources")),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from benchmarks.transfers import CountedTransfers
 from tune_ssl.data.augment import VIEW_NAMES, View, view
 from tune_ssl.data.ops import (
     Apply,
@@ -90,6 +91,22 @@ def test_every_tensor_follows_the_images_to_their_device(name: str) -> None:
     # The meta device refuses to meet CPU tensors, as CUDA does.
     images = torch.empty(64, 3, 96, 96, dtype=torch.uint8, device="meta")
     assert make(name, 96)(images, seeded()).device.type == "meta"
+
+
+@pytest.mark.parametrize("name", RANDOM_VIEWS)
+def test_all_that_a_view_draws_goes_to_the_device_in_one_copy(name: str) -> None:
+    images = torch.empty(64, 3, 96, 96, dtype=torch.uint8, device="meta")
+    with CountedTransfers() as counted:
+        make(name, 96)(images, seeded())
+    assert counted.transfers == 1
+
+
+@pytest.mark.parametrize("name", VIEW_NAMES)
+def test_images_of_several_draws_are_seen_together_as_each_draw_by_itself(name: str) -> None:
+    chosen, images = make(name), copies(48, 3, 32)
+    apart = [chosen(part, seeded(k)) for k, part in enumerate(images.split(16))]
+    draws = [chosen.draw((16, 3, 32, 32), seeded(k)) for k in range(3)]
+    assert torch.equal(chosen.apply(images, chosen.plan(draws)), torch.cat(apart))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

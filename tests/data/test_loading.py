@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
+from benchmarks.transfers import CountedTransfers
 from tests.support.helpers import small_spec
 from tune_ssl.base.spec import DataSpec
 from tune_ssl.data import loading
@@ -26,9 +27,9 @@ from tune_ssl.data.ops import Apply, ColorJitter, Flip, RandomErasing, ReflectCr
 CPU = torch.device("cpu")
 
 
-def make(views=(("weak",), ("weak", "strong")), seed=0, **values):
+def make(views=(("weak",), ("weak", "strong")), seed=0, device=CPU, **values):
     spec = small_spec(**values)
-    data = load_data(spec.data, 0, CPU, views=spec.views)
+    data = load_data(spec.data, 0, device, views=spec.views)
     return data, Loader(data, spec.data, *views, seed=seed)
 
 
@@ -157,10 +158,10 @@ def test_a_stage_starts_from_images_of_every_class_though_the_data_is_in_class_o
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 7])
 def test_a_loaded_state_goes_on_with_the_same_batches(taken, monkeypatch):
     monkeypatch.setattr(
-        loading, "CHUNK_PIXELS", 4 * 24 * 64
-    )  # 8 labeled and 2 x 8 unlabeled: four steps a chunk
+        loading, "BLOCK_PIXELS", 4 * 24 * 64
+    )  # 8 labeled and 2 x 8 unlabeled: four steps a block
     _, first = make()
-    assert first.chunk_steps == 4
+    assert first.block_steps == 4
     for _ in range(taken):
         first.next()
     state = first.state()
@@ -172,6 +173,41 @@ def test_a_loaded_state_goes_on_with_the_same_batches(taken, monkeypatch):
         assert torch.equal(batch.labels_N, again.labels_N)
         assert all(torch.equal(a, b) for a, b in zip(batch.labeled, again.labeled, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(batch.unlabeled, again.unlabeled, strict=True))
+
+
+@pytest.mark.parametrize("taken", [0, 3, 8, 11, 12])
+def test_batches_do_not_depend_on_how_many_a_device_makes_at_once(taken, monkeypatch):
+    monkeypatch.setattr(loading, "BLOCK_PIXELS", 4 * 24 * 64)
+    _, one = make()
+    _, three = make()
+    three.blocks = 3  # as on a GPU
+    for _ in range(taken):
+        same(one.next(), three.next())
+    _, resumed = make(seed=99)
+    resumed.load(three.state())
+    for _ in range(9):
+        same(expected := one.next(), three.next())
+        same(expected, resumed.next())
+
+
+def same(a, b):
+    assert torch.equal(a.labels_N, b.labels_N) and torch.equal(a.hidden_labels_U, b.hidden_labels_U)
+    for mine, theirs in zip((*a.labeled, *a.unlabeled), (*b.labeled, *b.unlabeled), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_each_half_of_a_chunk_of_batches_goes_to_the_device_in_one_copy():
+    _, loader = make(device=torch.device("meta"))
+    with CountedTransfers() as counted:
+        assert loader.next().labeled[0].device.type == "meta"
+    assert counted.transfers == 2
+
+
+def test_each_chunk_of_an_evaluation_goes_to_the_device_in_one_copy():
+    data, _ = make(device=torch.device("meta"))
+    with CountedTransfers() as counted:
+        assert len(list(in_chunks(data, data.sets.validation.images, size=100))) == 3
+    assert counted.transfers == 3
 
 
 def test_normalised_pixels_have_mean_zero_and_deviation_one_over_the_train_part():
@@ -249,7 +285,7 @@ def test_with_balanced_data_a_step_has_a_rare_class_as_often_as_the_others():
 
 
 def test_a_balanced_loader_goes_on_with_the_same_batches(monkeypatch):
-    monkeypatch.setattr(loading, "CHUNK_PIXELS", 4 * 24 * 64)
+    monkeypatch.setattr(loading, "BLOCK_PIXELS", 4 * 24 * 64)
     _, first = make(**{"data.balanced": True})
     for _ in range(6):
         first.next()

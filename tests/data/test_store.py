@@ -361,7 +361,7 @@ def test_rows_of_kept_files_count_from_the_end_and_come_to_an_end_as_an_arrays_d
 
 @pytest.mark.parametrize("taken", [0, 1, 7])
 def test_a_resumed_loader_of_kept_files_goes_on_with_the_same_batches(taken, root, monkeypatch):
-    monkeypatch.setattr("tune_ssl.data.loading.CHUNK_PIXELS", 4 * 12 * 256)  # four steps a chunk
+    monkeypatch.setattr("tune_ssl.data.loading.BLOCK_PIXELS", 4 * 12 * 256)  # four steps a block
     store = prepare(spec_of(root, store="encoded"))
     first = loader_of(store)
     for _ in range(taken):

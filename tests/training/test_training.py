@@ -345,14 +345,14 @@ def test_a_guard_that_looks_seldom_still_names_the_first_bad_step():
     rows = [[1.0, 1.0], [1.0, 2.0], [1.0, nan], [nan, nan], [nan, nan]]
     with pytest.raises(Diverged) as caught:
         for step, row in enumerate(rows, start=11):
-            guard.add(torch.tensor(row), step)
+            guard.add(torch.tensor(row), [], step)
     assert (caught.value.quantity, caught.value.step) == ("b", 13)
 
 
 def test_a_guard_sums_what_is_finite():
     guard = Guard(("a",), every=2)
     for step in range(1, 4):
-        guard.add(torch.tensor([float(step)]), step)
+        guard.add(torch.tensor([float(step)]), [], step)
     guard.check(3)
     assert guard.take_sums().tolist() == [6.0] and guard.take_sums().tolist() == [0.0]
 

@@ -48,7 +48,7 @@ Side = Annotated[int, Field(ge=8, le=1024)]
 Colour = Annotated[
     str, form(r"white|black|gr[ae]y|#[0-9a-fA-F]{6}", "white, black, grey or a colour as '#ffcc00'")
 ]
-Device = Annotated[str, form(r"auto|cpu|mps|cuda(:[0-9]+)?", "auto, cpu, mps, cuda or cuda:0")]
+Device = Annotated[str, form(r"auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:0")]
 
 
 class Spec(BaseModel):
@@ -325,6 +325,19 @@ class ComputeSpec(Spec):
         "for the same step, but BatchNorm normalises each part by itself",
     )
     channels_last: bool = Field(True, description="memory format; measured faster, on a CPU too")
+    tf32: bool = Field(
+        False,
+        description="let a GPU round the factors of float32 products to 10 bits; faster with precision fp32",
+    )
+    cudnn_benchmark: bool = Field(
+        False,
+        description="let a GPU try algorithms for each shape of a convolution and keep the fastest; results of "
+        "two runs may differ in the last digits",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the encoder: minutes at the first step, faster steps; needs a C++ compiler",
+    )
     cache: bool = Field(True, description="reuse pretrained networks whose every cause is equal")
 
 

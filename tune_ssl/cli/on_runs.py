@@ -109,7 +109,7 @@ def predict(
         Path | None, typer.Option("-o", "--out", help="CSV to write; printed if absent.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that are classified at once.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:

@@ -5,7 +5,7 @@
     weak(images, generator)              # uint8 (N, C, H, W) -> a new uint8 (N, C, H, W)
 
 Every random parameter is drawn per image, and always from the CPU generator: the result is a
-function of the images and the generator's state, with the same draws on every device.
+function of the images and the generator's state, with the same draws on every device, where they go in one copy.
 To add a view, write one function under "the named views".
 
 Shapes: N images, C channels, H rows, W columns. Colour operations leave images of other than 3 channels as they are.
@@ -13,7 +13,7 @@ Shapes: N images, C channels, H rows, W columns. Colour operations leave images 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,11 @@ from tune_ssl.data.ops import (
     ReflectCrop,
     Resize,
     ResizedCrop,
+    Shape,
     TranslateZoom,
+    shape_of,
 )
+from tune_ssl.data.transfer import Tensors, Transfer
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,9 +54,30 @@ class View:
         if images.dtype != torch.uint8 or images.ndim != 4:
             got = f"is {images.dtype} {tuple(images.shape)}"
             raise ValueError(f"`images` {got}, but must be torch.uint8 (N, C, H, W)")
-        out = images
+        planned = self.plan([self.draw(shape_of(images), generator)])
+        return self.apply(images, Transfer(planned, images.device).arrived())
+
+    def draw(self, shape: Shape, generator: Generator) -> list[Tensors]:
+        """What each operation draws for images (N, C, H, W), one operation after the other."""
+        drawn = []
         for op in self.ops:
-            out = op(out, generator)
+            drawn.append(op.draw(shape, generator))
+            shape = op.resized(shape)
+        return drawn
+
+    def plan(self, draws: Sequence[list[Tensors]]) -> list[Tensors]:
+        """What each operation needs, on the CPU, for the images of one draw after the other."""
+        planned = []
+        for op, of_op in zip(self.ops, zip(*draws, strict=True), strict=True):
+            joined = of_op[0] if len(of_op) == 1 else map(torch.cat, zip(*of_op, strict=True))
+            planned.append(op.plan(tuple(joined)))
+        return planned
+
+    def apply(self, images: Tensor, planned: Sequence[Tensors]) -> Tensor:
+        """The view of the images by what was planned, which is on their device. Waits for nothing."""
+        out = images
+        for op, own in zip(self.ops, planned, strict=True):
+            out = op.apply(out, own)
         return out.clone() if out is images else out
 
     def __repr__(self) -> str:

@@ -1,7 +1,10 @@
 """Batches: images drawn by index, seen through their views, normalised, on the device.
 
-Views are drawn for several steps at once (a *chunk*), because an operation on a batch costs much the
-same for 32 small images as for 500. Order and augmentation have a random stream each, so that two
+Views are made for several steps at once (a *chunk*), because an operation on a batch costs much the
+same for 32 small images as for 500; on a GPU for 10,000. Random numbers are drawn for a *block* of steps, the
+same on every device; a chunk is one block, on a GPU as many as fill it. All that a chunk needs goes to
+the device in one copy for each half of the batch, and on a GPU a thread prepares it beside the chunk before.
+Order and augmentation have a random stream each, so that two
 variants of a method see the same images in the same order whatever their views are.
 """
 
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
@@ -28,8 +31,10 @@ from tune_ssl.data.rows import EncodedImages
 from tune_ssl.data.sets import Images, LabeledSet, Sets, UnlabeledSet, build_sets, split_of
 from tune_ssl.data.splits import Split, stratified_rows
 from tune_ssl.data.store import Store, prepare
+from tune_ssl.data.transfer import Tensors, Transfer, to_device
 
-CHUNK_PIXELS = 1 << 18  # pixel values of one channel that are augmented at once
+BLOCK_PIXELS = 1 << 18  # pixel values of one channel whose augmentation is drawn at once
+GPU_PIXELS = 1 << 22  # likewise, that are augmented at once on a GPU: about 0.2 GB on the way
 START_LABELED, START_UNLABELED = 512, 2048  # images that a stage starts from, at least
 START_EACH = 4  # likewise, for each class
 EVALUATED_PIXELS = 1 << 19  # likewise, for an evaluation: 512 images of 32 x 32
@@ -153,7 +158,7 @@ def _store(images: str) -> Store:
 class DeviceImages:
     """Images to gather from: on the device when they fit there, else from the store.
 
-    `slow` says that gathering takes long enough to be worth a thread: files are decoded, or pixels go to a GPU.
+    `slow` says that what a chunk needs is worth a thread: files are decoded, or it goes to a GPU.
     """
 
     def __init__(self, images: Images, device: torch.device) -> None:
@@ -164,16 +169,21 @@ class DeviceImages:
             if np.prod(images.shape) < DEVICE_SHARE * free:
                 self.resident = _copied(images, device)
         encoded = any(isinstance(piece.images, EncodedImages) for piece in images.pieces)
-        self.slow = self.resident is None and (encoded or device.type == "cuda")
+        self.slow = encoded or device.type == "cuda"
 
     def __call__(self, positions: Tensor) -> Tensor:
         """uint8 (m, C, H, W) at `positions` (m,), a CPU tensor."""
+        return self.found(to_device(self.needed(positions), self.device))
+
+    def needed(self, positions: Tensor) -> Tensor:
+        """What must go to the device: the images at `positions`, or where they are there already, the positions."""
         if self.resident is not None:
-            return self.resident[positions.to(self.device, non_blocking=True)]
-        found = torch.from_numpy(self.images.gather(positions.numpy()))
-        if self.device.type == "cuda":
-            return found.pin_memory().to(self.device, non_blocking=True)
-        return found
+            return positions
+        return torch.from_numpy(self.images.gather(positions.numpy()))
+
+    def found(self, sent: Tensor) -> Tensor:
+        """The images, of what was sent."""
+        return sent if self.resident is None else self.resident[sent]
 
 
 def _copied(images: Images, device: torch.device) -> Tensor:
@@ -221,13 +231,13 @@ class EndlessShuffle:
 
     def state(self) -> dict[str, Any]:
         return {
-            "permutation": self.permutation.clone(),
+            "permutation": self.permutation,  # never written to
             "position": self.position,
             "generator": self.generator.get_state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self.permutation, self.position = state["permutation"].clone(), state["position"]
+        self.permutation, self.position = state["permutation"], state["position"]
         self.generator.set_state(state["generator"])
 
 
@@ -263,12 +273,11 @@ class BalancedShuffle:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """Images that a thread gathers for the next chunk: where the order stood before, which ones, and the pixels."""
+    """The next chunk, which a thread prepares: where the streams stood before, how long it is, and what was sent."""
 
     before: dict[str, Any]
-    steps: int
-    positions: Tensor
-    images: Future[Tensor]
+    size: tuple[int, int]
+    sent: Future[Transfer]
 
 
 class Drawn(NamedTuple):
@@ -313,38 +322,74 @@ class SetLoader:
         self.augmentation = augmentation
         self.ahead: _Ahead | None = None
 
-    def draw(self, steps: int) -> list[Drawn]:
-        """What each of the next steps gets."""
+    def draw(self, steps: int, blocks: int = 1) -> list[Drawn]:
+        """What each of the next steps gets.
+
+        `blocks` times as many steps, seen as if each block had been asked for by itself.
+        """
         if not self.size:
-            none = self.labels[:0].to(self.data.device)
-            return [Drawn((), none, none)] * steps
-        features = self.data.features
-        if features is not None:
-            at = self.order.draw(self.size, steps)
-            whole = [features.draw(self.on, v.name, at, self.augmentation) for v in self.views]
-        else:
-            at, images = self._images(steps)
-            whole = [self.data.normalize(view(images, self.augmentation)) for view in self.views]
+            none = torch.empty(0, dtype=torch.int64, device=self.data.device)
+            return [Drawn((), none, none)] * (steps * blocks)
+        if self.data.features is not None:
+            return [step for _ in range(blocks) for step in self._feature_steps(steps)]
+        (first, *rows), *plans = self._next(steps, blocks).arrived()
+        images, left = self.images.found(first), iter(plans)
+        whole = [
+            self.data.normalize(view.apply(images, [next(left) for _ in view.ops]))
+            for view in self.views
+        ]
+        return self._steps(whole, rows)
+
+    def skip(self, steps: int, blocks: int) -> None:
+        """Go on as if so many steps had been drawn."""
+        for _ in range(blocks if self.size else 0):
+            if self.data.features is not None:
+                self._feature_steps(steps)
+            else:
+                self._block(steps)
+
+    def _steps(self, whole: list[Tensor], rows: Sequence[Tensor]) -> list[Drawn]:
+        """Step by step, of what several steps see, and their labels and positions."""
         seen = zip(*(view.split(self.size) for view in whole), strict=True)
-        own = (rows.to(self.data.device).split(self.size) for rows in (self.labels[at], at))
+        own = (of_all.split(self.size) for of_all in rows)
         return [Drawn(*drawn) for drawn in zip(seen, *own, strict=True)]
 
-    def _images(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Positions and pixels of the next steps; where gathering is slow, a thread has begun with it a chunk ago."""
-        if not self.images.slow:
-            at = self.order.draw(self.size, steps)
-            return at, self.images(at)
-        if self.ahead is not None and self.ahead.steps != steps:
-            self.order.load(self.ahead.before)
-            self.ahead = None
-        ahead = self.ahead or self._begun(steps)
-        self.ahead = self._begun(steps)
-        return ahead.positions, ahead.images.result()
-
-    def _begun(self, steps: int) -> _Ahead:
-        before = self.order.state()
+    def _feature_steps(self, steps: int) -> list[Drawn]:
+        features = self.data.features
+        assert features is not None
         at = self.order.draw(self.size, steps)
-        return _Ahead(before, steps, at, _gatherer().submit(self.images, at))
+        whole = [features.draw(self.on, view.name, at, self.augmentation) for view in self.views]
+        [rows] = Transfer([(self.labels[at], at)], self.data.device).arrived()
+        return self._steps(whole, rows)
+
+    def _block(self, steps: int) -> tuple[Tensor, list[list[Tensors]]]:
+        """Positions for some steps, and what each view draws for them."""
+        at = self.order.draw(self.size, steps)
+        channels, height, width = self.on.shape[1:]
+        shape = len(at), channels, height, width
+        return at, [view.draw(shape, self.augmentation) for view in self.views]
+
+    def _sent(self, steps: int, blocks: int) -> Transfer:
+        """All that the next steps need, on its way: images or their positions, labels, what the views planned."""
+        positions, draws = zip(*[self._block(steps) for _ in range(blocks)], strict=True)
+        at = torch.cat(positions)
+        of_views = zip(self.views, zip(*draws, strict=True), strict=True)
+        plans = [own for view, of_view in of_views for own in view.plan(of_view)]
+        needed = self.images.needed(at), self.labels[at], at
+        return Transfer([needed, *plans], self.images.device)
+
+    def _next(self, steps: int, blocks: int) -> Transfer:
+        """What the next steps need; where that takes long, a thread has begun with it a chunk ago."""
+        if not self.images.slow:
+            return self._sent(steps, blocks)
+        if self.ahead is not None and self.ahead.size != (steps, blocks):
+            self.load(self.state())
+        sent = self.ahead.sent.result() if self.ahead is not None else self._sent(steps, blocks)
+        self.ahead = None
+        before = self.state()
+        future = _gatherer().submit(self._sent, steps, blocks)
+        self.ahead = _Ahead(before, (steps, blocks), future)
+        return sent
 
     def chunks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Un-augmented images, or features, at `rows` and their labels, some at a time: never one alone."""
@@ -357,18 +402,21 @@ class SetLoader:
                 yield self.data.plain(self.images(at)), labels
 
     def state(self) -> dict[str, Any]:
-        order = self.order.state() if self.ahead is None else self.ahead.before
-        return {"order": order, "augmentation": self.augmentation.get_state()}
+        if self.ahead is not None:
+            return self.ahead.before
+        return {"order": self.order.state(), "augmentation": self.augmentation.get_state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.ahead = None
+        if self.ahead is not None:
+            wait([self.ahead.sent])  # it draws from the same streams
+            self.ahead = None
         self.order.load(state["order"])
         self.augmentation.set_state(state["augmentation"])
 
 
 @lru_cache(maxsize=1)
 def _gatherer() -> ThreadPoolExecutor:
-    """The threads that gather ahead: one for each half of a batch."""
+    """The threads that prepare chunks: one for each half of a batch."""
     return ThreadPoolExecutor(2, "gather")
 
 
@@ -402,9 +450,11 @@ class Loader:
             stream(seed, 4),
         )
         self.start_stream = stream(seed, 5)
-        # The chunk depends on nothing of the method, so that labeled images are augmented alike.
-        area = prod(data.task.size)
-        self.chunk_steps = max(1, CHUNK_PIXELS // (size * (1 + 2 * spec.mu) * area))
+        # A block depends on nothing of the method, so that labeled images are augmented alike.
+        step_pixels = size * (1 + 2 * spec.mu) * prod(data.task.size)
+        self.block_steps = max(1, BLOCK_PIXELS // step_pixels)
+        most = GPU_PIXELS // step_pixels if data.device.type == "cuda" else 1
+        self.blocks = max(1, most // self.block_steps)
         self.chunk: list[Batch] = []
         self.taken = 0
         self.chunk_start = self._position()
@@ -459,17 +509,21 @@ class Loader:
         start = state["chunk_start"]
         self.labeled.load(start["labeled"])
         self.unlabeled.load(start["unlabeled"])
-        self.chunk_start, self.chunk, self.taken = start, [], 0
-        if state["taken"]:
-            self.chunk, self.taken = self._draw_chunk(), state["taken"]
+        # The chunk may have been another device's, with more blocks.
+        whole, taken = divmod(state["taken"], self.block_steps)
+        self.labeled.skip(self.block_steps, whole)
+        self.unlabeled.skip(self.block_steps, whole)
+        self.chunk_start, self.chunk, self.taken = self._position(), [], 0
+        if taken:
+            self.chunk, self.taken = self._draw_chunk(), taken
 
     def _position(self) -> dict[str, Any]:
         return {"labeled": self.labeled.state(), "unlabeled": self.unlabeled.state()}
 
     def _draw_chunk(self) -> list[Batch]:
         both = zip(
-            self.labeled.draw(self.chunk_steps),
-            self.unlabeled.draw(self.chunk_steps),
+            self.labeled.draw(self.block_steps, self.blocks),
+            self.unlabeled.draw(self.block_steps, self.blocks),
             strict=True,
         )
         return [joined(*halves) for halves in both]
@@ -496,6 +550,6 @@ def in_chunks(data: Data, on: Images, size: int | None = None) -> Iterator[Tenso
         for positions in every.split(size or FEATURE_ROWS):
             yield data.features.plain(on, positions)
         return
-    images = DeviceImages(on, torch.device("cpu"))
     for positions in every.split(size or chunk_size(data.task)):
-        yield data.plain(images(positions).to(data.device))
+        found = torch.from_numpy(on.gather(positions.numpy()))
+        yield data.plain(to_device(found, data.device))

@@ -37,7 +37,9 @@ def shaping(spec: TrialSpec, stage: Stage[Any]) -> dict[str, Any]:
         },
         "optim": spec.optim.of(stage.name).model_dump(exclude=stages),
         "budget": [spec.stage_steps()[stage.name], spec.budget.eval_every],
-        "channels_last": spec.compute.channels_last,
+        "compute": spec.compute.model_dump(
+            include={"channels_last", "tf32", "cudnn_benchmark", "compile"}
+        ),
         "seed": spec.seed,
     }
 

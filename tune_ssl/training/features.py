@@ -38,9 +38,11 @@ from tune_ssl.base.files import make_room, sync, write_atomically
 from tune_ssl.base.progress import progress
 from tune_ssl.base.spec import digest
 from tune_ssl.data.loading import Data, chunk_size, stream
+from tune_ssl.data.ops import shape_of
 from tune_ssl.data.rows import take
 from tune_ssl.data.sets import Images, Piece
 from tune_ssl.data.store import cache_folder
+from tune_ssl.data.transfer import Transfer, to_device
 from tune_ssl.study.trial import TrialSpec
 from tune_ssl.training.encoder_cache import MOST_BYTES, SOURCE
 from tune_ssl.training.out_of_memory import in_halves
@@ -99,7 +101,7 @@ class FrozenFeatures:
                 out[here] = found
             start = stop
         assert out is not None
-        return torch.from_numpy(out).to(self.data.device)
+        return to_device(torch.from_numpy(out), self.data.device)
 
     def _filled(self, piece: Piece, view: str, rows: Ints) -> Table:
         """The table of the piece's part and the view, in which these rows are there."""
@@ -147,16 +149,17 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def _encoded(self, piece: Piece, view: str, rows: Ints, version: int) -> Floats:
-        pixels = torch.from_numpy(take(piece.images, rows)).to(self.data.device)
+        device, pixels = self.data.device, torch.from_numpy(take(piece.images, rows))
         if view != PLAIN:
             augment, seed = self.data.view(view), zlib.crc32(view.encode())
-            seen = [
-                augment(pixels[i : i + 1], stream(seed, int(row) * MOST_VERSIONS + version))
-                for i, row in enumerate(rows)
+            draws = [
+                augment.draw(shape_of(pixels[:1]), stream(seed, int(row) * MOST_VERSIONS + version))
+                for row in rows
             ]
-            inputs = self.data.normalize(torch.cat(seen))
+            [(images,), *planned] = Transfer([(pixels,), *augment.plan(draws)], device).arrived()
+            inputs = self.data.normalize(augment.apply(images, planned))
         else:
-            inputs = self.data.plain(pixels)
+            inputs = self.data.plain(to_device(pixels, device))
         with self.data.autocast():
             found = in_halves(self.encoder, inputs)
         features_MD: Floats = torch.cat(found).float().cpu().numpy()
@@ -241,7 +244,7 @@ def feature_key(spec: TrialSpec, encoder: nn.Module, data: Data, key: str) -> st
             "model": model,
             "weights": content(encoder) if random else key,
             "data": [data.store.digest, data.task.size, list(data.mean), list(data.std)],
-            "device": [data.device.type, str(data.precision)],
+            "device": [data.device.type, str(data.precision), spec.compute.tf32],
             "code": SOURCE,
             "versions": [metadata.version(package) for package in ("torch", "torchvision", "timm")],
         }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from tune_ssl.methods.base import Ratio
 from tune_ssl.records.log import TOO_LONG
 
 GRADIENT = "gradient"
@@ -46,9 +47,10 @@ class TooLong(ArithmeticError):
 
 
 class Guard:
-    """Sums watched quantities and raises Diverged for the first one that is not finite.
+    """Sums watched quantities and diagnostics, and raises Diverged for the first watched one that is not finite.
 
-    `every` steps it looks at the values: each look waits for the device, so a GPU looks seldom.
+    `every` steps it looks at the values: each look waits for the device, so a GPU looks seldom. All of a look
+    comes in one copy, and is summed on the CPU in float64.
 
     `limits` say above which mean over an interval each has grown without bound: AT_ONCE x (1 + its first value) in the
     first interval, LATER x (1 + its mean in the first one) from then on. `intervals` counts those that passed.
@@ -56,21 +58,36 @@ class Guard:
 
     def __init__(self, names: tuple[str, ...], every: int) -> None:
         self.names, self.every = names, every
-        self.pending: list[Tensor] = []
+        # Of each step: its values in a row, and of which diagnostics those at its end are
+        self.pending: list[tuple[Tensor, list[str]]] = []
+        self.diagnostics: dict[str, list[float]] = {}  # sums of (part, whole)
         self.sums = torch.zeros(len(names), dtype=torch.float64)
         self.limits: list[float] = []
         self.intervals = 0
 
-    def add(self, values: Tensor, step: int) -> None:
-        """`values` (len(names),) of the optimizer step that made the count `step`."""
-        self.pending.append(values)
+    def add(
+        self, values: Sequence[Tensor], diagnostics: Sequence[tuple[str, Ratio]], step: int
+    ) -> None:
+        """Scalars: one for each of `names`, and diagnostics, of the optimizer step that made the count `step`."""
+        ratios = [part for _, ratio in diagnostics for part in ratio]
+        device = values[0].device
+        row = torch.stack([v.detach().to(device, torch.float32) for v in (*values, *ratios)])
+        self.pending.append((row, [name for name, _ in diagnostics]))
         if len(self.pending) >= self.every:
             self.check(step)
 
     def check(self, step: int) -> None:
         if not self.pending:
             return
-        rows = torch.stack(self.pending).cpu().double()
+        every = torch.cat([row for row, _ in self.pending]).cpu().double()
+        each = every.split([len(row) for row, _ in self.pending])
+        rows = torch.stack([row[: len(self.names)] for row in each])
+        for row, (_, diagnostics) in zip(each, self.pending, strict=True):
+            ratios = row[len(self.names) :].view(-1, 2).tolist()
+            for name, (part, whole) in zip(diagnostics, ratios, strict=True):
+                sums = self.diagnostics.setdefault(name, [0.0, 0.0])
+                sums[0] += part
+                sums[1] += whole
         first = step - len(self.pending) + 1
         self.pending = []
         bad = (~torch.isfinite(rows)).nonzero()
@@ -93,6 +110,11 @@ class Guard:
         if self.intervals == 1:
             self.limits = (LATER * (1 + means.abs())).tolist()
         found: list[float] = means.tolist()
+        return found
+
+    def take_diagnostics(self) -> dict[str, list[float]]:
+        """Of each diagnostic the sums of its parts and wholes since the last call."""
+        found, self.diagnostics = self.diagnostics, {}
         return found
 
     def take_sums(self) -> Tensor:

@@ -31,12 +31,12 @@ from tune_ssl.models.heads import encoded
 from tune_ssl.models.weights import statistics
 from tune_ssl.study.shared_pretraining import sees_no_label
 from tune_ssl.study.trial import TrialSpec
-from tune_ssl.training.device import pick_device, pick_precision
+from tune_ssl.training.device import pick_device, pick_precision, settings_of
 from tune_ssl.training.encoder_cache import Shelf, load_weights, shelf_key
 from tune_ssl.training.evaluation import evaluate, evaluate_one, outputs
 from tune_ssl.training.features import FrozenFeatures
 from tune_ssl.training.guard import Collapsed, Diverged, TooLong
-from tune_ssl.training.rehearsal import known_failure
+from tune_ssl.training.rehearsal import compiler_failure, known_failure
 from tune_ssl.training.stepper import Stepper
 
 __all__ = ["Collapsed", "Diverged", "Report", "TooLong", "Trained", "train"]
@@ -108,15 +108,34 @@ def train(
     evaluations `whole_at`, counted from 1, it looks at the whole validation set. `store` has the images, where they are
     pinned: else they are looked for as `spec.data` says. `on_step` is called after each step with its stage and number,
     and only looks on. Close it when you stop early: it may hold the lock of a
-    pretrained network.
+    pretrained network. torch's settings of `spec.compute` hold until then.
 
     Raises:
         Diverged: a loss term or the gradient is NaN or infinite.
         Collapsed: a diagnostic is under the floor that its stage states.
         TooLong: it has trained for more than `budget.max_minutes`; asked at each evaluation but the last.
-        UserError: the data is missing, or cannot be split as asked.
+        UserError: the data is missing, or cannot be split as asked; the encoder cannot be compiled here.
         ValueError: `resume` was written by another spec.
     """
+    try:
+        with settings_of(spec.compute):
+            yield from _train(spec, resume, metric, mode, whole_at, store, on_step)
+    except RuntimeError as error:
+        known = compiler_failure(error, spec)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _train(
+    spec: TrialSpec,
+    resume: dict[str, Any] | None,
+    metric: str,
+    mode: str,
+    whole_at: Container[int],
+    store: Store | None,
+    on_step: Callable[[str, int], None] | None,
+) -> Iterator[Report]:
     if resume is not None and resume["spec"] != digest(spec):
         raise ValueError(f"the checkpoint is of spec {resume['spec']}, not {digest(spec)}")
     before = resume or {}

@@ -104,7 +104,7 @@ def _without_decay(encoder: Any) -> set[int]:
 
 @cache
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimizer, whose methods do not load torch's compiler, which is never used here.
+    """The same optimizer, whose methods do not load torch's compiler, which never compiles an optimizer here.
 
     torch wraps them so that the compiler leaves them alone, and the first call of any imports it: 1.5 seconds.
     """

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tune_ssl.base.errors import first_line
 from tune_ssl.study.trial import TrialSpec, override
 
-# What allocators say where they raise a bare RuntimeError: CUDA, HIP, MPS, cuBLAS and cuDNN, the CPU's.
+# What allocators say where they raise a bare RuntimeError: CUDA, HIP, cuBLAS and cuDNN, the CPU's.
 TEXTS = ("out of memory", "_alloc_failed", "can't allocate memory", "cannot allocate memory")
 REMEDY = "halve data.batch_size or data.mu, or give it a device with more memory"
 
@@ -91,5 +91,3 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()

@@ -22,7 +22,7 @@ from tune_ssl.models import TIMM
 from tune_ssl.models.fit import check_fit
 from tune_ssl.models.weights import statistics
 from tune_ssl.study.trial import TrialSpec
-from tune_ssl.training.device import pick_device, pick_precision
+from tune_ssl.training.device import pick_device, pick_precision, settings_of
 from tune_ssl.training.evaluation import evaluate
 from tune_ssl.training.guard import Collapsed, Diverged
 from tune_ssl.training.out_of_memory import REMEDY, out_of_memory
@@ -41,6 +41,11 @@ def rehearse(spec: TrialSpec, store: Store) -> None:
     Raises:
         UserError: what training would fail with, in one line.
     """
+    with settings_of(spec.compute):
+        _rehearse(spec, store)
+
+
+def _rehearse(spec: TrialSpec, store: Store) -> None:
     device = pick_device(spec.compute.device)
     data = load_data(
         spec.data, spec.split_seed, device, partial(statistics, spec.model), spec.views, store
@@ -78,10 +83,25 @@ def rehearse(spec: TrialSpec, store: Store) -> None:
             raise known from error
 
 
+def compiler_failure(error: Exception, spec: TrialSpec) -> UserError | None:
+    """The line for a network that torch cannot compile on this machine."""
+    if not spec.compute.compile:
+        return None
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    why = first_line(getattr(error, "inner_exception", error)).rstrip(".")
+    text = f"is true, but torch.compile fails on this machine: {why}; false trains without it"
+    return UserError(Problem(text, "compute.compile"))
+
+
 def known_failure(error: Exception, spec: TrialSpec) -> UserError | None:
     """The line that a failure of a step deserves, where it is known what causes it."""
     if isinstance(error, UserError):
         return error
+    if compiler := compiler_failure(error, spec):
+        return compiler
     says = str(error)
     if ONE_VALUE in says:
         parts = spec.compute.accumulate

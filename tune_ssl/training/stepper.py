@@ -50,6 +50,10 @@ class Stepper:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
         self.average = Averaged(network, spec.optim.ema_decay, steps)
+        if (
+            spec.compute.compile
+        ):  # in place: names stay; a copy, such as the average, is not compiled
+            getattr(network, "encoder", network).compile()
         self.optimizers = build_optimizers(spec.optim, stage, network)
         self.precision = pick_precision(spec.compute, self.device)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
@@ -60,7 +64,6 @@ class Stepper:
         self.balance = self._balance(data)
         self.parts = spec.compute.accumulate
         self.guard = Guard((*stage.loss_terms, GRADIENT), every=20 if self._on_gpu else 1)
-        self.diagnostics: dict[str, Tensor] = {}  # sums over steps of (part, whole)
         self.reported = 0
         # Of each diagnostic that `stage.idle` watches, over all intervals
         self.largest: dict[str, float] = {}
@@ -126,16 +129,20 @@ class Stepper:
             optimizer.zero_grad(set_to_none=True)
         parts = split(batch, self.parts)
         # The gradients of the parts add up, each a mean over a part: together the mean over the batch.
-        losses = [self._part(part, factors) for part in parts]
+        found = [self._part(part, factors) for part in parts]
         norm = self._descend()
         self.step += 1
         self.average.update(self.step)
-        means = losses[0] if len(parts) == 1 else torch.stack(losses).mean(dim=0)
+        of_terms = zip(*[losses for losses, _ in found], strict=True)
+        means = [torch.stack(own).mean() if len(parts) > 1 else own[0] for own in of_terms]
+        diagnostics = [own for _, of_part in found for own in of_part]
         guarded = norm if self.precision is not torch.float16 else norm.nan_to_num(posinf=0)
-        self.guard.add(torch.cat([means, guarded[None]]), self.before + self.step)
+        self.guard.add([*means, guarded], diagnostics, self.before + self.step)
 
-    def _part(self, batch: Batch, factors: dict[str, float]) -> Tensor:
-        """Add the gradients of a part of the batch; its raw losses, in the order of the stage's terms."""
+    def _part(
+        self, batch: Batch, factors: dict[str, float]
+    ) -> tuple[list[Tensor], list[tuple[str, Ratio]]]:
+        """Add the gradients of a part of the batch; its raw losses, in the order of the terms, and its diagnostics."""
         try:
             with self.autocast():
                 out = self.stage.step(self.network, batch)
@@ -148,20 +155,17 @@ class Stepper:
         total = sum(factors[term] * out.losses[term] for term in out.losses if factors[term] > 0)
         if isinstance(total, Tensor) and total.requires_grad:  # else every term is ramped to 0
             self.scaler.scale(total if self.parts == 1 else total / self.parts).backward()
-        for name, value in out.diagnostics.items():
-            part, whole = value if isinstance(value, Ratio) else (value, torch.ones_like(value))
-            both = torch.stack([part.detach().double(), whole.detach().double()])
-            self.diagnostics[name] = (
-                self.diagnostics[name] + both if name in self.diagnostics else both
-            )
-        return torch.stack(
-            [
-                out.losses[t].detach().float()
-                if factors[t] > 0
-                else out.losses[t].detach().float().nan_to_num()
-                for t in self.stage.loss_terms
-            ]
-        )
+        losses = [
+            out.losses[t].detach().float()
+            if factors[t] > 0
+            else out.losses[t].detach().float().nan_to_num()
+            for t in self.stage.loss_terms
+        ]
+        diagnostics = [
+            (name, value if isinstance(value, Ratio) else Ratio(value, torch.ones_like(value)))
+            for name, value in out.diagnostics.items()
+        ]
+        return losses, diagnostics
 
     def _descend(self) -> Tensor:
         """Each optimizer's step along the gradient; its norm, which is 0 where no term counts yet."""
@@ -194,7 +198,7 @@ class Stepper:
         for part, (_, optimizer) in self.optimizers.items():
             top = optimizer.param_groups[0]  # the group next to the head comes first
             values[f"lr/{part}" if part else "lr"] = top["lr"] / top["lr_scale"]
-        sums = {name: both.tolist() for name, both in self.diagnostics.items()}
+        sums = self.guard.take_diagnostics()
         values |= {f"diag/{n}": part / whole if whole else nan for n, (part, whole) in sums.items()}
         for name in self.stage.idle:
             if name in sums:
@@ -202,7 +206,7 @@ class Stepper:
                 self.largest[name] = max(
                     self.largest.get(name, 0.0), 0.0 if isnan(value) else value
                 )
-        first, self.reported, self.diagnostics = self.reported + 1, self.step, {}
+        first, self.reported = self.reported + 1, self.step
         for name, floor in self.stage.floors.items():
             if values[f"diag/{name}"] < floor:
                 at = (self.before + first, self.before + self.step)
@@ -306,8 +310,9 @@ class Averaged:
         if self._floats:
             old, new = zip(*self._floats, strict=True)
             torch._foreach_lerp_(old, new, weight)
-        for kept, current in self._others:
-            kept.copy_(current)
+        if self._others:
+            old, new = zip(*self._others, strict=True)
+            torch._foreach_copy_(old, new)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
