@@ -257,11 +257,15 @@ def slow_reconstruction(found: Rows, wanted: Rows) -> float:
 
 
 class Loss(NamedTuple):
-    """`fast` takes tensors, `slow` the same as lists; `inputs` are arguments by what is special."""
+    """`fast` takes tensors, `slow` the same as lists; `inputs` are arguments by what is special.
+
+    Those at the places `still` are held still: no gradient reaches them.
+    """
 
     fast: Callable[..., Tensor]
     slow: Callable[..., float]
     inputs: dict[str, tuple[Any, ...]]
+    still: tuple[int, ...] = ()
 
     def error(self, case: str, dtype: torch.dtype = torch.float32) -> float:
         """|fast - slow| / |slow| for one of `inputs`, rounded to `dtype` for both versions.

@@ -24,7 +24,8 @@ from tune_ssl.training.stepper import Stepper
 CPU = torch.device("cpu")
 WHOLE = {"simclr": "pretrain", "simsiam": "pretrain", "simclr_joint": "joint", "kmeans": "train"}
 WHOLE |= dict.fromkeys(("byol", "moco", "barlow_twins", "vicreg"), "pretrain")
-WHOLE["soft_kmeans"] = "train"
+WHOLE |= {name: "train" for name in ("soft_kmeans", "mean_teacher", "vat", "mixmatch")}
+WHOLE |= {name: "train" for name in ("flexmatch", "freematch", "softmatch", "adamatch")}
 
 HUNGRY = """
 from typing import Literal

@@ -50,8 +50,11 @@ class FlexMatchStage(FixMatchStage[FlexMatchSpec]):
         confidence_U, labels_U = probabilities(weak_UK).max(dim=1)
         tau = self.spec.threshold
         thresholds_K = class_thresholds(network.predicted_P, weak_UK.shape[1], tau)
-        before_U = network.predicted_P[batch.ids_U]
-        network.predicted_P[batch.ids_U] = torch.where(confidence_U >= tau, labels_U, before_U)
+        confident_U = torch.where(confidence_U >= tau, labels_U, NONE_YET)
+        # An image may be twice in a step: one of its confident predictions is kept
+        latest_P = torch.full_like(network.predicted_P, NONE_YET)
+        latest_P.scatter_reduce_(0, batch.ids_U, confident_U, "amax")
+        network.predicted_P.copy_(torch.where(latest_P == NONE_YET, network.predicted_P, latest_P))
         return Targets(labels_U, (confidence_U >= thresholds_K[labels_U]).float())
 
 

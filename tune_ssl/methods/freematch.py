@@ -31,6 +31,7 @@ else:
     F = LazyModule("torch.nn.functional")
 
 LEAST = 1e-12  # a share of a class, under the logarithm
+TINY = 1.2e-38  # the least share that float32 can divide by; below, nothing is left
 
 
 class FreeMatchSpec(WeakToStrongSpec):
@@ -63,7 +64,7 @@ class FreeMatchStage(WeakToStrongStage[FreeMatchSpec]):
         network.confidence.lerp_(confidence_U.mean(), share)
         network.classes_K.lerp_(weak_UK.mean(dim=0), share)
         network.histogram_K.lerp_(shares(labels_U, weak_UK.shape[1]), share)
-        thresholds_K = network.confidence * network.classes_K / network.classes_K.max()
+        thresholds_K = network.confidence * (network.classes_K / network.classes_K.max())
         return Targets(labels_U, (confidence_U >= thresholds_K[labels_U]).float())
 
     def more_losses(
@@ -96,11 +97,12 @@ def fairness(
 ) -> Tensor:
     """-sum over K of a log b: a = m / h, b = mean of p(strong) / histogram of its argmax, each scaled to the sum 1.
 
-    Mean and histogram are over the confident images; a class that none of them has counts 0 in b. Logits (U, K), 0 or
-    1 (U,), m and h (K,); in float32, at least 0; 0 for no confident image. Equation 11 of arXiv 2205.07246 has it with
-    a minus, as the authors' code does: minimised, that drives a and b apart, while the text wants the predictions fair.
+    Mean and histogram are over the confident images; a class that none of them has counts 0 in b, and one of which
+    nothing is left in h counts 0 in a. Logits (U, K), 0 or 1 (U,), m and h (K,); in float32, at least 0; 0 for no
+    confident image. Equation 11 of arXiv 2205.07246 has it with a minus, as the authors' code does: minimised, that
+    drives a and b apart, while the text wants the predictions fair.
     """
-    wanted_K = classes_K / histogram_K
+    wanted_K = torch.where(histogram_K > TINY, classes_K / histogram_K.clamp(min=TINY), 0.0)
     wanted_K = wanted_K / wanted_K.sum()
     strong_UK = F.softmax(strong_UK.float(), dim=1)
     count = confident_U.sum().clamp(min=1)

@@ -34,7 +34,10 @@ Positive = Annotated[float, Field(gt=0)]
 class MixMatchSpec(PiModelSpec):
     name: Literal["mixmatch"] = "mixmatch"  # type: ignore[assignment]
     temperature: Positive = Field(0.5, description="sharpens the guess")
-    alpha: Positive = Field(0.5, description="MixUp's shares are drawn from Beta(alpha, alpha)")
+    alpha: Annotated[float, Field(ge=0.01)] = Field(
+        0.5,
+        description="MixUp's shares are drawn from Beta(alpha, alpha), which in float32 takes 0.01 at least",
+    )
 
 
 class MixMatchStage(PiModelStage[MixMatchSpec]):
