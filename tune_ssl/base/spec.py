@@ -336,7 +336,7 @@ class ComputeSpec(Spec):
     )
     compile: bool = Field(
         False,
-        description="torch.compile of the encoder: minutes at the first step, faster steps; needs a C++ compiler",
+        description="torch.compile of the encoder: a minute and more at the first step; needs a C++ compiler",
     )
     cache: bool = Field(True, description="reuse pretrained networks whose every cause is equal")
 
