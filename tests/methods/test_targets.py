@@ -24,6 +24,7 @@ from tune_ssl.methods import mixmatch
 from tune_ssl.methods.adamatch import relative_targets
 from tune_ssl.methods.flexmatch import class_thresholds
 from tune_ssl.methods.mixmatch import drawn_shares, mixed, sharpened
+from tune_ssl.methods.pi_model import squared_difference
 from tune_ssl.methods.softmatch import aligned, truncated_gaussian
 from tune_ssl.methods.uda import most_confident
 from tune_ssl.methods.vat import adversarial_noise, divergence
@@ -151,6 +152,22 @@ def test_vats_noise_is_found_in_single_precision_under_autocast():
             found.append(stage.step(network, batch).losses)
     for term in ("adversarial", "entropy"):
         assert torch.equal(found[0][term], found[1][term]) and found[0][term] > 0
+
+
+# ---- mean_teacher --------------------------------------------------------------------------------
+
+
+def test_the_target_of_the_first_view_is_what_the_teacher_says_of_the_second():
+    stage, network, batch = with_real_images("mean_teacher", **{"method.teacher_decay": 0.9})
+    network.teacher.updates.fill_(5)
+    for weights in network.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)
+    other, (first, second) = copy.deepcopy(network), batch.unlabeled
+    found = stage.step(network, batch).losses["consistency"]
+    other.teacher.follow(other, 5 / 6)
+    _, student = other(torch.cat([batch.labeled[0], first]))
+    expected = squared_difference(student[8:], other.teacher(second)[1])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # ---- uda -----------------------------------------------------------------------------------------
@@ -436,8 +453,7 @@ METHODS = (
 )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size, precision", [(1, "fp32"), (2, "bf16")])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_on_one_or_two_images_a_step_in_both_precisions(
     method, size, precision
