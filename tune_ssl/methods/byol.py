@@ -70,7 +70,7 @@ class BYOL(PretrainedMethod[BYOLSpec]):
     optim_parts = OPTIM_PARTS
     stage_types = (BYOLPretrain, FinetuneStage, LinearProbeStage)
     defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
-    searched = {"method.target_decay": {"choice": [0.9, 0.99, 0.996]}, **TRANSFER_SEARCHED}
+    searched = TRANSFER_SEARCHED
 
 
 def regression(predicted_UD: Tensor, target_UD: Tensor) -> Tensor:
