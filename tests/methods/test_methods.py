@@ -154,7 +154,7 @@ def test_what_a_stage_measures_is_declared_and_stands_in_for_nothing_else(name, 
 @pytest.mark.parametrize(
     "channels, size", [(3, (24, 24)), (2, (17, 8)), (5, (24, 40))], ids=["3", "2", "5"]
 )
-@pytest.mark.parametrize("name, chosen", CHOICES)
+@pytest.mark.parametrize("name, chosen", distinct())
 def test_every_method_predicts_for_images_of_another_size_and_number_of_channels(
     name, chosen, channels, size
 ):

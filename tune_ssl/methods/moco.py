@@ -49,6 +49,7 @@ class MoCoSpec(ContrastSpec):
 
 class MoCoPretrain(PretrainStage[MoCoSpec]):
     loss_terms: ClassVar[tuple[str, ...]] = ("contrastive",)
+    contrasts: ClassVar[bool] = True
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         sizes = (self.spec.projector_hidden, self.spec.projector_dim)
