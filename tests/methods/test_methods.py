@@ -421,7 +421,7 @@ def test_a_step_may_have_all_unlabeled_images_once_and_simsiam_has_no_negatives(
             with pytest.raises(UserError, match=f"but there are {pool}, and each is a negative"):
                 Stepper(whole, stage, network, data, 1, 0)
     contrasting = {name for name in method_names() if find_method(name).stage_types[0].contrasts}
-    assert contrasting == {"simclr", "simclr_joint"}
+    assert contrasting == {"moco", "simclr", "simclr_joint"}
 
 
 # ---- views and balance of every method -----------------------------------------------------------
