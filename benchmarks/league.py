@@ -45,8 +45,13 @@ def cells_of(
     results: pd.DataFrame, differences: pd.DataFrame, method: str, labels: int
 ) -> Iterator[str]:
     """The accuracy in %, and the gain in points; one that is decided is bold."""
-    own = results[(results["method"] == method) & (results["labels"] == labels)].iloc[0]
-    yield f"{100 * own['mean']:.1f} [{100 * own['low']:.1f}, {100 * own['high']:.1f}]"
+    own = results[(results["method"] == method) & (results["labels"] == labels)]
+    if own.empty:  # no trial of its search finished
+        yield from ("–", "–")
+        return
+    mean, low, high = (100 * own.iloc[0][["mean", "low", "high"]]).tolist()
+    seeds = f" ({own.iloc[0]['n']} seeds)" if own.iloc[0]["missing"] else ""
+    yield f"{mean:.1f} [{low:.1f}, {high:.1f}]{seeds}"
     found = differences[(differences["method"] == method) & (differences["labels"] == labels)]
     if found.empty:  # the reference itself
         yield ""

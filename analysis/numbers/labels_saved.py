@@ -15,7 +15,7 @@ from analysis.numbers.stats import LEAST_SEEDS, Floats, t_quantile
 from analysis.numbers.tables import by_seed, cells, confirm_trials
 from analysis.read.load import Runs
 from analysis.read.study import Study
-from analysis.read.values import missing
+from analysis.read.values import missing, only_budgets
 
 Bools = npt.NDArray[np.bool_]
 COLUMNS = str.split("method reference condition labels equals low high n least most")
@@ -84,6 +84,8 @@ def _curve(
 ) -> dict[float, dict[int, float]]:
     """Labels -> seed -> test value of the reference; empty where label counts do not tell its conditions apart."""
     curve: dict[float, dict[int, float]] = {}
+    if not only_budgets(condition["condition"] for _, condition, _ in confirmed):
+        return {}
     for labels, values in _points(reference, confirmed):
         if math.isnan(labels) or labels <= 0 or labels in curve:
             return {}

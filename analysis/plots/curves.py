@@ -22,7 +22,7 @@ VALUE, WEIGHTED, WEIGHT = "value", "weighted", "weight"  # the `curve` column
 
 TITLES = {
     "loss/total": "Total loss",
-    "diag/mask_rate": "Mask rate: share of pseudo-labels that are confident enough",
+    "diag/mask_rate": "Mask rate: share of pseudo-labels that count",
     "diag/pseudo_label_accuracy": "Accuracy of the confident pseudo-labels",
     "diag/contrastive_accuracy": "Contrastive accuracy: own second view is the closest",
     "diag/probe_accuracy": "Accuracy of the linear probe on the labeled batch",

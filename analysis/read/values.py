@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -29,3 +30,14 @@ def is_share(metric: str) -> bool:
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Each row by the names of the columns."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+BUDGET_KEYS = ("data.num_labels", "data.labeled_ratio")
+
+
+def only_budgets(conditions: Iterable[str]) -> bool:
+    """Whether conditions, by their names, differ in nothing but how many images are labeled."""
+    varied = {
+        part.partition("=")[0] for name in conditions for part in name.split(",") if "=" in part
+    }
+    return varied <= {*BUDGET_KEYS}

@@ -11,6 +11,7 @@ from analysis.numbers.helps import Contender, Question, questions
 from analysis.numbers.stats import Interval
 from analysis.numbers.tables import Tables
 from analysis.read.load import Runs, load_runs
+from analysis.read.values import only_budgets
 from analysis.words.display import ends, p_value, share
 from analysis.words.next_steps import Step, next_steps
 
@@ -50,9 +51,9 @@ def answer_lines(runs: Runs, found: list[Question]) -> Iterator[str]:
 
 
 def _are_budgets(found: list[Question]) -> bool:
-    """Whether the numbers of labels tell the conditions apart."""
-    counts = [labels for _, labels in (question.condition for question in found)]
-    return len(set(counts)) == len(counts)
+    """Whether the numbers of labels tell the conditions apart, and nothing else does."""
+    names, counts = zip(*(question.condition for question in found), strict=True)
+    return len(set(counts)) == len(counts) and only_budgets(names)
 
 
 def place(question: Question, budgets: bool) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.numbers.stats import LEAST_SEEDS
 from analysis.numbers.tables import CELL, Condition, condition_of
-from analysis.read.values import NONE, is_share, last_line, missing, rows_of
+from analysis.read.values import NONE, is_share, last_line, missing, only_budgets, rows_of
 
 # Columns that are shown where they have something to say.
 OPTIONAL = ("Seeds and images, %", "Seeds and images", "Outlying seeds, %", "Unequal", "At an edge")
@@ -328,7 +328,7 @@ def condition_names(results: pd.DataFrame) -> dict[Condition, str]:
     cells = results.drop_duplicates(CELL)
     several = cells["condition"].duplicated(keep=False)
     known = cells["labels"].notna() & ~cells["labels"].duplicated(keep=False)
-    by_count = bool(known.all()) and not several.any()
+    by_count = bool(known.all()) and not several.any() and only_budgets(cells["condition"])
     names = {}
     for row, one_of in zip(cells.to_dict("records"), several, strict=True):
         counted = f"{count(row['labels'])} labels"

@@ -55,7 +55,7 @@ def write_run(
     """Write a run folder. `confirm` maps seed -> test value; {} leaves the run unconfirmed."""
     confirm = CONFIRMED if confirm is None else confirm
     path.mkdir(parents=True)
-    ids = conditions or [f"data.labels={count}" for count in labels]
+    ids = conditions or [f"data.num_labels={count}" for count in labels]
     study = {
         "schema": 1,
         "name": name or path.name,
@@ -77,7 +77,7 @@ def write_run(
         "git": {"revision": "abc123", "dirty": True},
         "machine": {"platform": "linux", "cpus": 2, "gpus": []},
         "conditions": [
-            {"id": i, "values": {"data.labels": c}, "labels": c, "validation": 200}
+            {"id": i, "values": {"data.num_labels": c}, "labels": c, "validation": 200}
             for i, c in zip(ids, labels, strict=True)
         ],
         "study": {
@@ -127,7 +127,7 @@ def _write_confirm(
     shift: float,
     split: str,
 ) -> None:
-    config = {"optim.lr": 0.02, "method.temperature": 0.5, "data.labels": count}
+    config = {"optim.lr": 0.02, "method.temperature": 0.5, "data.num_labels": count}
     lock = {"digest": "g1", "config": config, "value": 0.81, "rule": "best finished", "ties": 1}
     more = {**lock, "half_width": 0.096, "time": 1_760_000_000.0 + index}
     event(path, log.LOCKED, f"c{index}-t0001", condition, **{**more, "phase": "confirm"})
@@ -201,13 +201,13 @@ def searched_run(
         status, step = config.pop("status", log.FINISHED), config.pop("step", 100)
         history = config.pop("history", {})
         start = {"number": number, "config": config, "seed": 100, "digest": f"g{number}"}
-        event(path, log.STARTED, trial, "data.labels=50", **start)
+        event(path, log.STARTED, trial, "data.num_labels=50", **start)
         for at, reached in history.items():
             own = {"trial": trial, "stage": "train", "step": at, "seconds": at}
             log.append(path / log.HISTORY, {**own, "metrics": {metric: reached}})
         if status:
             ending = {"step": step, "value": value, "metrics": {metric: value}, "reason": None}
-            event(path, status, trial, "data.labels=50", **ending, seconds=step / 10)
+            event(path, status, trial, "data.num_labels=50", **ending, seconds=step / 10)
     return path
 
 

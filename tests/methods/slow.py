@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tune_ssl.methods import barlow_twins, moco, vicreg
 from tune_ssl.methods.byol import regression
-from tune_ssl.methods.fixmatch import consistency, pseudo_labels, target_diagnostics
+from tune_ssl.methods.fixmatch import pseudo_labels, target_diagnostics, weighted_consistency
 from tune_ssl.methods.kmeans import augmentation_consistency
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce
@@ -369,6 +369,11 @@ def gaussians() -> dict[str, tuple[Tensor, ...]]:
         case: (mean_q, 8 * torch.tanh(log_q), mean_p, 8 * torch.tanh(log_p))
         for case, (mean_q, log_q, mean_p, log_p) in logits(4).items()
     }
+
+
+def consistency(weak_UK: Tensor, strong_UK: Tensor, threshold: float) -> Tensor:
+    """FixMatch's term."""
+    return weighted_consistency(strong_UK, pseudo_labels(weak_UK, threshold))
 
 
 def diagnostics(weak_UK: Tensor, hidden_U: Tensor, threshold: float) -> dict[str, Any]:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from tests.methods import slow
-from tests.methods.slow import diagnostics, draw, plain, rounded
+from tests.methods.slow import consistency, diagnostics, draw, plain, rounded
 from tests.methods.slow_targets import TARGET_LOSSES
 from tune_ssl.methods import barlow_twins, moco, vicreg
 from tune_ssl.methods.byol import decay_at, regression
-from tune_ssl.methods.fixmatch import consistency
 from tune_ssl.methods.kmeans import augmentation_consistency, cluster_diagnostics, normalize
 from tune_ssl.methods.simclr import contrastive_accuracy, embedding_std, nt_xent
 from tune_ssl.methods.simclr_joint import info_nce

@@ -44,6 +44,7 @@ def composition(folder, data, conditions) -> list[str]:
 
 def test_the_largest_and_the_smallest_class_of_a_long_tail_are_said(tmp_path):
     assert composition(tmp_path, "", "data.imbalance: [1, 10, 100]") == [
+        "data.imbalance=1: 60 labeled images, 6 of 0 to 6 of 9; 1150 unlabeled, 117 of 1 to 111 of 8",
         "data.imbalance=10: 60 labeled images, 15 of 0 to 1 of 9; 461 unlabeled, 114 of 0 to 11 of 9",
         "data.imbalance=100: 60 labeled images, 24 of 0 to 1 of 9; 278 unlabeled, 114 of 0 to 1 of 9",
     ]

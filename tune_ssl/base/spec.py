@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -60,6 +60,14 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True
     )
+    unwritten: ClassVar[tuple[str, ...]] = ()
+    """Later keys, left out where they have their defaults: they are no part of the digests of runs without them."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        off = {key for key in self.unwritten if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in handler(self).items() if key not in off}
 
 
 OF_A_TRIAL = (
@@ -76,6 +84,7 @@ UNBALANCED = ("classes", "imbalance", "unlabeled_imbalance", "unlabeled_mismatch
 class DataSpec(Spec):
     """Which images, and which of them are labeled."""
 
+    unwritten: ClassVar[tuple[str, ...]] = UNBALANCED
     dataset: str = "digits"
     root: str | None = Field(None, description="folder of the data; `folder` needs it, or labels")
     labels: str | None = Field(
@@ -178,12 +187,6 @@ class DataSpec(Spec):
             given = f"unlabeled_mismatch {self.unlabeled_mismatch}"
             raise ValueError(f"has {given}, but no classes, which say what is of the task")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_off(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is off is left out: it is no part of the digests that records of runs without it have."""
-        off = {k for k in UNBALANCED if getattr(self, k) == type(self).model_fields[k].default}
-        return {key: value for key, value in handler(self).items() if key not in off}
 
     @model_validator(mode="after")
     def _one_budget(self) -> DataSpec:
@@ -317,6 +320,7 @@ class BudgetSpec(Spec):
 class ComputeSpec(Spec):
     """Where and in which precision; `auto` reads the machine."""
 
+    unwritten: ClassVar[tuple[str, ...]] = ("tf32", "cudnn_benchmark", "compile")
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Size = Field(

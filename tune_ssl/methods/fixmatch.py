@@ -143,18 +143,12 @@ def pseudo_labels(weak_UK: Tensor, threshold: float) -> Targets:
 
 
 def weighted_consistency(strong_UK: Tensor, targets: Targets) -> Tensor:
-    """1/U sum of weight x CE(target, p(strong)): the mean is over all U images; in float32. 0 where no image counts."""
+    """1/U sum of weight x CE(target, p(strong)); in float32; 0 where no image counts.
+
+    With `pseudo_labels` it is equation 4 of arXiv 2001.07685: the mean over all U images, not over the confident ones.
+    """
     losses_U = F.cross_entropy(strong_UK.float(), targets.classes, reduction="none")
     return (losses_U * targets.weights_U).mean()
-
-
-def consistency(weak_UK: Tensor, strong_UK: Tensor, threshold: float) -> Tensor:
-    """1/U sum of 1[max q >= tau] CE(argmax q, p(strong)), q = stop-gradient softmax(weak).
-
-    Equation 4 of arXiv 2001.07685: the mean is over all U images, not over the confident ones. Logits
-    (U, K) of the two views, tau in [0, 1]; in float32. With no confident image it is 0.
-    """
-    return weighted_consistency(strong_UK, pseudo_labels(weak_UK, threshold))
 
 
 def target_diagnostics(targets: Targets, hidden_U: Tensor) -> dict[str, Tensor | Ratio]:

@@ -8,9 +8,7 @@ Shapes: U unlabeled images, D projected dimension.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import LossSpec, ModelSpec, Size, SupervisedLossSpec
@@ -44,10 +42,6 @@ class VICRegSpec(ContrastSpec):
     name: Literal["vicreg"] = "vicreg"  # type: ignore[assignment]
     projector_hidden: Size = 2048
     projector_dim: Size = 2048
-    # Without the term `variance` nothing spreads the projections, and their std shrinks from 0.8 slowly
-    collapse_below: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.3, description="embedding_std under which a run counts as collapsed; 0: never"
-    )
 
 
 class VICRegPretrain(PretrainStage[VICRegSpec]):

@@ -20,10 +20,11 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
+        kept: dict[Tensor, Tensor] = {}  # of weights that two modules share there is one buffer
         for module in self.network.modules():
-            for name, weights in [*module.named_parameters(recurse=False)]:
+            for name, weights in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
                 delattr(module, name)
-                module.register_buffer(name, weights.detach().clone())
+                module.register_buffer(name, kept.setdefault(weights, weights.detach().clone()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()

@@ -150,12 +150,14 @@ def caveats(study: Study, stores: dict[str, Store]) -> list[str]:
     unique = {store.path: store for store in stores.values()}
     lines = list(dict.fromkeys(line for store in unique.values() for line in store.remarks()))
     lines += [*cautions(study.settings), *_decides(study)]
-    for condition in {c.cell: c for c in study.conditions}.values():
+    cells = {c.cell: c for c in study.conditions}
+    uneven = any(key in c.data.model_dump() for c in cells.values() for key in UNBALANCED)
+    for condition in cells.values():
         store, seed = stores[condition.id], study.settings.tuning_seed
         split = _split(store, condition, seed)
         validated, labels = _validation_labels(store, split), len(split.labeled)
         count = len(validated)
-        if any(key in condition.data.model_dump() for key in UNBALANCED):
+        if uneven:
             lines.append(f"{condition.cell}: {_composition(condition.data, store, split)}")
         per_class = np.bincount(validated, minlength=len(store.class_names))
         thin = {

@@ -97,7 +97,7 @@ def seconds_of(condition: Condition, store: Store) -> tuple[float, dict[str, flo
     """Seconds of one whole trial, and those of the features that all trials share, by what they are of."""
     spec = condition.spec
     rate = images_per_second(spec.model, store.task(spec.data))
-    counts = store.meta["counts"]
+    counts = store.counts
     pool = sum(counts.get(part, 0) for part in ("train", "unlabeled"))
     total, kept = 0.0, {}
     for stage in find_method(spec.method.name).stages(spec.method):

@@ -13,7 +13,7 @@ from analysis.read.load import load_runs
 from tests.analysis.conftest import event
 from tune_ssl.records import log
 
-CONDITION = "data.labels=50"
+CONDITION = "data.num_labels=50"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_effect_is_the_mean_over_all_settings_of_the_others(ablate):
 
 
 def test_a_confirmed_seed_stands_for_the_reference_only_with_the_very_same_config(ablate):
-    confirmed = {"optim.lr": 0.02, "method.temperature": 0.5, "data.labels": 50}
+    confirmed = {"optim.lr": 0.02, "method.temperature": 0.5, "data.num_labels": 50}
     rows = {"reference": {}, "no_x": {0: 0.7, 1: 0.7}}
     trials = ablation_trials(ablate(rows, config=confirmed))
     assert sorted(trials.loc[trials["variant"] == "reference", "seed"]) == [0, 1, 2, 3, 4]

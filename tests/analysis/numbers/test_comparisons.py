@@ -79,7 +79,7 @@ def test_differences_only_between_the_same_labeled_images(tmp_path, write_run):
     assert not any("ahead" in line or "Highest" in line for line in lines)
     pooled = comparisons.gain_table(runs)
     assert pooled["mean"].isna().all() and pooled["p"].isna().all()
-    assert pooled["left_out"][0] == "data.labels=50: no seed and split in common"
+    assert pooled["left_out"][0] == "data.num_labels=50: no seed and split in common"
 
 
 def test_gains_are_means_over_conditions_with_seeds_as_units(three):
@@ -134,8 +134,8 @@ def test_only_what_all_methods_share_is_pooled_and_the_rest_is_named(tmp_path, w
     assert (row["method"], row["reference"]) == ("fixmatch", "supervised")
     assert (row["conditions"], row["n"]) == (1, 7)
     assert row["left_out"] == (
-        "uda: no test value; data.labels=200: no seed and split in common; "
-        "data.labels=99: no seed and split in common; 1 seed(s) that some method or condition lacks"
+        "uda: no test value; data.num_labels=200: no seed and split in common; "
+        "data.num_labels=99: no seed and split in common; 1 seed(s) that some method or condition lacks"
     )
     kept = [value for seed, value in BASE.items() if seed != 3]
     assert row["score"] == pytest.approx(np.mean(kept))

@@ -87,7 +87,7 @@ def test_many_evaluations_are_thinned_but_not_those_where_trials_were_stopped(
 def test_a_trial_that_took_too_long_makes_no_rung(tmp_path, searched_run, event):
     path = searched_run(tmp_path / "a", noisy(), SPACE)
     text = (path / "trials.jsonl").read_text()
-    late = '"c0-t0007", "condition": "data.labels=50"'
+    late = '"c0-t0007", "condition": "data.num_labels=50"'
     lines = [
         line.replace('"finished"', '"stopped_early"').replace(
             '"reason": null', '"reason": "longer than budget.max_minutes, 3 min"'

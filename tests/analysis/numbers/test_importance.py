@@ -156,7 +156,7 @@ def test_a_sentence_where_nothing_can_be_shown(tmp_path, searched_run):
     )
     none = searched_run(tmp_path / "none", search_of(truth(20)), {}, method="supervised")
     runs = load_runs([few, one, flat, none])
-    where = "data.labels=50: no importance is shown, as"
+    where = "data.num_labels=50: no importance is shown, as"
     assert importance_notes(runs) == [
         f"soft_kmeans, {where} 7 search trials finished, of at least 8 needed.",
         f"fixmatch, {where} 1 searched key varied among finished trials, of at least 2 needed.",
@@ -184,7 +184,7 @@ def test_the_figure_draws_the_table(tmp_path, searched_run):
     runs = load_runs([searched_run(tmp_path / "a", search_of(truth(30)), SEARCH)])
     plot, contour = figures.plots(runs, {}, {})
     pd.testing.assert_frame_equal(plot.table, importance_table(runs))  # the same numbers every time
-    assert (plot.section, plot.group) == ("importance", "data.labels=50")
+    assert (plot.section, plot.group) == ("importance", "data.num_labels=50")
     assert plot.caption.startswith("Exploratory:") and importance.REST in plot.caption
     for trace in checked(plot.figure).data:
         rows = plot.table[plot.table["evaluator"] == trace.name]

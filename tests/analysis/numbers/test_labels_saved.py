@@ -8,6 +8,7 @@ from scipy import stats as scipy_stats
 
 from analysis.numbers.labels_saved import equivalent, labels_saved
 from analysis.read.load import load_runs
+from analysis.read.values import only_budgets
 from analysis.words.display import labels_equal
 from tests.analysis.conftest import shown
 
@@ -94,3 +95,16 @@ def test_runs_have_a_row_for_each_method_and_label_count(tmp_path, write_run):
         tmp_path / "d", method="supervised", labels=(10, 10), conditions=["x=1", "x=2"]
     )
     assert labels_saved(load_runs([same])).empty
+    tails = write_run(
+        tmp_path / "e",
+        method="supervised",
+        labels=(40, 10),
+        conditions=["data.imbalance=1", "data.imbalance=100"],
+    )
+    assert labels_saved(load_runs([tails])).empty  # other images, too
+
+
+def test_only_names_of_label_counts_and_shares_are_budgets():
+    assert only_budgets(["all"]) and only_budgets(["data.num_labels=20", "data.num_labels=50"])
+    assert only_budgets(["data.labeled_ratio=0.1"])
+    assert not only_budgets(["data.num_labels=20,data.imbalance=1", "data.num_labels=50"])

@@ -23,10 +23,10 @@ def pair(tmp_path, write_run):
 def test_results(pair):
     table = tables.results_table(pair)
     assert table[["condition", "method"]].to_numpy().tolist() == [
-        ["data.labels=50", "fixmatch"],
-        ["data.labels=50", "supervised"],
-        ["data.labels=200", "fixmatch"],
-        ["data.labels=200", "supervised"],
+        ["data.num_labels=50", "fixmatch"],
+        ["data.num_labels=50", "supervised"],
+        ["data.num_labels=200", "fixmatch"],
+        ["data.num_labels=200", "supervised"],
     ]
     values = np.array([0.80, 0.84, 0.82, 0.86, 0.83])
     assert table["mean"].to_list() == pytest.approx([0.93, 0.83, 0.96, 0.86])
@@ -109,9 +109,9 @@ def test_null_and_unfinished_confirm_trials_are_missing(tmp_path, write_run, eve
     path = write_run(tmp_path / "a", labels=(50,), confirm={0: 0.8, 1: None, 2: 0.9})
     own = {"phase": log.CONFIRM}
     for trial, seed in (("c0-confirm-s3", 3), ("c0-confirm-s4", 4)):
-        event(path, log.STARTED, trial, "data.labels=50", seed=seed, digest="g1", **own)
+        event(path, log.STARTED, trial, "data.num_labels=50", seed=seed, digest="g1", **own)
     metrics = {"test/mean_class_accuracy": 0.1}
-    event(path, log.DIVERGED, "c0-confirm-s4", "data.labels=50", metrics=metrics, **own)
+    event(path, log.DIVERGED, "c0-confirm-s4", "data.num_labels=50", metrics=metrics, **own)
     row = tables.results_table(load_runs([path])).iloc[0]
     assert (row["n"], row["missing"]) == (2, 3)
     assert row["mean"] == pytest.approx(0.85)
@@ -129,10 +129,10 @@ def test_one_seed_has_no_interval_and_no_best(tmp_path, write_run):
 def test_a_second_lock_does_not_count(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,))
     more = {"phase": log.CONFIRM}
-    event(path, log.LOCKED, "c0-t0005", "data.labels=50", digest="g5", **more)
-    event(path, log.STARTED, "late", "data.labels=50", seed=9, config={"optim.lr": 0.5}, **more)
+    event(path, log.LOCKED, "c0-t0005", "data.num_labels=50", digest="g5", **more)
+    event(path, log.STARTED, "late", "data.num_labels=50", seed=9, config={"optim.lr": 0.5}, **more)
     metrics = {"test/mean_class_accuracy": 1.0}
-    event(path, log.FINISHED, "late", "data.labels=50", metrics=metrics, **more)
+    event(path, log.FINISHED, "late", "data.num_labels=50", metrics=metrics, **more)
     runs = load_runs([path])
     assert tables.results_table(runs)["mean"].to_list() == pytest.approx([0.83])
     assert tables.chosen_table(runs)["trial"].to_list() == ["c0-t0001"]
@@ -140,7 +140,7 @@ def test_a_second_lock_does_not_count(tmp_path, write_run, event):
 
 def test_budget(pair):
     table = tables.budget_table(pair).set_index(["condition", "method"])
-    row = table.loc[("data.labels=50", "fixmatch")]
+    row = table.loc[("data.num_labels=50", "fixmatch")]
     assert row[["trials", "finished", "stopped_early", "diverged", "failed"]].to_list() == [
         6,
         3,
@@ -151,7 +151,7 @@ def test_budget(pair):
     assert row[["steps", "images_seen", "seconds", "running"]].to_list() == [600, 3840, 60, 0]
     assert row[["confirm_trials", "confirm_seconds"]].to_list() == [5, 60]
     assert row["flag"] == ""
-    flag = table.loc[("data.labels=50", "supervised"), "flag"]
+    flag = table.loc[("data.num_labels=50", "supervised"), "flag"]
     assert flag == "trials 1 against 6; steps 100 against 600"
 
 
@@ -217,9 +217,9 @@ def test_ties_are_counted_among_all_that_finished_and_not_among_the_finalists(
     path = write_run(tmp_path / "a", labels=(50,), search=search, confirm={})
     for trial in ("c0-t0000", "c0-t0001"):
         own = {"phase": log.FINALIST, "repeats": trial, "seed": 101, "config": {}, "number": 9}
-        event(path, log.STARTED, f"{trial}-again", "data.labels=50", **own)
+        event(path, log.STARTED, f"{trial}-again", "data.num_labels=50", **own)
         ending = {"phase": log.FINALIST, "value": 0.7, "step": 100, "metrics": {}}
-        event(path, log.FINISHED, f"{trial}-again", "data.labels=50", **ending)
+        event(path, log.FINISHED, f"{trial}-again", "data.num_labels=50", **ending)
     (row,) = tables.chosen_table(load_runs([path])).to_dict("records")
     assert row["trial"] == "c0-t0000" and row["ties"] == 6
 
@@ -235,7 +235,7 @@ def test_the_doubt_of_the_images_stands_beside_that_of_the_seeds(tmp_path, write
             right[method, seed] = rng.random(40) < 0.8
             line = {
                 "trial": f"c0-confirm-s{seed}",
-                "condition": "data.labels=50",
+                "condition": "data.num_labels=50",
                 "seed": seed,
                 "test": predictions.record_of_test(true, right[method, seed]),
                 "pool": None,

@@ -15,7 +15,7 @@ METRIC = "val/mean_class_accuracy"
 def row(variant, diff=NAN, half=0.01, p_holm=NAN, **more):
     known = {
         "method": "soft_kmeans",
-        "condition": "data.labels=50",
+        "condition": "data.num_labels=50",
         "variant": variant,
         "changes": "",
         "retuned": False,
@@ -48,7 +48,10 @@ def _runs(tmp_path, write_run):
 
 def test_a_forest_of_variants(runs):
     (plot,) = ablation.plots(runs, {"ablation": TABLE}, style.colours(runs.labels))
-    assert plot.name == "ablation-data.labels=50-soft_kmeans" and plot.group == "data.labels=50"
+    assert (
+        plot.name == "ablation-data.num_labels=50-soft_kmeans"
+        and plot.group == "data.num_labels=50"
+    )
     assert plot.title == "Variant minus reference: soft_kmeans"
     assert "0 to 10 seed(s) per row" in plot.caption and METRIC in plot.caption
     shown = plot.table["row"].to_list()
@@ -84,7 +87,7 @@ def test_a_lower_loss_is_no_harm(runs):
 
 def test_a_forest_of_effects(runs):
     found = [("a", -0.02, 0.03), ("b", 0.0, 1.0), ("a x b", 0.02, 0.06)]
-    own = {"method": "soft_kmeans", "condition": "data.labels=50", "metric": METRIC, "n": 10}
+    own = {"method": "soft_kmeans", "condition": "data.num_labels=50", "metric": METRIC, "n": 10}
     table = pd.DataFrame(
         [{**own, "effect": e, "mean": m, "p_holm": p} for e, m, p in found],
         columns=EFFECT_COLUMNS,

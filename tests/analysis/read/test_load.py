@@ -27,7 +27,7 @@ def test_columns(tmp_path, write_run):
     assert len(trials) == 2 * (6 + 5)
     assert len(runs.history) == len(trials) * 5
     assert runs.history["loss/total"].isna().sum() == len(trials)
-    assert list(runs.locks["condition"]) == ["data.labels=50", "data.labels=200"]
+    assert list(runs.locks["condition"]) == ["data.num_labels=50", "data.num_labels=200"]
     assert runs.notes == []
 
 
@@ -59,13 +59,13 @@ def test_bad_study(tmp_path, write_run):
 
 def test_bad_records(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
-    event(path, log.STARTED, "x", "data.labels=50", schema=2)
+    event(path, log.STARTED, "x", "data.num_labels=50", schema=2)
     assert message(path).endswith("schema is 2, but this version of tune-ssl reads only 1")
     path = write_run(tmp_path / "b")
     log.append(path / log.TRIALS, {"event": "started", "trial": "x"})
     assert message(path).endswith("trials.jsonl:47: has a record without 'phase'")
     path = write_run(tmp_path / "c")
-    event(path, log.FINISHED, "x", "data.labels=50", value="high")
+    event(path, log.FINISHED, "x", "data.num_labels=50", value="high")
     assert message(path).endswith("`value` is 'high', but must be a finite number or null")
 
 
@@ -79,7 +79,7 @@ def test_torn_line_becomes_a_note(tmp_path, write_run, recwarn):
 
 def test_running_resumed_and_repeated(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), search=((None, None, None),), confirm={})
-    event(path, log.RESUMED, "c0-t0000", "data.labels=50")
+    event(path, log.RESUMED, "c0-t0000", "data.num_labels=50")
     repeated = {"trial": "c0-t0000", "stage": "train", "step": 40, "metrics": {"loss/total": 9.0}}
     log.append(path / log.HISTORY, repeated)
     runs = load_runs([path])
@@ -111,14 +111,14 @@ def test_other_data_is_refused(tmp_path, write_run):
 
 def test_unknown_condition_is_said(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
-    event(path, log.STARTED, "x", "data.labels=7", config={})
-    assert load_runs([path]).notes == ["a: data.labels=7 is not a condition of study.yaml."]
+    event(path, log.STARTED, "x", "data.num_labels=7", config={})
+    assert load_runs([path]).notes == ["a: data.num_labels=7 is not a condition of study.yaml."]
 
 
 def test_a_crash_takes_step_and_seconds_of_its_last_report(tmp_path, write_run, event):
     search = ((None, None, None), (None, None, None))
     path = write_run(tmp_path / "a", labels=(50,), search=search, confirm={})
-    event(path, log.FAILED, "c0-t0000", "data.labels=50", step=None, reason="broke")
+    event(path, log.FAILED, "c0-t0000", "data.num_labels=50", step=None, reason="broke")
     trials = load_runs([path]).trials.set_index("trial")
     found = trials.loc["c0-t0000", ["status", "step", "seconds", "last"]]
     assert found.to_list() == ["failed", 40, 40, pytest.approx(0.9)]
@@ -128,7 +128,7 @@ def test_a_crash_takes_step_and_seconds_of_its_last_report(tmp_path, write_run, 
 
 def test_a_trial_with_its_batches_in_parts_says_so(tmp_path, write_run):
     run = write_run(tmp_path / "a", labels=(50,))
-    about = {"phase": "search", "trial": "extra", "condition": "data.labels=50"}
+    about = {"phase": "search", "trial": "extra", "condition": "data.num_labels=50"}
     started = {"event": "started", "seed": 1, "number": 9, "config": {}, "digest": "x", "time": 1.0}
     log.append(run / log.TRIALS, {**about, **started})
     ended = {"event": "finished", "value": 0.5, "metrics": {}, "step": 1, "time": 2.0}

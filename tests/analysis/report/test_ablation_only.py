@@ -9,7 +9,7 @@ from analysis.words.sections import CAPTIONS
 from analysis.words.summary import caveats, summary, what_ran
 from tune_ssl.records import log
 
-CONDITION = "data.labels=50"
+CONDITION = "data.num_labels=50"
 
 
 @pytest.fixture

@@ -32,13 +32,13 @@ def browser():
 def address(tmp_path_factory):
     """A report of two runs, one with names that would do harm, moved away from its tables."""
     folder = tmp_path_factory.mktemp("report")
-    conditions = ["data.labels=50", EVIL_CONDITION]
+    conditions = ["data.num_labels=50", EVIL_CONDITION]
     a = write_run(folder / "a", method="fixmatch", shift=0.1, conditions=conditions)
     b = write_run(folder / "b", EVIL, EVIL, conditions=conditions, classes=("cat", EVIL))
     for number in range(60):  # more than one page of trials
         own = {"number": number, "config": {EVIL: EVIL}, "seed": 7, "digest": "x"}
-        event(a, "started", f"extra-{number:03d}", "data.labels=50", **own)
-        event(a, "failed", f"extra-{number:03d}", "data.labels=50", reason=f"line\n{EVIL}")
+        event(a, "started", f"extra-{number:03d}", "data.num_labels=50", **own)
+        event(a, "failed", f"extra-{number:03d}", "data.num_labels=50", reason=f"line\n{EVIL}")
     page = write_report([a, b], folder / "out")
     return page.rename(folder / "moved.html").as_uri()
 
@@ -122,7 +122,9 @@ def test_filtering_hides_rows(opened):
 
 def test_a_result_leads_to_its_trial_and_command(opened):
     tab = opened.tab
-    row = tab.locator("#results tr", has_text="fixmatch").filter(has_text="data.labels=50").first
+    row = (
+        tab.locator("#results tr", has_text="fixmatch").filter(has_text="data.num_labels=50").first
+    )
     row.locator("summary").click()
     link = row.locator("a", has_text="seed 3: 96.0")
     link.click()
@@ -130,7 +132,7 @@ def test_a_result_leads_to_its_trial_and_command(opened):
     playwright.expect(trial).to_have_class("target")
     playwright.expect(trial).to_be_in_viewport()
     shown = tab.locator("tr.more", has_text="Trains it again").inner_text()
-    assert "tune-ssl train fixmatch.yaml data.labels=50" in shown and "seed=3" in shown
+    assert "tune-ssl train fixmatch.yaml data.num_labels=50" in shown and "seed=3" in shown
     assert "Test, mean per-class accuracy, %\n96.0" in shown and "g1" in shown
 
 

@@ -60,16 +60,16 @@ def test_data(found):
     ]
     splits = lines(found, "Which images are labeled")
     assert "settings: split stratified, split_seed null" in splits
-    assert "data.labels=50: 50 labels" in splits
+    assert "data.num_labels=50: 50 labels" in splits
     seeds = ", ".join(f"{seed} (same-{seed})" for seed in range(5))
-    assert f"data.labels=50, confirmation: seeds (digest of the split) {seeds}" in splits
-    searched = f"data.labels=50, search: seeds (digest of the split) 100 ({NOT_RECORDED})"
+    assert f"data.num_labels=50, confirmation: seeds (digest of the split) {seeds}" in splits
+    searched = f"data.num_labels=50, search: seeds (digest of the split) 100 ({NOT_RECORDED})"
     assert searched in splits
     chosen_on = lines(found, "How many labeled validation images")
     assert chosen_on == [
-        "soft_kmeans, data.labels=50: 200 images, on which a share is known to \u00b19.6 points "
+        "soft_kmeans, data.num_labels=50: 200 images, on which a share is known to \u00b19.6 points "
         "(Hoeffding, 95 %); more than the training labels",
-        "soft_kmeans, data.labels=200: 200 images, on which a share is known to \u00b19.6 points (Hoeffding, 95 %)",
+        "soft_kmeans, data.num_labels=200: 200 images, on which a share is known to \u00b19.6 points (Hoeffding, 95 %)",
     ]
     prepared = lines(found, "How were the images prepared")
     assert prepared[0] == "data: image_size 32, resize crop"
@@ -91,9 +91,11 @@ def test_hyperparameters(found):
     how = lines(found, "How were configurations searched")
     assert how == ["searcher optuna, sampler tpe, scheduler asha, num_trials 6"]
     tried = lines(found, "How many configurations were tried")
-    assert tried[0] == "data.labels=50: 6 begun, 3 of them finished and could be chosen"
+    assert tried[0] == "data.num_labels=50: 6 begun, 3 of them finished and could be chosen"
     assert lines(found, "How was one of them chosen") == ["best finished"]
-    assert "soft_kmeans, data.labels=50: optim.lr=0.02" in lines(found, "Which values were chosen")
+    assert "soft_kmeans, data.num_labels=50: optim.lr=0.02" in lines(
+        found, "Which values were chosen"
+    )
 
 
 def test_results(found):
@@ -105,7 +107,7 @@ def test_results(found):
     )
     variation = lines(found, "What is its mean")
     assert "Student's t interval of the mean, 95 % from 4 seeds on" in variation[0]
-    assert variation[1] == "soft_kmeans, data.labels=50: 83.0 % [80.2, 85.8], std 2.2, n = 5"
+    assert variation[1] == "soft_kmeans, data.num_labels=50: 83.0 % [80.2, 85.8], std 2.2, n = 5"
     assert lines(found, "Which test") == ["nothing is compared"]
     assert lines(found, "How many training and evaluation runs")[:2] == [
         "search: 12 training runs",
@@ -113,7 +115,7 @@ def test_results(found):
     ]
     assert "evaluations on test images: 10" in lines(found, "How many training and evaluation")
     assert lines(found, "When was test data opened")[0] == (
-        "soft_kmeans, data.labels=50: once, by its locked configuration, 2025-10-09 08:53:20 UTC"
+        "soft_kmeans, data.num_labels=50: once, by its locked configuration, 2025-10-09 08:53:20 UTC"
     )
     wrong = lines(found, "What was excluded")
     assert "2 trials stopped early: never chosen, and not scored" in wrong
@@ -154,7 +156,7 @@ def test_outlying_and_missing_seeds_are_named(tmp_path, write_run):
     seeds = {0: 0.80, 1: 0.81, 2: 0.82, 3: 0.81, 4: 0.80, 5: 0.82, 6: 0.10, 7: None}
     found = answers(write_run(tmp_path / "a", labels=(50,), confirm=seeds))
     wrong = lines(found, "What was excluded")
-    where = "soft_kmeans, data.labels=50"
+    where = "soft_kmeans, data.num_labels=50"
     assert f"{where}: 1 fresh seeds have no test value and are not in the mean" in wrong
     assert f"{where}: seed 6 (10.0) is far from the others, and in the mean" in wrong
     assert not any(line.startswith("no seed is far") for line in wrong)
@@ -162,7 +164,7 @@ def test_outlying_and_missing_seeds_are_named(tmp_path, write_run):
 
 def test_what_was_opened_again_is_said(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,))
-    event(path, "locked", "c0-t0005", "data.labels=50", digest="g5", phase="confirm")
+    event(path, "locked", "c0-t0005", "data.num_labels=50", digest="g5", phase="confirm")
     opened = lines(answers(path), "When was test data opened")
     assert len(opened) == 1 and ": 2 times, by its locked configuration, 2025-10-09" in opened[0]
     assert opened[0].count(" UTC") == 2
@@ -193,7 +195,7 @@ def test_what_a_run_does_not_know_is_not_guessed(tmp_path, write_run):
     unknown = f"{NOT_RECORDED}; uncommitted changes: {NOT_RECORDED}"
     assert lines(found, "Which revision") == [unknown]
     assert f"classes: {NOT_RECORDED}" in lines(found, "Which dataset")
-    assert f"data.labels=50: labels {NOT_RECORDED}" in lines(found, "Which images are labeled")
+    assert f"data.num_labels=50: labels {NOT_RECORDED}" in lines(found, "Which images are labeled")
     assert lines(found, "When was test data opened") == ["never"]
     assert lines(found, "What is its mean") == ["no configuration has been confirmed on test data"]
     said = " ".join(line for own in found.values() for line in own)

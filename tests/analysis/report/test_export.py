@@ -163,7 +163,7 @@ def test_command_draws_the_named_figures_alone(tmp_path, write_run, monkeypatch,
     assert not (path / "report").exists() and not drawn
     options = ["label-efficiency,search-curves", "--intervals", "plusminus"]
     assert called(monkeypatch, capsys, *command, *options)[0] == 0
-    conditions = ("data.labels=50", "data.labels=200")
+    conditions = ("data.num_labels=50", "data.num_labels=200")
     names = ["label-efficiency", *(f"search-curves-{where}" for where in conditions)]
     assert [plot.name for plot in drawn] == names
     assert r"83.0 $\pm$ 2.8" in (path / "report/tables/results.tex").read_text()

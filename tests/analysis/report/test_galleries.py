@@ -21,7 +21,7 @@ def png(width=30, height=10):
     return base64.b64encode(content.getvalue()).decode()
 
 
-def gallery(path, condition="data.labels=50", trial="c0-confirm-s0", **more):
+def gallery(path, condition="data.num_labels=50", trial="c0-confirm-s0", **more):
     """Append a gallery of three neighbours."""
     row = {"title": "cat", "png": png(), "width": 30, "captions": ["cat", "cat", "dog"]}
     line = {
@@ -71,7 +71,7 @@ def test_each_condition_shows_its_strips_captions_and_agreement(tmp_path, write_
     gallery(run)
     rows = [{"title": "weak", "png": png(), "width": 30, "captions": []}]
     gallery(run, name="pictures", title="Views", rows=rows, values={})
-    gallery(run, "data.labels=200", "c1-confirm-s0", values={"class_agreement": None, "k": 5})
+    gallery(run, "data.num_labels=200", "c1-confirm-s0", values={"class_agreement": None, "k": 5})
     text = report(tmp_path, run).page
     found = Page(text)
     assert text.count('href="#s-sees"') == text.count('id="s-sees"') == 1
@@ -84,8 +84,8 @@ def test_each_condition_shows_its_strips_captions_and_agreement(tmp_path, write_
     assert found.images[0]["alt"] == "cat; nearest: cat, dog" and found.images[1]["alt"] == "weak"
     assert found.captions == ["cat", "cat", "dog"] * 2 and found.others == ["dog", "dog"]
     section = text[text.index('id="s-sees"') : text.index('id="s-search"')]
-    assert section.index("data.labels=50") < section.index("Views")
-    assert section.index("Views") < section.index("data.labels=200")
+    assert section.index("data.num_labels=50") < section.index("Views")
+    assert section.index("Views") < section.index("data.num_labels=200")
     assert "weak</p>" in section and "soft_kmeans" not in section
 
 

@@ -92,7 +92,7 @@ def test_runs_that_differ_in_labels_under_one_id_share_no_column_and_no_bold(tmp
 
 def test_caption_claims_no_single_opening_where_two_configs_were_locked(tmp_path, write_run, event):
     path = write_run(tmp_path / "a")
-    event(path, "locked", "c0-t0005", "data.labels=50", digest="g5", phase="confirm")
+    event(path, "locked", "c0-t0005", "data.num_labels=50", digest="g5", phase="confirm")
     searched = write_run(
         tmp_path / "b", method="uda", search=(("finished", 0.5, None),), confirm={}
     )

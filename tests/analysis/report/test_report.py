@@ -52,7 +52,7 @@ def test_one_run(one):
     assert "12 search trials on digits (6 finished, 2 stopped early, 2 diverged, 2 failed)." in text
     assert "no 95 % interval:" not in text
     assert "2025-10-09 08:53:20 UTC, for c0-t0001, digest g1" in text
-    assert "tune-ssl train soft_kmeans.yaml data.labels=50 optim.lr=0.02" in text
+    assert "tune-ssl train soft_kmeans.yaml data.num_labels=50 optim.lr=0.02" in text
     assert "abc123 with uncommitted changes" in text
     assert "not a result" not in text.split("<main>")[1].split("<section")[0]
     names = {path.name for path in (one.out / "tables").iterdir()}
@@ -86,7 +86,7 @@ def test_two_methods(two):
     assert "fixmatch at 50 labels (93.0 % [90.2, 95.8]), at 200 labels (96.0 %" in text
     assert "fixmatch beats supervised at 50 labels by 10.0 points [10.0, 10.0]" in text
     assert (
-        "Unequal budget, supervised under data.labels=50, data.labels=200: "
+        "Unequal budget, supervised under data.num_labels=50, data.num_labels=200: "
         "trials 1 against 6; steps 100 against 600." in text
     )
     assert "Paired differences" in text and "+10.0 [+10.0, +10.0]" in text
@@ -134,7 +134,7 @@ def test_page_carries_its_files(one):
     for path in (one.out / "tables").iterdir():
         if f'id="file-{path.name}"' in one.page:
             assert one.packed(f"file-{path.name}") == path.read_text(), path.name
-    assert "soft_kmeans,data.labels=50" in one.packed("file-results.csv")
+    assert "soft_kmeans,data.num_labels=50" in one.packed("file-results.csv")
     assert r"\toprule" in one.packed("file-results.tex")
     assert one.packed("file-figure-label-efficiency.csv").startswith("method,")
     assert one.packed("plotly") == get_plotlyjs()
@@ -147,7 +147,7 @@ def test_every_trial_has_an_anchor_and_its_command(two):
     assert len(links) == 20 + 2 and links <= set(trials["ids"])
     place = trials["ids"].index("trial-fixmatch-c1-confirm-s3")
     assert trials["commands"][place] == (
-        "tune-ssl train fixmatch.yaml data.labels=200 optim.lr=0.02 method.temperature=0.5 seed=3"
+        "tune-ssl train fixmatch.yaml data.num_labels=200 optim.lr=0.02 method.temperature=0.5 seed=3"
     )
     facts = dict(zip(trials["facts"], trials["more"][place], strict=True))
     assert facts["Seed"] == "3" and facts["Digest"] == "g1"
@@ -166,7 +166,7 @@ def test_command_repeats_the_overrides_of_the_run(tmp_path, write_run):
     study.write_text(text.replace("study:\n", fixed, 1))
     runs = load_runs([path])
     assert dict(zip(runs.trials["trial"], commands(runs), strict=True))["c0-confirm-s0"] == (
-        "tune-ssl train soft_kmeans.yaml data.mu=4 data.labels=50 optim.lr=0.02 "
+        "tune-ssl train soft_kmeans.yaml data.mu=4 data.num_labels=50 optim.lr=0.02 "
         "method.temperature=0.5 seed=0 --data-root /big --plugin my.py"
     )
 

@@ -41,7 +41,7 @@ def a_pool(seed, labeled=6):
     return Pool(part, row, held, given, predicted, sure, own, left_out=1234)
 
 
-def say(run, conditions=("data.labels=50", "data.labels=200"), seeds=range(5), **more):
+def say(run, conditions=("data.num_labels=50", "data.num_labels=200"), seeds=range(5), **more):
     """Append what each confirmed trial of a run says of single images."""
     true = np.arange(100) % CLASSES
     for index, condition in enumerate(conditions):
@@ -97,10 +97,10 @@ def test_the_page_shows_a_planted_label_error_first_and_the_file_names_it(tmp_pa
     find = Fake()
     section, tables = written(tmp_path, find, run)
     assert section.count("<details") == 2 and section.count("<details open") == 1
-    assert section.index("data.labels=50") < section.index("data.labels=200")
+    assert section.index("data.num_labels=50") < section.index("data.num_labels=200")
     doubted = section[section.index("Labels to check") : section.index("Images to label next")]
     assert f"train/{WRONG}.png" in doubted.split("<figure")[1]
-    for condition in ("data.labels=50", "data.labels=200"):
+    for condition in ("data.num_labels=50", "data.num_labels=200"):
         first = next(
             row for row in rows_of(tables, "label_suspects") if row["condition"] == condition
         )
@@ -185,8 +185,8 @@ def test_the_last_sound_line_of_a_trial_counts(tmp_path, write_run):
     run = write_run(tmp_path / "a", diag=False)
     say(run)
     right = record_of_test(np.zeros(8, np.int64), np.ones(8, bool))
-    say(run, conditions=["data.labels=50"], seeds=[0], test=right)
-    say(run, conditions=["data.labels=50"], seeds=[0], test={"images": 3})
+    say(run, conditions=["data.num_labels=50"], seeds=[0], test=right)
+    say(run, conditions=["data.num_labels=50"], seeds=[0], test={"images": 3})
     with open(run / log.PREDICTIONS, "a") as file:
         file.write('{"trial": "c0-con')
     runs = load_runs([run])
@@ -213,7 +213,7 @@ def test_the_last_sound_line_of_a_trial_counts(tmp_path, write_run):
 )
 def test_lines_of_no_confirmed_trial_are_left_out_and_noted(tmp_path, write_run, change):
     run = write_run(tmp_path / "a", diag=False)
-    say(run, conditions=["data.labels=50"], seeds=[0], **change)
+    say(run, conditions=["data.num_labels=50"], seeds=[0], **change)
     runs = load_runs([run])
     assert runs.predictions == {"a": {}}
     assert runs.notes == ["a: predictions.jsonl: 1 strange line(s) left out."]
@@ -223,15 +223,15 @@ def test_lines_of_no_confirmed_trial_are_left_out_and_noted(tmp_path, write_run,
 def test_trials_that_were_superseded_do_not_count(tmp_path, write_run, event):
     run = write_run(tmp_path / "a", diag=False)
     say(run)
-    event(run, log.REOPENED, None, "data.labels=50", phase=log.CONFIRM)
+    event(run, log.REOPENED, None, "data.num_labels=50", phase=log.CONFIRM)
     found = load_runs([run]).predictions["a"]
-    assert {one.condition for one in found.values()} == {"data.labels=200"} and len(found) == 5
+    assert {one.condition for one in found.values()} == {"data.num_labels=200"} and len(found) == 5
 
 
 def test_a_network_that_could_not_look_is_a_caveat_and_its_test_images_count(tmp_path, write_run):
     run = write_run(tmp_path / "a", diag=False)
     say(run)
-    say(run, ["data.labels=50"], [0], pool=None, pool_error="RuntimeError: no memory")
+    say(run, ["data.num_labels=50"], [0], pool=None, pool_error="RuntimeError: no memory")
     runs = load_runs([run])
     assert len(runs.predictions["a"]["c0-confirm-s0"].test_true) == 100
     assert runs.notes == [

@@ -24,15 +24,15 @@ def test_given_configs_are_counted_by_source_and_winners_named(tmp_path, write_r
         c0_t0000={"given": "start_from"},
         c0_t0001={"given": "defaults"},
         c1_t0000={"given": "defaults"},
-        c1_t0001={"given": "the winner of data.labels=50"},
+        c1_t0001={"given": "the winner of data.num_labels=50"},
         c1_t0002={"redrawn": 3},
         c1_t0005={"redrawn": 1},
     )
     runs = load_runs([path])
     assert (
         "soft_kmeans: 4 of 12 search trials were given beforehand (2 defaults, 1 start_from, 1 the winner of "
-        "data.labels=50); 4 draws were left out, as the values do not fit together or were tried already; "
-        "the defaults won in data.labels=50; the winner of data.labels=50 won in data.labels=200."
+        "data.num_labels=50); 4 draws were left out, as the values do not fit together or were tried already; "
+        "the defaults won in data.num_labels=50; the winner of data.num_labels=50 won in data.num_labels=200."
     ) in said(runs)
     table = shown(tables.trial_table(runs), "trials").set_index("Trial")["Given"]
     assert table["c0-t0001"] == "defaults" and table["c0-t0002"] == "\u2013"
@@ -40,13 +40,13 @@ def test_given_configs_are_counted_by_source_and_winners_named(tmp_path, write_r
 
 def test_a_drawn_winner_is_said_to_be_drawn(tmp_path, write_run):
     path = write_run(tmp_path / "a", labels=(50,))
-    give(path, c0_t0000={"given": "other, data.labels=9"})
+    give(path, c0_t0000={"given": "other, data.num_labels=9"})
     assert (
-        "soft_kmeans: 1 of 6 search trials was given beforehand (1 other, data.labels=9); "
-        "a drawn config won in data.labels=50."
+        "soft_kmeans: 1 of 6 search trials was given beforehand (1 other, data.num_labels=9); "
+        "a drawn config won in data.num_labels=50."
     ) in said(load_runs([path]))
-    give(path, c0_t0001={"given": "other, data.labels=9"})
-    assert "the config of other, data.labels=9 won in" in "\n".join(said(load_runs([path])))
+    give(path, c0_t0001={"given": "other, data.num_labels=9"})
+    assert "the config of other, data.num_labels=9 won in" in "\n".join(said(load_runs([path])))
 
 
 def test_draws_that_were_left_out_are_said_without_given_ones(tmp_path, write_run):
@@ -85,7 +85,7 @@ def test_a_choice_among_two_is_a_caveat(tmp_path, write_run):
     search = ((log.FINISHED, 0.5, None), (log.FINISHED, 0.81, None), (log.STOPPED, 0.9, "asha"))
     path = write_run(tmp_path / "a", labels=(50,), search=search)
     line = (
-        "soft_kmeans, data.labels=50: 2 finished search trials of 3 begun: a choice among so few says little about "
+        "soft_kmeans, data.num_labels=50: 2 finished search trials of 3 begun: a choice among so few says little about "
         "the method."
     )
     assert line in said(load_runs([path]))

@@ -16,9 +16,9 @@ from tests.analysis.conftest import METRIC, said, shown
 from tests.analysis.report.test_galleries import png
 from tune_ssl.records import log
 
-CONDITION = "data.labels=50"
+CONDITION = "data.num_labels=50"
 COMMAND = "tune-ssl search a study.num_trials=40 --reopen"
-NEW = {"optim.lr": 0.06, "method.temperature": 0.5, "data.labels": 50}
+NEW = {"optim.lr": 0.06, "method.temperature": 0.5, "data.num_labels": 50}
 
 
 def reopen(path, event):
@@ -124,7 +124,7 @@ def test_the_same_config_chosen_again_keeps_its_confirmation(tmp_path, write_run
     path = write_run(tmp_path / "a", labels=(50,))
     before = tables.results_table(load_runs([path]))
     reopen(path, event)
-    same = {"optim.lr": 0.02, "method.temperature": 0.5, "data.labels": 50}
+    same = {"optim.lr": 0.02, "method.temperature": 0.5, "data.num_labels": 50}
     choose(path, event, same, "c0-t0001", 0.81)
     runs = load_runs([path])
     assert tables.results_table(runs).equals(before)

@@ -55,7 +55,7 @@ def test_no_trials_are_asked_of_a_grid_or_of_a_space_that_is_exhausted(tmp_path,
     planned(grid, 2, searcher="grid")
     assert steps(grid) == []
     small = write_run(tmp_path / "b", labels=(50,), search=few)
-    event(small, log.EXHAUSTED, None, "data.labels=50")
+    event(small, log.EXHAUSTED, None, "data.num_labels=50")
     assert steps(small) == []
 
 
@@ -92,7 +92,7 @@ def test_seeds_that_would_decide_are_asked_for_in_each_run(tmp_path, write_run):
     assert 1 < needed < 24
     found = [(reason, command) for reason, command in steps(a, b) if "study.seeds" in command]
     assert len(found) == 2 and found[0][0].startswith(
-        f"{needed} more seeds would decide uda against supervised under data.labels=50 with a probability of 80 %"
+        f"{needed} more seeds would decide uda against supervised under data.num_labels=50 with a probability of 80 %"
     )
     words = shlex.split(found[0][1])
     assert words[:4] == ["tune-ssl", "search", "--resume", "a"]
@@ -120,7 +120,9 @@ def test_a_choice_at_an_edge_asks_for_a_wider_domain(tmp_path, searched_run):
     trials.append((0.9, {"optim.lr": 1.05e-4, "method.m": 4}))
     path = searched_run(tmp_path / "a", trials, space)
     (found,) = [(r, c) for r, c in steps(path) if "wider" in c]
-    assert "optim.lr (its lower end, in data.labels=50)" in found[0] and "method.m" not in found[0]
+    assert (
+        "optim.lr (its lower end, in data.num_labels=50)" in found[0] and "method.m" not in found[0]
+    )
     words = shlex.split(found[1])
     whole = {"optim.lr": {"log_uniform": [1e-05, 0.01]}, "method.m": {"int": [1, 9]}}
     (override,) = [word for word in words if word.startswith("search=")]
@@ -154,7 +156,7 @@ def test_too_few_finished_trials_ask_for_more(tmp_path, write_run):
     closed = write_run(tmp_path / "a", labels=(50,), search=few, confirm={})
     planned(closed, 3)
     (found,) = steps(closed)
-    assert found[0] == "fewer than 3 search trials finished (soft_kmeans, data.labels=50)"
+    assert found[0] == "fewer than 3 search trials finished (soft_kmeans, data.num_labels=50)"
     assert shlex.split(found[1])[2:] == [
         "--resume",
         "a",
@@ -190,15 +192,15 @@ def test_an_ablation_alone_is_over_when_its_rows_are(tmp_path, write_run, event)
         path,
         log.PLANNED,
         "reference",
-        "data.labels=50",
+        "data.num_labels=50",
         **own,
         changes={},
         retune=[],
         switches=None,
     )
     for seed in range(4):
-        event(path, log.STARTED, f"r{seed}", "data.labels=50", seed=seed, **own)
-        event(path, log.FINISHED, f"r{seed}", "data.labels=50", value=0.8, phase=log.ABLATE)
+        event(path, log.STARTED, f"r{seed}", "data.num_labels=50", seed=seed, **own)
+        event(path, log.FINISHED, f"r{seed}", "data.num_labels=50", value=0.8, phase=log.ABLATE)
     assert steps(path) == []
 
 

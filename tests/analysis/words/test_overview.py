@@ -94,7 +94,7 @@ def test_an_outlying_seed_is_named_where_the_reader_looks(tmp_path, write_run):
     others = np.mean([value for seed, value in collapsed.items() if seed != 6])
     shift = 100 * (np.mean(list(collapsed.values())) - others)
     line = (
-        "soft_kmeans, data.labels=50: seed 6 (10.0) is far from the other seeds: the mean is "
+        "soft_kmeans, data.num_labels=50: seed 6 (10.0) is far from the other seeds: the mean is "
         f"{shift:+.1f} points from theirs, which t intervals and tests are not made for."
     )
     assert line in said(runs)

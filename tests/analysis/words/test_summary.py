@@ -57,9 +57,9 @@ def test_running_and_null_metrics(tmp_path, write_run):
 
 def test_caveats(tmp_path, write_run, event):
     path = write_run(tmp_path / "a", labels=(50,), confirm={100: 0.8, 1: None})
-    event(path, log.LOCKED, "c0-t0000", "data.labels=50", digest="g0", phase="confirm")
-    event(path, log.STARTED, "late", "data.labels=50", config={})
-    event(path, log.FINISHED, "late", "data.labels=50", value=0.9)
+    event(path, log.LOCKED, "c0-t0000", "data.num_labels=50", digest="g0", phase="confirm")
+    event(path, log.STARTED, "late", "data.num_labels=50", config={})
+    event(path, log.FINISHED, "late", "data.num_labels=50", value=0.9)
     other = write_run(tmp_path / "b", method="uda", labels=(50, 99), metric="val/accuracy")
     lines = (other / log.TRIALS).read_text().replace('"test/accuracy": 0.8', '"test/accuracy": 0.7')
     lines = [line for line in lines.splitlines() if '"locked"' not in line or "99" in line]
@@ -70,8 +70,8 @@ def test_caveats(tmp_path, write_run, event):
         "1 of 2 confirm trials have no test value.",
         "2 configurations were locked, so test data was opened more than once.",
         "The runs were tuned on different metrics",
-        "data.labels=99 is not part of soft_kmeans: no comparison there.",
-        "uda, data.labels=50: confirm trials without a locked event.",
+        "data.num_labels=99 is not part of soft_kmeans: no comparison there.",
+        "uda, data.num_labels=50: confirm trials without a locked event.",
         "but its confusion matrix says 0.8",
         "the locked trial c0-t0001 is not the one that the rule picks",
     ):
