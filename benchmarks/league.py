@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.numbers.comparisons import difference_table
 from analysis.numbers.tables import results_table
 from analysis.read.load import load_runs
+from analysis.read.values import NONE
 from analysis.words.display import p_value
 from tune_ssl.methods import find_method
 from tune_ssl.records.decisions import ALPHA
@@ -47,7 +48,7 @@ def cells_of(
     """The accuracy in %, and the gain in points; one that is decided is bold."""
     own = results[(results["method"] == method) & (results["labels"] == labels)]
     if own.empty:  # no trial of its search finished
-        yield from ("–", "–")
+        yield from (NONE, NONE)
         return
     mean, low, high = (100 * own.iloc[0][["mean", "low", "high"]]).tolist()
     seeds = f" ({own.iloc[0]['n']} seeds)" if own.iloc[0]["missing"] else ""

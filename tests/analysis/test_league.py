@@ -8,12 +8,12 @@ from benchmarks import league
 
 
 def test_the_readmes_table_has_each_methods_means_gains_and_corrected_p(tmp_path):
-    row = {"condition": "c", "labels": 20, "low": 0.7, "high": 0.9}
+    row = {"condition": "c", "labels": 20, "low": 0.7, "high": 0.9, "n": 10, "missing": 0}
     results = pd.DataFrame(
         [
             row | {"method": "supervised", "mean": 0.75},
             row | {"method": "fixmatch", "mean": 0.8123},
-            row | {"method": "label_spreading", "mean": 0.7},
+            row | {"method": "label_spreading", "mean": 0.7, "n": 8, "missing": 2},
         ]
     )
     gain = {"labels": 20, "low": 0.01, "high": 0.1}
@@ -32,4 +32,5 @@ def test_the_readmes_table_has_each_methods_means_gains_and_corrected_p(tmp_path
         "**+6.2** [+1.0, +10.0], p = 0.031",
     ]
     assert cells[1][4] == "" and cells[2][1] == "fitted at once"
+    assert cells[2][3] == "70.0 [70.0, 90.0] (8 seeds)"
     assert cells[2][4] == "-5.0 [+1.0, +10.0], p = 0.2"

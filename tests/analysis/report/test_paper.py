@@ -22,10 +22,10 @@ from analysis.words.display import is_bold
 def results():
     columns = ["method", "condition", "labels", "mean", "low", "high", "best"]
     rows = [
-        ("a_1", "x=1", 50, 0.8, 0.75, 0.85, True),
-        ("b", "x=1", 50, 0.7, 0.65, 0.74, False),
-        ("a_1", "x=2", 200, 0.9, math.nan, math.nan, False),
-        ("b", "x=2", 200, math.nan, math.nan, math.nan, False),
+        ("a_1", "data.num_labels=50", 50, 0.8, 0.75, 0.85, True),
+        ("b", "data.num_labels=50", 50, 0.7, 0.65, 0.74, False),
+        ("a_1", "data.num_labels=200", 200, 0.9, math.nan, math.nan, False),
+        ("b", "data.num_labels=200", 200, math.nan, math.nan, math.nan, False),
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -45,7 +45,7 @@ def test_wide_table_has_a_column_per_condition(results):
 
 def test_conditions_that_share_a_label_count_go_by_their_ids(results):
     table = wide_table(results.assign(labels=50))
-    assert "x=1 mean" in table and "x=2 mean" in table
+    assert "data.num_labels=50 mean" in table and "data.num_labels=200 mean" in table
 
 
 def test_nothing_is_bold_without_a_rival(results):
