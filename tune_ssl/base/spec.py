@@ -35,6 +35,7 @@ def form(pattern: str, words: str) -> AfterValidator:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[
     str,
     form(
@@ -239,7 +240,6 @@ class ModelSpec(Spec):
 
 
 Optimizer = Literal["adamw", "adam", "sgd"]
-Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["cosine", "cosine_7_16", "constant"]
@@ -250,7 +250,7 @@ class OptimPart(Spec):
     """What one stage, or one part of the network, does differently; what is absent is as in `optim`."""
 
     name: Optimizer | None = None
-    lr: Rate | None = None
+    lr: Positive | None = None
     weight_decay: Decay | None = None
     momentum: BelowOne | None = None
     nesterov: bool | None = None
@@ -266,7 +266,7 @@ class OptimSpec(Spec):
     """
 
     name: Optimizer = "adamw"
-    lr: Rate = 3e-3
+    lr: Positive = 3e-3
     weight_decay: Decay = 5e-4
     momentum: BelowOne = 0.9
     nesterov: bool = True
@@ -278,7 +278,7 @@ class OptimSpec(Spec):
     )
     encoder: OptimPart = Field(OptimPart(), description="what the encoder's layers do differently")
     head: OptimPart = Field(OptimPart(), description="what stands on the encoder does differently")
-    grad_clip: Rate | None = None
+    grad_clip: Positive | None = None
     ema_decay: BelowOne = Field(
         0.999,
         description="0 is off; at step t min(ema_decay, 1 - 10 / steps, (1 + t) / (10 + t)) counts",

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import BelowOne, Fraction, ModelSpec
-from tune_ssl.data.batch import Batch, Task
+from tune_ssl.base.spec import BelowOne, Fraction
+from tune_ssl.data.batch import Batch
 from tune_ssl.methods.base import Method, Network
 from tune_ssl.methods.fixmatch import (
     FixMatch,
@@ -24,10 +23,7 @@ from tune_ssl.methods.fixmatch import (
 from tune_ssl.methods.softmatch import aligned
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-else:
-    torch = LazyModule("torch")
+    from torch import Tensor
 
 
 class AdaMatchSpec(FixMatchSpec):
@@ -43,12 +39,7 @@ class AdaMatchStage(FixMatchStage[AdaMatchSpec]):
     """The mean predictions of labeled and unlabeled images in the network's buffers, averaged over the steps."""
 
     splits_batches: ClassVar[bool] = False  # the averages move once in a step
-
-    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
-        network = super().build(task, model, previous)
-        for name in ("labeled_K", "unlabeled_K"):
-            network.register_buffer(name, torch.full((task.num_classes,), 1 / task.num_classes))
-        return network
+    shares: ClassVar[tuple[str, ...]] = ("labeled_K", "unlabeled_K")
 
     def targets(
         self, network: Network, batch: Batch, logits_NK: Tensor, weak_UK: Tensor

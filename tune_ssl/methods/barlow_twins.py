@@ -8,7 +8,7 @@ Shapes: U unlabeled images, D projected dimension.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from tune_ssl.base.lazy import LazyModule
 from tune_ssl.base.spec import LossSpec, ModelSpec, Size, SupervisedLossSpec
@@ -16,7 +16,6 @@ from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -41,7 +40,10 @@ class BarlowTwinsSpec(ContrastSpec):
     projector_dim: Size = 2048
 
 
-class BarlowTwinsPretrain(PretrainStage[BarlowTwinsSpec]):
+SpecT = TypeVar("SpecT", bound=BarlowTwinsSpec)
+
+
+class BarlowTwinsPretrain(PretrainStage[SpecT]):
     loss_terms: ClassVar[tuple[str, ...]] = ("invariance", "redundancy")
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
@@ -68,9 +70,7 @@ class BarlowTwins(PretrainedMethod[BarlowTwinsSpec]):
         "redundancy": LossSpec(weight=5e-3),
         "supervised": SupervisedLossSpec(),
     }
-    optim_parts = OPTIM_PARTS
     stage_types = (BarlowTwinsPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = {"losses.redundancy.weight": {"choice": [1e-3, 5e-3, 2e-2]}, **TRANSFER_SEARCHED}
 
 

@@ -19,7 +19,6 @@ from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -67,9 +66,7 @@ class BYOL(PretrainedMethod[BYOLSpec]):
     name = "byol"
     Spec = BYOLSpec
     losses = {"regression": LossSpec(), "supervised": SupervisedLossSpec()}
-    optim_parts = OPTIM_PARTS
     stage_types = (BYOLPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = TRANSFER_SEARCHED
 
 

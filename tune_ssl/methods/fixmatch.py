@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import Fraction, LossSpec, SupervisedLossSpec
-from tune_ssl.data.batch import Batch
+from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec, SupervisedLossSpec
+from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Method, Network, Ratio, StepOutput
 from tune_ssl.methods.supervised import (
     LabeledView,
@@ -27,7 +27,7 @@ from tune_ssl.methods.supervised import (
 if TYPE_CHECKING:
     import torch
     import torch.nn.functional as F
-    from torch import Tensor
+    from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
@@ -58,9 +58,19 @@ class Targets(NamedTuple):
 
 
 class WeakToStrongStage(SupervisedStage[WeakToStrongT]):
-    """A method says what the targets are (`targets`), and may have more terms (`more_losses`)."""
+    """A method says what the targets are (`targets`), and may have more terms (`more_losses`).
+
+    `shares` name buffers (K,) of the network in which it keeps shares of the classes; each begins at 1/K.
+    """
 
     loss_terms: ClassVar[tuple[str, ...]] = ("supervised", "consistency")
+    shares: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
+        network = super().build(task, model, previous)
+        for name in self.shares:
+            network.register_buffer(name, torch.full((task.num_classes,), 1 / task.num_classes))
+        return network
 
     @property
     def unlabeled_views(self) -> tuple[str, ...]:
@@ -129,6 +139,11 @@ class FixMatch(Method[FixMatchSpec]):
         "losses.consistency.weight": {"log_uniform": [0.3, 3]},
         "losses.consistency.ramp_up": {"uniform": [0, 0.5]},
     }
+
+
+WITHOUT_THRESHOLD = {
+    key: space for key, space in FixMatch.searched.items() if key != "method.threshold"
+}
 
 
 def probabilities(logits_NK: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tune_ssl.base.spec import BelowOne, LossSpec, ModelSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Method, Network
 from tune_ssl.methods.fixmatch import (
+    WITHOUT_THRESHOLD,
     FixMatch,
     Targets,
     WeakToStrongSpec,
@@ -47,12 +48,11 @@ class FreeMatchStage(WeakToStrongStage[FreeMatchSpec]):
 
     loss_terms: ClassVar[tuple[str, ...]] = (*WeakToStrongStage.loss_terms, "fairness")
     splits_batches: ClassVar[bool] = False  # the averages move once in a step
+    shares: ClassVar[tuple[str, ...]] = ("classes_K", "histogram_K")
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         network = super().build(task, model, previous)
         network.register_buffer("confidence", torch.tensor(1 / task.num_classes))
-        for name in ("classes_K", "histogram_K"):
-            network.register_buffer(name, torch.full((task.num_classes,), 1 / task.num_classes))
         return network
 
     def targets(
@@ -63,7 +63,7 @@ class FreeMatchStage(WeakToStrongStage[FreeMatchSpec]):
         share = 1 - self.spec.decay
         network.confidence.lerp_(confidence_U.mean(), share)
         network.classes_K.lerp_(weak_UK.mean(dim=0), share)
-        network.histogram_K.lerp_(shares(labels_U, weak_UK.shape[1]), share)
+        network.histogram_K.lerp_(class_shares(labels_U, weak_UK.shape[1]), share)
         thresholds_K = network.confidence * (network.classes_K / network.classes_K.max())
         return Targets(labels_U, (confidence_U >= thresholds_K[labels_U]).float())
 
@@ -81,13 +81,13 @@ class FreeMatch(Method[FreeMatchSpec]):
     stage_types = (FreeMatchStage,)
     defaults = FixMatch.defaults
     searched = {
-        **{key: space for key, space in FixMatch.searched.items() if key != "method.threshold"},
+        **WITHOUT_THRESHOLD,
         "method.decay": {"choice": [0.9, 0.97, 0.99, 0.999]},
         "losses.fairness.weight": {"log_uniform": [1e-3, 0.1]},
     }
 
 
-def shares(labels_U: Tensor, num_classes: int) -> Tensor:
+def class_shares(labels_U: Tensor, num_classes: int) -> Tensor:
     """Each class's share (K,) of the labels (U,), in [0, 1]."""
     return F.one_hot(labels_U, num_classes).float().mean(dim=0)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, SupervisedLossSpec
+from tune_ssl.base.spec import LossSpec, Positive, SupervisedLossSpec
 from tune_ssl.data.batch import Batch
 from tune_ssl.methods.base import Method, Network, StepOutput
 from tune_ssl.methods.fixmatch import FixMatch
@@ -27,8 +27,6 @@ else:
     torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
     models = LazyModule("tune_ssl.models")
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class MixMatchSpec(PiModelSpec):

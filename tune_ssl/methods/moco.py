@@ -9,17 +9,16 @@ Shapes: U unlabeled images, Q keys in the queue, D projected dimension.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec, Size, SupervisedLossSpec
+from tune_ssl.base.spec import Fraction, LossSpec, ModelSpec, Positive, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, cosines, embedding_std, unit
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -40,7 +39,7 @@ else:
 
 class MoCoSpec(ContrastSpec):
     name: Literal["moco"] = "moco"  # type: ignore[assignment]
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Positive = 0.1
     queue: Size = Field(
         4096, description="keys that are negatives; no more than there are unlabeled images"
     )
@@ -77,9 +76,7 @@ class MoCo(PretrainedMethod[MoCoSpec]):
     name = "moco"
     Spec = MoCoSpec
     losses = {"contrastive": LossSpec(), "supervised": SupervisedLossSpec()}
-    optim_parts = OPTIM_PARTS
     stage_types = (MoCoPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = {"method.temperature": {"choice": [0.1, 0.2, 0.5]}, **TRANSFER_SEARCHED}
 
 

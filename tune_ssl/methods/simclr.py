@@ -16,7 +16,6 @@ from tune_ssl.base.spec import LossSpec, ModelSpec, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, Prediction, Stage, StepOutput
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -106,9 +105,7 @@ class SimCLR(PretrainedMethod[SimCLRSpec]):
     name = "simclr"
     Spec = SimCLRSpec
     losses = {"contrastive": LossSpec(), "supervised": SupervisedLossSpec()}
-    optim_parts = OPTIM_PARTS
     stage_types = (SimCLRPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = {
         "method.temperature": {"choice": [0.1, 0.2, 0.5]},
         **TRANSFER_SEARCHED,

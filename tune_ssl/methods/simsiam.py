@@ -18,7 +18,6 @@ from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Network, StepOutput
 from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std, unit
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -73,9 +72,8 @@ class SimSiam(PretrainedMethod[SimSiamSpec]):
     name = "simsiam"
     Spec = SimSiamSpec
     losses = {"similarity": LossSpec(), "supervised": SupervisedLossSpec()}
-    optim_parts = {**OPTIM_PARTS, "predictor": OptimPart(schedule="constant")}
+    optim_parts = {**PretrainedMethod.optim_parts, "predictor": OptimPart(schedule="constant")}
     stage_types = (SimSiamPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = TRANSFER_SEARCHED
 
 

@@ -6,15 +6,16 @@ Shapes: U unlabeled images, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import BelowOne, ModelSpec
+from tune_ssl.base.spec import BelowOne, ModelSpec, Positive
 from tune_ssl.data.batch import Batch, Task
 from tune_ssl.methods.base import Method, Network
 from tune_ssl.methods.fixmatch import (
+    WITHOUT_THRESHOLD,
     FixMatch,
     Targets,
     WeakToStrongSpec,
@@ -32,7 +33,7 @@ else:
 class SoftMatchSpec(WeakToStrongSpec):
     name: Literal["softmatch"] = "softmatch"  # type: ignore[assignment]
     decay: BelowOne = Field(0.999, description="of the averages that the weights follow")
-    width: Annotated[float, Field(gt=0)] = Field(
+    width: Positive = Field(
         2.0, description="n_sigma: the weights fall with the deviation / n_sigma"
     )
     uniform_alignment: bool = Field(
@@ -44,13 +45,12 @@ class SoftMatchStage(WeakToStrongStage[SoftMatchSpec]):
     """Averages over the steps in the network's buffers: `mean` and `variance` of the confidence, `classes_K`."""
 
     splits_batches: ClassVar[bool] = False  # the averages move once in a step
+    shares: ClassVar[tuple[str, ...]] = ("classes_K",)
 
     def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
         network = super().build(task, model, previous)
         network.register_buffer("mean", torch.tensor(1 / task.num_classes))
         network.register_buffer("variance", torch.tensor(1.0))
-        classes_K = torch.full((task.num_classes,), 1 / task.num_classes)
-        network.register_buffer("classes_K", classes_K)
         return network
 
     def targets(
@@ -78,7 +78,7 @@ class SoftMatch(Method[SoftMatchSpec]):
     stage_types = (SoftMatchStage,)
     defaults = FixMatch.defaults
     searched = {
-        **{key: space for key, space in FixMatch.searched.items() if key != "method.threshold"},
+        **WITHOUT_THRESHOLD,
         "method.decay": {"choice": [0.9, 0.97, 0.99, 0.999]},
         "method.width": {"choice": [1, 2, 3]},
     }

@@ -35,7 +35,6 @@ class TransferSpec(MethodSpec):
 
 
 SpecT = TypeVar("SpecT", bound=TransferSpec)
-OPTIM_PARTS = {"finetune": OptimPart(), "linear_probe": OptimPart()}
 TRANSFER_SEARCHED = {
     "method.transfer": {"choice": ["finetune", "linear_probe"]},
     "method.labeled_view": {"choice": ["none", "weak", "strong"]},
@@ -83,6 +82,13 @@ class LinearProbeStage(FinetuneStage[SpecT]):
 
 class PretrainedMethod(Method[SpecT]):
     """A method whose first stage pretrains: it names that one first, then the two transfers."""
+
+    optim_parts: ClassVar[dict[str, OptimPart]] = {
+        "finetune": OptimPart(),
+        "linear_probe": OptimPart(),
+    }
+    # With data.batch_size 32: it pretrains on 128 images at a time
+    defaults: ClassVar[dict[str, Any]] = {"data.mu": 4}
 
     @classmethod
     def stages(cls, spec: SpecT) -> list[Stage[SpecT]]:

@@ -6,11 +6,11 @@ Shapes: N labeled, U unlabeled images, K classes.
 from __future__ import annotations
 
 from math import exp
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tune_ssl.base.spec import Fraction
+from tune_ssl.base.spec import Fraction, Positive
 from tune_ssl.data.batch import Balance, Batch
 from tune_ssl.methods.base import Method, Network
 from tune_ssl.methods.fixmatch import (
@@ -32,7 +32,7 @@ Annealing = Literal["none", "linear", "log", "exp"]
 class UDASpec(FixMatchSpec):
     name: Literal["uda"] = "uda"  # type: ignore[assignment]
     threshold: Fraction = Field(0.8, description="beta: least confidence of a target")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.4, description="sharpens the target")
+    temperature: Positive = Field(0.4, description="sharpens the target")
     annealing: Annealing = Field(
         "none",
         description="how the confidence rises above which a labeled image is left out of its term",

@@ -6,12 +6,12 @@ Shapes: N labeled, U unlabeled images, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, Size, SupervisedLossSpec
+from tune_ssl.base.spec import LossSpec, Positive, Size, SupervisedLossSpec
 from tune_ssl.data.batch import Batch
 from tune_ssl.methods.base import Method, Network, StepOutput
 from tune_ssl.methods.fixmatch import FixMatch
@@ -33,8 +33,6 @@ else:
     torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
     models = LazyModule("tune_ssl.models")
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class VATSpec(SupervisedSpec):

@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tune_ssl.base.lazy import LazyModule
-from tune_ssl.base.spec import LossSpec, ModelSpec, Size, SupervisedLossSpec
-from tune_ssl.data.batch import Batch, Task
-from tune_ssl.methods.barlow_twins import redundancy
+from tune_ssl.base.spec import LossSpec, SupervisedLossSpec
+from tune_ssl.data.batch import Batch
+from tune_ssl.methods.barlow_twins import BarlowTwinsPretrain, BarlowTwinsSpec, redundancy
 from tune_ssl.methods.base import Network, StepOutput
-from tune_ssl.methods.simclr import ContrastSpec, PretrainStage, embedding_std
+from tune_ssl.methods.simclr import embedding_std
 from tune_ssl.methods.transfer import (
-    OPTIM_PARTS,
     TRANSFER_SEARCHED,
     FinetuneStage,
     LinearProbeStage,
@@ -27,30 +26,20 @@ from tune_ssl.methods.transfer import (
 if TYPE_CHECKING:
     import torch
     import torch.nn.functional as F
-    from torch import Tensor, nn
-
-    from tune_ssl import models
+    from torch import Tensor
 else:
     torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
-    models = LazyModule("tune_ssl.models")
 
 EPSILON = 1e-4  # what is added to a variance before its root, as in the paper
 
 
-class VICRegSpec(ContrastSpec):
+class VICRegSpec(BarlowTwinsSpec):
     name: Literal["vicreg"] = "vicreg"  # type: ignore[assignment]
-    projector_hidden: Size = 2048
-    projector_dim: Size = 2048
 
 
-class VICRegPretrain(PretrainStage[VICRegSpec]):
+class VICRegPretrain(BarlowTwinsPretrain[VICRegSpec]):
     loss_terms: ClassVar[tuple[str, ...]] = ("invariance", "variance", "covariance")
-
-    def build(self, task: Task, model: ModelSpec, previous: nn.Module | None) -> Network:
-        hidden = self.spec.projector_hidden
-        sizes = (hidden, hidden, self.spec.projector_dim)
-        return models.ProjectorNetwork(models.encoder_for(task, model), sizes)
 
     def step(self, network: Network, batch: Batch) -> StepOutput:
         # Each view by itself, as in the authors' code: BatchNorm normalises over the images of one view
@@ -72,9 +61,7 @@ class VICReg(PretrainedMethod[VICRegSpec]):
         "covariance": LossSpec(weight=1.0),
         "supervised": SupervisedLossSpec(),
     }
-    optim_parts = OPTIM_PARTS
     stage_types = (VICRegPretrain, FinetuneStage, LinearProbeStage)
-    defaults = {"data.mu": 4}  # with data.batch_size 32: pretrains on 128 images at a time
     searched = {"losses.covariance.weight": {"choice": [0.1, 1.0, 10.0]}, **TRANSFER_SEARCHED}
 
 

@@ -50,9 +50,8 @@ class Stepper:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
         self.average = Averaged(network, spec.optim.ema_decay, steps)
-        if (
-            spec.compute.compile
-        ):  # in place: names stay; a copy, such as the average, is not compiled
+        if spec.compute.compile:
+            # In place: names stay; a copy, such as the average, is not compiled
             getattr(network, "encoder", network).compile()
         self.optimizers = build_optimizers(spec.optim, stage, network)
         self.precision = pick_precision(spec.compute, self.device)
